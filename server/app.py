@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from clients.config import RunConfig
 from clients.task import build_model, evaluate, find_device, load_test
 from flwr_ctma.errors import wrong
-from flwr_ctma.strategy import AttackedStrategy, RobustStrategy
+from flwr_ctma.runs import RunFolder
+from flwr_ctma.strategy import AttackedStrategy, Observed, RobustStrategy
 from server.journal import Journal
 
 __all__ = ["app"]
@@ -38,16 +39,19 @@ def main(grid: Grid, context: Context) -> None:
     device = find_device(config.device)
     test = load_test(config.dataset).to(device)
     model = build_model(test, config.seed).to(device)
-    journal = Journal(build_strategy(config), config, call_roll(grid, config.num_nodes))
+    partitions = call_roll(grid, config.num_nodes)
+    strategy = build_strategy(config)
+    if config.folder:
+        folder = RunFolder(config.folder)
+        folder.begin(config.keys())
+        strategy = Observed(strategy, Journal(folder, config, partitions))
 
     def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         model.load_state_dict(arrays.to_torch_state_dict())
         loss, accuracy = evaluate(model, test)
-        metrics = MetricRecord({"accuracy": accuracy, "loss": loss})
-        journal.close_round(server_round, metrics)
-        return metrics
+        return MetricRecord({"accuracy": accuracy, "loss": loss})
 
-    result = journal.start(
+    result = strategy.start(
         grid,
         ArrayRecord(model.state_dict()),
         config.num_server_rounds,
