@@ -109,6 +109,8 @@ def test_interrupted_comparison_leaves_no_process(tmp_path, end):
         [*command, "-c", "num-server-rounds=1000"],
         stdout=subprocess.DEVNULL,
         env=os.environ | dict([marker.split("=")]),
+        # Who starts the tests in the background of a shell hands down a deaf SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not list(output.glob("*/rounds.jsonl")):
