@@ -2,23 +2,23 @@
 
 from collections.abc import Iterable
 from logging import INFO, WARNING
-from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Strategy
 
 from flwr_ctma.aggregators import Mean
 from flwr_ctma.attacks import Attack
 from flwr_ctma.attacks.base import Rule
 from flwr_ctma.attacks.collusion import Colluders, Seen, stack
-from flwr_ctma.strategy.refusals import inside, prepared, refuse
+from flwr_ctma.strategy.around import Around
+from flwr_ctma.strategy.refusals import inside, refuse
 
 __all__ = ["AttackedStrategy"]
 
 
-class AttackedStrategy(Strategy):
+class AttackedStrategy(Around):
     """Let malicious clients collude, between the network and a strategy.
 
     In every round the attack is shown the updates of all clients and replaces those of
@@ -69,7 +69,7 @@ class AttackedStrategy(Strategy):
         num_malicious_nodes: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.strategy = strategy
+        super().__init__(strategy)
         self.colluders = Colluders(
             attack, num_malicious_nodes, seed, _defence(strategy)
         )
@@ -86,25 +86,13 @@ class AttackedStrategy(Strategy):
         log(INFO, "\t│\t├── Attack: %s", self.colluders.attack)
         who = self.colluders.num_malicious_nodes
         log(INFO, "\t│\t└── Malicious nodes: %s", "as marked" if who is None else who)
-        self.strategy.summary()
-
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Result:
-        """Run the rounds on the grid that the strategies inside ask for."""
-        grid = prepared(self.strategy, grid, num_rounds)
-        return super().start(grid, initial_arrays, num_rounds, *args, **kwargs)
+        super().summary()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the strategy inside configure the round; remember what it sends."""
-        asked = self.strategy.configure_train(server_round, arrays, config, grid)
+        asked = super().configure_train(server_round, arrays, config, grid)
         self._asked = list(asked)
         self.colluders.recruit(grid.get_node_ids())
         for message in self._asked:
@@ -116,19 +104,7 @@ class AttackedStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Replace the replies of the malicious, and let the strategy inside go on."""
         attacked = self._attacked(server_round, list(replies))
-        return self.strategy.aggregate_train(server_round, attacked)
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Let the strategy inside configure the evaluation."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Let the strategy inside aggregate the evaluation."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
+        return super().aggregate_train(server_round, attacked)
 
     def _attacked(self, server_round: int, replies: list[Message]) -> list[Message]:
         asked = {message.metadata.message_id: message for message in self._asked}

@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from flwr_ctma.checkpoint import latest, write
 from flwr_ctma.errors import wrong
+from flwr_ctma.strategy.around import Around
 from flwr_ctma.strategy.refusals import inside, prepared
 
 __all__ = ["Checkpointed"]
@@ -21,7 +22,7 @@ __all__ = ["Checkpointed"]
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
-class Checkpointed(Strategy):
+class Checkpointed(Around):
     """Save a run after every round, and resume it at the next one.
 
     Model, state of the strategies inside, the random state that nodes are sampled from
@@ -49,7 +50,7 @@ class Checkpointed(Strategy):
     """
 
     def __init__(self, strategy: Strategy, folder: str | Path) -> None:
-        self.strategy = strategy
+        super().__init__(strategy)
         self.folder = Path(folder)
         self._finished = 0
         self._history = Result()
@@ -59,7 +60,7 @@ class Checkpointed(Strategy):
         log(INFO, "\t├──> Checkpoints:")
         log(INFO, "\t│\t├── Folder: %s", self.folder)
         log(INFO, "\t│\t└── Finished rounds: %d", self._finished)
-        self.strategy.summary()
+        super().summary()
 
     def start(
         self,
@@ -100,11 +101,14 @@ class Checkpointed(Strategy):
             self._save(number)
             return metrics
 
+        # Prepared for all rounds, not for those that are left: the f of a sample depends
+        # on them, and a resumed run is to be the same.
         grid = prepared(self.strategy, grid, num_rounds)
         self._offset = self._finished
         left = num_rounds - self._finished
         if left > 0:
-            super().start(
+            Strategy.start(
+                self,
                 grid,
                 arrays,
                 left,
@@ -120,14 +124,14 @@ class Checkpointed(Strategy):
     ) -> Iterable[Message]:
         """Delegate, with the number of the round in the whole run."""
         number = server_round + self._offset
-        return self.strategy.configure_train(number, arrays, config, grid)
+        return super().configure_train(number, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Delegate, and keep the metrics."""
         number = server_round + self._offset
-        arrays, metrics = self.strategy.aggregate_train(number, replies)
+        arrays, metrics = super().aggregate_train(number, replies)
         if metrics is not None:
             self._history.train_metrics_clientapp[number] = metrics
         return arrays, metrics
@@ -137,14 +141,14 @@ class Checkpointed(Strategy):
     ) -> Iterable[Message]:
         """Delegate, with the number of the round in the whole run."""
         number = server_round + self._offset
-        return self.strategy.configure_evaluate(number, arrays, config, grid)
+        return super().configure_evaluate(number, arrays, config, grid)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Delegate, and keep the metrics."""
         number = server_round + self._offset
-        metrics = self.strategy.aggregate_evaluate(number, replies)
+        metrics = super().aggregate_evaluate(number, replies)
         if metrics is not None:
             self._history.evaluate_metrics_clientapp[number] = metrics
         return metrics

@@ -10,7 +10,7 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from flwr_ctma.strategy.refusals import prepared
+from flwr_ctma.strategy.around import Around
 
 __all__ = ["Callback", "Observed"]
 
@@ -19,7 +19,7 @@ Callback = Callable[[dict[str, Any]], object]
 """Takes the line of a round: plain values by name."""
 
 
-class Observed(Strategy):
+class Observed(Around):
     """Tell callbacks of every round; change nothing.
 
     Parameters
@@ -51,15 +51,11 @@ class Observed(Strategy):
     """
 
     def __init__(self, strategy: Strategy, *callbacks: Callback) -> None:
-        self.strategy = strategy
+        super().__init__(strategy)
         self.callbacks = callbacks
         self._asked: list[Message] = []
         self._line: dict[str, Any] = {}
         self._since = time.monotonic()
-
-    def summary(self) -> None:
-        """Let the strategy inside tell its settings."""
-        self.strategy.summary()
 
     def start(
         self,
@@ -78,7 +74,6 @@ class Observed(Strategy):
             self.close_round(server_round, metrics)
             return metrics
 
-        grid = prepared(self.strategy, grid, num_rounds)
         return super().start(
             grid,
             initial_arrays,
@@ -94,9 +89,7 @@ class Observed(Strategy):
     ) -> Iterable[Message]:
         """Note who is asked."""
         self._since = time.monotonic()
-        self._asked = list(
-            self.strategy.configure_train(server_round, arrays, config, grid)
-        )
+        self._asked = list(super().configure_train(server_round, arrays, config, grid))
         self._line = {
             "asked": [message.metadata.dst_node_id for message in self._asked],
             "bytes-sent": _bytes(self._asked),
@@ -119,7 +112,7 @@ class Observed(Strategy):
             if message.metadata.message_id not in answered
         ]
         self._line["bytes-received"] = _bytes(replies)
-        arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+        arrays, metrics = super().aggregate_train(server_round, replies)
         for key, value in (metrics or {}).items():
             self._line[key.removeprefix("nodes-")] = value
         return arrays, metrics
@@ -128,9 +121,7 @@ class Observed(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Note what is sent."""
-        asked = list(
-            self.strategy.configure_evaluate(server_round, arrays, config, grid)
-        )
+        asked = list(super().configure_evaluate(server_round, arrays, config, grid))
         self._line["bytes-sent"] = self._line.get("bytes-sent", 0) + _bytes(asked)
         return asked
 
@@ -138,7 +129,7 @@ class Observed(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Note what the clients measured."""
-        metrics = self.strategy.aggregate_evaluate(server_round, replies)
+        metrics = super().aggregate_evaluate(server_round, replies)
         for key, value in (metrics or {}).items():
             self._line[f"clients-{key}"] = value
         return metrics
