@@ -101,8 +101,8 @@ class Checkpointed(Around):
             self._save(number)
             return metrics
 
-        # Prepared for all rounds, not for those that are left: the f of a sample depends
-        # on them, and a resumed run is to be the same.
+        # Prepared for all rounds, not for those left: the f of a sample depends on
+        # them, and a resumed run is to be the same.
         grid = prepared(self.strategy, grid, num_rounds)
         self._offset = self._finished
         left = num_rounds - self._finished
