@@ -124,6 +124,21 @@ class Ledger:
             self[node].asked += 1
             self[node].missing += 1
 
+    def violators(self, times: int) -> list[int]:
+        """Give the nodes with so many rejected replies or more, the most first.
+
+        Examples
+        --------
+        >>> ledger = Ledger()
+        >>> for _ in range(2):
+        ...     ledger.note([1], rejected=[(2, "shape")])
+        >>> ledger.violators(2), ledger.violators(3)
+        ([2], [])
+        """
+        counts = {n: record.rejected.total() for n, record in self._records.items()}
+        found = [node for node, count in counts.items() if count >= times]
+        return sorted(found, key=lambda node: -counts[node])
+
     def suspects(self, confidence: float = 0.99) -> list[int]:
         """Give the nodes with a record that an honest one is unlikely to have.
 

@@ -48,19 +48,21 @@ def log_outcome(phase: str, round_: Round, outcome: Outcome) -> None:
         log(INFO, "\t> Nothing from node %d: %s", node, why_missing)
     if outcome.ignored:
         log(WARNING, "\t> Ignored %d replies that nobody asked for", outcome.ignored)
-    if rejected > round_.f:
+    if rejected + len(round_.excluded) > round_.f:
         log(WARNING, "\t> More are rejected than `num_malicious_nodes` allows for")
-    enough = needed(round_.f, rejected)
-    if good < enough:
+    left = max(round_.f - rejected - len(round_.excluded), 0)
+    if good < needed(left):
         log(
             WARNING,
             "aggregate_%s: Skipped. %d good replies are not the %d that outvote %d "
             "malicious nodes.",
-            *(phase, good, enough, max(round_.f - rejected, 0)),
+            *(phase, good, needed(left), left),
         )
 
 
-def report(outcome: Outcome, metrics: MetricRecord | None = None) -> MetricRecord:
+def report(
+    round_: Round, outcome: Outcome, metrics: MetricRecord | None = None
+) -> MetricRecord:
     """Add what became of the replies to a round's metrics."""
     return MetricRecord(
         {
@@ -70,5 +72,6 @@ def report(outcome: Outcome, metrics: MetricRecord | None = None) -> MetricRecor
             "replies-missing": len(outcome.missing),
             "nodes-rejected": [node for node, _ in outcome.rejected],
             "nodes-misreporting": [node for node, _ in outcome.misreported],
+            **({"nodes-excluded": round_.excluded} if round_.excluded else {}),
         }
     )

@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from flwr_ctma.aggregators import Aggregator, Budget
+from flwr_ctma.errors import wrong
 from flwr_ctma.ledger import Ledger
 from flwr_ctma.records import (
     BUFFERS,
@@ -62,6 +63,10 @@ class RobustStrategy(Strategy):
         Arrays that are not parameters, by the last part of their key: running
         statistics. They are aggregated on their own, by a trimmed mean, do not count in
         distances, and pass by the server optimiser; so do integers and booleans.
+    max_violations : int | None (default: None)
+        After how many rejected replies a node is not asked again, though the strategy
+        inside samples it: as if it were, and its reply rejected. At most f nodes of a
+        round, those with the most. To be trimmed or silent is no violation.
     patience : Patience | None (default: Patience())
         How long `start` waits for the last f replies when the others are in; None: as
         long as Flower does. Inside another strategy, start that with a `PatientGrid`.
@@ -105,14 +110,18 @@ class RobustStrategy(Strategy):
         num_malicious_nodes: int | float,
         weighted_by: str | None = None,
         unmeasured: Collection[str] = BUFFERS,
+        max_violations: int | None = None,
         patience: Patience | None = Patience(),  # noqa: B008, a frozen value
     ) -> None:
         refuse(strategy)
+        if max_violations is not None and max_violations < 1:
+            raise wrong("max_violations", "at least 1, or None", max_violations)
         self.strategy = strategy
         self.aggregator = checked_rule(aggregator, weighted_by is not None)
         self.num_malicious_nodes = num_malicious_nodes
         self.weighted_by = weighted_by
         self.unmeasured = tuple(unmeasured)
+        self.max_violations = max_violations
         self.patience = patience
         self.ledger = Ledger()
         self._tolerance = Tolerance(num_malicious_nodes)
@@ -182,7 +191,7 @@ class RobustStrategy(Strategy):
         outcome = self._training.sort(replies, self._read)
         f = self._bearable("train", self._training, outcome)
         if f is None:
-            return self._arrays, self._report(outcome)
+            return self._arrays, self._report(self._training, outcome)
         try:
             budget = self._budget(outcome.replies, f)
             step = take_step(
@@ -190,7 +199,7 @@ class RobustStrategy(Strategy):
             )
         except ValueError as error:
             log(WARNING, "aggregate_train: Skipped. %s", error)
-            return self._arrays, self._report(outcome)
+            return self._arrays, self._report(self._training, outcome)
         if self._starts_from_previous:
             self._previous = step.update
         records = {self._arrays_key: step.arrays}
@@ -198,7 +207,7 @@ class RobustStrategy(Strategy):
         arrays, metrics = self.strategy.aggregate_train(server_round, [reply])
         if arrays is not None:
             arrays = self._sent.settle(step.arrays, arrays)
-        return arrays, self._report(outcome, metrics, step, f)
+        return arrays, self._report(self._training, outcome, metrics, step, f)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -217,10 +226,10 @@ class RobustStrategy(Strategy):
         outcome = self._evaluation.sort(replies, read_metrics)
         f = self._bearable("evaluate", self._evaluation, outcome)
         if f is None:
-            return self._report(outcome)
+            return self._report(self._evaluation, outcome)
         reply = self._reply(self._evaluation, outcome, f)
         metrics = self.strategy.aggregate_evaluate(server_round, [reply])
-        return self._report(outcome, metrics)
+        return self._report(self._evaluation, outcome, metrics)
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a resumed run needs: the ledger, and the update before."""
@@ -232,7 +241,7 @@ class RobustStrategy(Strategy):
         self._previous = state["previous"]
 
     def _round(self, messages: Iterable[Message], grid: Grid, phase: str) -> Round:
-        """Remember who is asked, and how many of them may be malicious."""
+        """Settle who is asked, and how many of them may be malicious."""
         asked = list(messages)
         if not asked:
             return Round([], 0)
@@ -242,7 +251,20 @@ class RobustStrategy(Strategy):
             warn_of_majority(phase, size, connected, self._tolerance)
             if phase == "train":
                 tell(self.aggregator, size, self._tolerance.among(size, connected))
-        return Round(asked, self._tolerance.among(size, connected))
+        f = self._tolerance.among(size, connected)
+        excluded = self._excluded(asked)[: min(f, (size - 1) // 2)]
+        if excluded:
+            log(INFO, "configure_%s: Nodes %s are excluded", phase, excluded)
+        asked = [m for m in asked if m.metadata.dst_node_id not in excluded]
+        return Round(asked, f, excluded)
+
+    def _excluded(self, asked: Sequence[Message]) -> list[int]:
+        """Give those who have violated the protocol too often, the worst first."""
+        if self.max_violations is None:
+            return []
+        nodes = {message.metadata.dst_node_id for message in asked}
+        violators = self.ledger.violators(self.max_violations)
+        return [node for node in violators if node in nodes]
 
     def _read(self, content: RecordDict) -> Reply | Rejection:
         if self._sent is None:
@@ -258,7 +280,8 @@ class RobustStrategy(Strategy):
     def _bearable(self, phase: str, round_: Round, outcome: Outcome) -> int | None:
         """Give f for the rule, or None if too few replies are good; and log them."""
         log_outcome(phase, round_, outcome)
-        return bearable(round_.f, len(outcome.accepted), len(outcome.rejected))
+        faulty = len(outcome.rejected) + len(round_.excluded)
+        return bearable(round_.f, len(outcome.accepted), faulty)
 
     def _budget(self, replies: Sequence[Reply], f: int) -> Budget:
         """Tell the rule what may be Byzantine: rows, or weight if clients claim it."""
@@ -298,6 +321,7 @@ class RobustStrategy(Strategy):
 
     def _report(
         self,
+        round_: Round,
         outcome: Outcome,
         metrics: MetricRecord | None = None,
         step: Step | None = None,
@@ -313,7 +337,7 @@ class RobustStrategy(Strategy):
             rejected=[(node, why.reason) for node, why in outcome.rejected],
             missing=[node for node, _ in outcome.missing],
         )
-        record = report(outcome, metrics)
+        record = report(round_, outcome, metrics)
         if step:
             record["nodes-trimmed"] = trimmed
             record["nodes-suspected"] = self.ledger.suspects()

@@ -56,11 +56,14 @@ class Round:
     asked : list of Message
         The Grid writes an id into each when it sends it.
     f : int
-        Malicious nodes there may be among those asked.
+        Malicious nodes there may be among those asked and those excluded.
+    excluded : list of node ids
+        Not asked, for what they did before: as if their replies were rejected.
     """
 
     asked: list[Message]
     f: int
+    excluded: list[int] = field(default_factory=list)
 
     def sort(self, replies: Iterable[Message], read: Read) -> Outcome:
         """Read every reply on its own and sort it by what became of it.
