@@ -100,11 +100,10 @@ class Ring(FedAvg):
     def configure_train(self, server_round, arrays, config, grid):
         nodes = list(grid.get_node_ids())
         chosen = [nodes[(server_round + i) % len(nodes)] for i in range(5)]
-        contents = (
-            RecordDict({"arrays": arrays, "config": ConfigRecord({"to": node})})
-            for node in chosen
-        )
-        return (Message(c, node, "train") for c, node in zip(contents, chosen))
+        for node in chosen:
+            config = ConfigRecord({"to": node})
+            content = RecordDict({"arrays": arrays, "config": config})
+            yield Message(content, node, "train")
 
 
 def test_a_strategy_that_samples_in_a_way_of_its_own():
