@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,6 +138,30 @@ class Ledger:
         counts = {n: record.rejected.total() for n, record in self._records.items()}
         found = [node for node, count in counts.items() if count >= times]
         return sorted(found, key=lambda node: -counts[node])
+
+    def auc(self, malicious: Collection[int]) -> float | None:
+        """Say how well suspicion tells the malicious nodes, where these are known.
+
+        Returns
+        -------
+        float or None
+            How likely a malicious node is more suspicious than an honest one, an equal
+            one counting half: 1 if all of them are, ½ for guessing. None if there are
+            none of either.
+
+        Examples
+        --------
+        >>> ledger = Ledger()
+        >>> ledger.note([1, 2, 3, 4], distances=[0.0, 0.3, 0.4, 9.0])
+        >>> ledger.auc({4}), ledger.auc({3}), ledger.auc({1})
+        (1.0, 0.6666666666666666, 0.16666666666666666)
+        """
+        scores = {n: record.suspicion for n, record in self._records.items()}
+        high = np.array([score for n, score in scores.items() if n in malicious])
+        low = np.array([score for n, score in scores.items() if n not in malicious])
+        if not len(high) or not len(low):
+            return None
+        return float(np.mean(np.sign(high[:, None] - low) + 1) / 2)
 
     def suspects(self, confidence: float = 0.99) -> list[int]:
         """Give the nodes with a record that an honest one is unlikely to have.

@@ -2,15 +2,12 @@
 
 import contextlib
 import csv
-import importlib
 import itertools
 import json
 import logging
 import multiprocessing
-import random
 import statistics
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -18,50 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Context, RecordDict, UserConfig
-from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
-from flwr.serverapp.strategy import Result, Strategy
 
 from flwr_ctma.aggregators import parse_aggregator
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.errors import wrong
-from flwr_ctma.flower_app import FlowerApp
-from flwr_ctma.mods import ByzantineMod
-from flwr_ctma.simulation import InProcessGrid
-from flwr_ctma.strategy.attacked import AttackedStrategy
-from flwr_ctma.strategy.refusals import inside
-from flwr_ctma.strategy.robust import RobustStrategy
+from flwr_ctma.match import Match, Outcome, play, read
 
 __all__ = ["Match", "Outcome", "Tournament", "scores", "worst", "write_matches"]
-
-
-@dataclass(frozen=True)
-class Match:
-    """One run: a rule, the attack it meets, and by how many."""
-
-    aggregator: str
-    attack: str
-    num_malicious: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a match ended.
-
-    Attributes
-    ----------
-    value : float or None
-        The metric after the last round; None if the match cannot be played.
-    seconds : float
-    why : str
-        Why it could not be played.
-    """
-
-    value: float | None
-    seconds: float
-    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,23 +82,10 @@ class Tournament:
 
     def play(self, match: Match) -> Outcome:
         """Run the app once, under a rule and an attack."""
-        began = time.monotonic()
         why = self._undefined(match)
         if why:
             return Outcome(None, 0.0, why)
-        server_app, client_app = self._load()
-        byzantine = ByzantineMod(match.attack, match.num_malicious, match.seed)
-        config: UserConfig = dict(self.run_config)
-        own: UserConfig = {
-            "seed": match.seed,
-            "attack": "none",
-            "num-malicious-nodes": 0,
-        }
-        config.update({key: own[key] for key in own.keys() & config.keys()})
-        grid = InProcessGrid(byzantine.around(client_app), self.num_nodes, config)
-        with _sampling(match.seed), _defended(match) as results:
-            server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), config))
-        return Outcome(self._final(results), time.monotonic() - began)
+        return play(match, self.app, self.run_config, self.num_nodes, self.metric)
 
     def play_all(
         self, plan: Sequence[Match], folder: Path, workers: int
@@ -184,40 +131,6 @@ class Tournament:
             return str(error)
         return ""
 
-    def _load(self) -> tuple[ServerApp, ClientApp]:
-        if ":" not in self.app:
-            return FlowerApp(Path(self.app)).load()
-        try:
-            parts = [part.split(":") for part in self.app.split(",")]
-            sys.path.insert(0, "")
-            server_app, client_app = (
-                getattr(importlib.import_module(module), name) for module, name in parts
-            )
-        except (ImportError, AttributeError, ValueError) as error:
-            raise wrong(
-                "app",
-                "a folder, or `module:server_app,module:client_app`",
-                self.app,
-                str(error),
-            ) from error
-        return server_app, client_app
-
-    def _final(self, results: Sequence[Result]) -> float:
-        if not results:
-            raise wrong("app", "one whose ServerApp starts a strategy", self.app)
-        result = results[-1]
-        found: set[str] = set()
-        for history in (
-            result.evaluate_metrics_serverapp,
-            result.evaluate_metrics_clientapp,
-        ):
-            if history:
-                last = history[max(history)]
-                if self.metric in last:
-                    return float(last[self.metric])  # type: ignore[arg-type]
-                found |= set(last)
-        raise wrong("metric", f"one that the app reports: {sorted(found)}", self.metric)
-
     def _resume(self, folder: Path) -> dict[Match, Outcome]:
         """Read what was played; refuse a folder that holds another tournament."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -237,12 +150,7 @@ class Tournament:
         whole = text[: text.rfind("\n") + 1]  # the last line may have been cut off
         if whole != text:
             played.write_text(whole, encoding="utf-8")
-        done = {}
-        for line in whole.splitlines():
-            record = json.loads(line)
-            outcome = Outcome(*(record.pop(k) for k in ("value", "seconds", "why")))
-            done[Match(**record)] = outcome
-        return done
+        return dict(read(json.loads(line)) for line in whole.splitlines())
 
 
 Scores = dict[int, dict[str, dict[str, float | None]]]
@@ -294,43 +202,6 @@ def worst(by_attack: Mapping[str, float | None]) -> float:
     """Give the worst case of a rule; minus infinity if it is not defined."""
     values = [v for v in by_attack.values() if v is not None]
     return min(values) if values else -float("inf")
-
-
-@contextlib.contextmanager
-def _defended(match: Match) -> Iterator[list[Result]]:
-    """Let every strategy that is started run under a match's rule and attack.
-
-    An app starts its strategy itself: the method it calls is the place to step in.
-    """
-    start, results = Strategy.start, []
-
-    def start_defended(self: Strategy, *args: Any, **kwargs: Any) -> Result:
-        (*_, strategy) = inside(self)
-        if match.aggregator != "fedavg":
-            strategy = RobustStrategy(
-                strategy, match.aggregator, num_malicious_nodes=match.num_malicious
-            )
-        attacked = AttackedStrategy(strategy, match.attack, seed=match.seed)
-        results.append(start(attacked, *args, **kwargs))
-        return results[-1]
-
-    own = RobustStrategy.start
-    try:
-        Strategy.start = RobustStrategy.start = start_defended  # type: ignore
-        yield results
-    finally:
-        Strategy.start, RobustStrategy.start = start, own  # type: ignore
-
-
-@contextlib.contextmanager
-def _sampling(seed: int) -> Iterator[None]:
-    """Let Flower's strategies, which sample nodes with `random`, sample as ever."""
-    before = random.getstate()
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(before)
 
 
 def _quiet(log: Path) -> None:

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from flwr_ctma.ledger import Ledger
 
@@ -91,6 +92,19 @@ def test_liars_that_are_far_out_are_found():
         ledger.note(range(17), distances=distances, f=5)
     assert sorted(ledger.suspects()) == [12, 13, 14, 15, 16]
     assert {row["node"] for row in ledger.to_rows()[:5]} == {12, 13, 14, 15, 16}
+
+
+def test_auc_against_scikit_learn():
+    rng, ledger = np.random.default_rng(2), Ledger()
+    for _ in range(20):
+        distances = [*rng.normal(1, 0.3, 10), *rng.normal(1.2, 0.3, 7)]
+        ledger.note(range(17), distances=distances, f=5)
+    scores = [ledger[node].suspicion for node in range(17)]
+    assert len(set(scores)) < 17  # several at zero
+    liars = set(range(10, 17))
+    expected = roc_auc_score([node in liars for node in range(17)], scores)
+    assert ledger.auc(liars) == pytest.approx(expected)
+    assert ledger.auc([]) is ledger.auc(range(17)) is None
 
 
 def test_rows_are_json_and_give_the_ledger_back():

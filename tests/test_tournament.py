@@ -52,6 +52,15 @@ def test_an_app_that_knows_no_attack_is_attacked_and_defended(tournament) -> Non
     assert peaceful == tournament.play(Match("fedavg", "none", 0, 0)).value
 
 
+def test_who_attacks_is_told_by_the_ledger(tournament) -> None:
+    attacked = tournament.play(Match("ctma(gm)", "scaling(factor=-20)", 4, 0))
+    assert (attacked.auc, attacked.alarms) == (1.0, 0)
+    peaceful = tournament.play(Match("ctma(gm)", "none", 4, 0))
+    assert (peaceful.auc, peaceful.found, peaceful.alarms) == (None, 0, 0)
+    unguarded = tournament.play(Match("fedavg", "signflip", 4, 0))
+    assert (unguarded.auc, unguarded.found, unguarded.alarms) == (None, None, None)
+
+
 def test_a_rule_that_is_not_defined_for_so_many_is_not_played(tournament) -> None:
     outcome = tournament.play(Match("krum", "none", 4, 0))
     assert outcome.value is None and "Krum among n = 10" in outcome.why

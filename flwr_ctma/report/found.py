@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from flwr_ctma.errors import wrong
-from flwr_ctma.tournament import Match, Outcome, Scores, scores
+from flwr_ctma.match import read
+from flwr_ctma.tournament import Scores, scores
 
 __all__ = ["Cup", "Run", "find"]
 
@@ -137,11 +138,7 @@ def _run(folder: Path) -> Run:
 
 def _cup(file: Path) -> Cup:
     config = _config(file.parent)
-    outcomes = {}
-    for line in _lines(file):
-        match = dict(line)
-        ended = Outcome(*(match.pop(key) for key in ("value", "seconds", "why")))
-        outcomes[Match(**match)] = ended
+    outcomes = dict(map(read, _lines(file)))
     return Cup(file.parent, config["num_nodes"], config["metric"], scores(outcomes))
 
 

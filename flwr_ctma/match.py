@@ -1,0 +1,181 @@
+"""One run of an app whose clients are made malicious and whose strategy is wrapped."""
+
+import contextlib
+import importlib
+import random
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import Result, Strategy
+
+from flwr_ctma.errors import wrong
+from flwr_ctma.flower_app import FlowerApp
+from flwr_ctma.ledger import Ledger
+from flwr_ctma.mods import ByzantineMod
+from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.strategy.attacked import AttackedStrategy
+from flwr_ctma.strategy.refusals import inside
+from flwr_ctma.strategy.robust import RobustStrategy
+
+__all__ = ["Match", "Outcome", "load", "play", "read"]
+
+
+@dataclass(frozen=True)
+class Match:
+    """One run: a rule, the attack it meets, and by how many."""
+
+    aggregator: str
+    attack: str
+    num_malicious: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a match ended.
+
+    Attributes
+    ----------
+    value : float or None
+        The metric after the last round; None if the match cannot be played.
+    seconds : float
+    why : str
+        Why it could not be played.
+    auc : float or None
+        How well the ledger tells who attacks: see `Ledger.auc`. None if nobody does, or
+        nobody keeps a ledger.
+    found : int or None
+        How many of the malicious the ledger suspects in the end.
+    alarms : int or None
+        How many of the honest it suspects.
+    """
+
+    value: float | None
+    seconds: float
+    why: str = ""
+    auc: float | None = None
+    found: int | None = None
+    alarms: int | None = None
+
+
+def read(line: Mapping[str, Any]) -> tuple[Match, Outcome]:
+    """Read a match and its outcome, written as one mapping."""
+    pairing = {field.name: line[field.name] for field in fields(Match)}
+    known = {f.name: line[f.name] for f in fields(Outcome) if f.name in line}
+    return Match(**pairing), Outcome(**known)
+
+
+def load(app: str) -> tuple[ServerApp, ClientApp]:
+    """Import an app: a folder, or `module:server_app,module:client_app`."""
+    if ":" not in app:
+        return FlowerApp(Path(app)).load()
+    try:
+        parts = [part.split(":") for part in app.split(",")]
+        sys.path.insert(0, "")
+        server_app, client_app = (
+            getattr(importlib.import_module(module), name) for module, name in parts
+        )
+    except (ImportError, AttributeError, ValueError) as error:
+        raise wrong(
+            "app",
+            "a folder, or `module:server_app,module:client_app`",
+            app,
+            str(error),
+        ) from error
+    return server_app, client_app
+
+
+def play(
+    match: Match, app: str, run_config: Mapping[str, Any], num_nodes: int, metric: str
+) -> Outcome:
+    """Run an app once, under a rule and an attack; see `Tournament`."""
+    began = time.monotonic()
+    server_app, client_app = load(app)
+    byzantine = ByzantineMod(match.attack, match.num_malicious, match.seed)
+    config: UserConfig = dict(run_config)
+    own: UserConfig = {"seed": match.seed, "attack": "none", "num-malicious-nodes": 0}
+    config.update({key: own[key] for key in own.keys() & config.keys()})
+    grid = InProcessGrid(byzantine.around(client_app), num_nodes, config)
+    with _sampling(match.seed), _defended(match) as ended:
+        server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), config))
+    if not ended:
+        raise wrong("app", "one whose ServerApp starts a strategy", app)
+    result, ledger = ended[-1]
+    value = _final(result, metric)
+    seconds = time.monotonic() - began
+    if ledger is None:
+        return Outcome(value, seconds)
+    attacked = match.attack != "none"
+    malicious = set(grid.get_node_ids()[: match.num_malicious if attacked else 0])
+    suspects = set(ledger.suspects())
+    return Outcome(
+        value,
+        seconds,
+        auc=ledger.auc(malicious),
+        found=len(suspects & malicious),
+        alarms=len(suspects - malicious),
+    )
+
+
+def _final(result: Result, metric: str) -> float:
+    """Give a metric after the last round."""
+    found: set[str] = set()
+    for history in (
+        result.evaluate_metrics_serverapp,
+        result.evaluate_metrics_clientapp,
+    ):
+        if history:
+            last = history[max(history)]
+            if metric in last:
+                return float(last[metric])  # type: ignore[arg-type]
+            found |= set(last)
+    raise wrong("metric", f"one that the app reports: {sorted(found)}", metric)
+
+
+_Ended = Sequence[tuple[Result, Ledger | None]]
+
+
+@contextlib.contextmanager
+def _defended(match: Match) -> Iterator[_Ended]:
+    """Let every strategy that is started run under a match's rule and attack.
+
+    An app starts its strategy itself: the method it calls is the place to step in.
+    """
+    start, ended = Strategy.start, list[tuple[Result, Ledger | None]]()
+
+    def start_defended(self: Strategy, *args: Any, **kwargs: Any) -> Result:
+        (*_, strategy) = inside(self)
+        ledger = None
+        if match.aggregator != "fedavg":
+            strategy = RobustStrategy(
+                strategy, match.aggregator, num_malicious_nodes=match.num_malicious
+            )
+            ledger = strategy.ledger
+        attacked = AttackedStrategy(strategy, match.attack, seed=match.seed)
+        ended.append((start(attacked, *args, **kwargs), ledger))
+        return ended[-1][0]
+
+    own = RobustStrategy.start
+    try:
+        Strategy.start = RobustStrategy.start = start_defended  # type: ignore
+        yield ended
+    finally:
+        Strategy.start, RobustStrategy.start = start, own  # type: ignore
+
+
+@contextlib.contextmanager
+def _sampling(seed: int) -> Iterator[None]:
+    """Let Flower's strategies, which sample nodes with `random`, sample as ever."""
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
