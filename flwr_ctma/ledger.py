@@ -42,8 +42,14 @@ class Record:
     @property
     def suspicion(self) -> float:
         """-log₁₀ of the highest probability that an honest node comes to this."""
+        return max(self.standing, 0.0)
+
+    @property
+    def standing(self) -> float:
+        """Suspicion; where it is zero, below that, the nearer in the node was."""
         excess = self.height - self.ranked / 2
-        return 2 * excess**2 / self.ranked / math.log(10) if excess > 0 else 0.0
+        scale = 2 / math.log(10) / max(self.ranked, 1)
+        return math.copysign(scale * excess**2, excess)
 
 
 class Ledger:
@@ -140,23 +146,23 @@ class Ledger:
         return sorted(found, key=lambda node: -counts[node])
 
     def auc(self, malicious: Collection[int]) -> float | None:
-        """Say how well suspicion tells the malicious nodes, where these are known.
+        """Say how well the order of suspicion tells malicious nodes that are known.
 
         Returns
         -------
         float or None
-            How likely a malicious node is more suspicious than an honest one, an equal
-            one counting half: 1 if all of them are, ½ for guessing. None if there are
-            none of either.
+            How likely a malicious node comes before an honest one in `to_rows`, ties
+            counting half: 1 if all of them do, ½ for guessing. None if there are none
+            of either.
 
         Examples
         --------
         >>> ledger = Ledger()
         >>> ledger.note([1, 2, 3, 4], distances=[0.0, 0.3, 0.4, 9.0])
-        >>> ledger.auc({4}), ledger.auc({3}), ledger.auc({1})
-        (1.0, 0.6666666666666666, 0.16666666666666666)
+        >>> ledger.auc({4}), ledger.auc({1, 4}), ledger.auc({1})
+        (1.0, 0.5, 0.0)
         """
-        scores = {n: record.suspicion for n, record in self._records.items()}
+        scores = {n: record.standing for n, record in self._records.items()}
         high = np.array([score for n, score in scores.items() if n in malicious])
         low = np.array([score for n, score in scores.items() if n not in malicious])
         if not len(high) or not len(low):
@@ -184,7 +190,7 @@ class Ledger:
             }
             for node, record in self._records.items()
         ]
-        return sorted(rows, key=lambda row: -row["suspicion"])
+        return sorted(rows, key=lambda row: -self[row["node"]].standing)
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> "Ledger":
