@@ -10,7 +10,7 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian
 from flwr.simulation import run_simulation
 
-from flwr_ctma.attacks import ALIE, IPM, Fang, OptimalIPM, SignFlip
+from flwr_ctma.attacks import ALIE, IPM, Fang, OptimalALIE, OptimalIPM, SignFlip
 from flwr_ctma.mods import ByzantineMod
 from flwr_ctma.simulation import InProcessGrid
 from flwr_ctma.strategy.attacked import AttackedStrategy
@@ -226,6 +226,41 @@ def test_optimal_attack_is_aimed_at_the_rule_in_use():
     )
     result = strategy.start(InProcessGrid(app(), 5), model(), num_rounds=1)
     np.testing.assert_allclose(result.arrays["b"].numpy(), 23)
+
+
+@pytest.mark.parametrize("weighted_by", [None, "num-examples"])
+def test_optimal_attack_knows_the_weights_that_clients_claim(weighted_by):
+    """Its reply is that of the same attack on the same weights and f."""
+    sizes = np.array([1.0, 9, 1, 2, 3])
+
+    def tell(message, context, call_next):
+        reply = call_next(message, context)
+        partition = int(context.node_config["partition-id"])
+        reply.content["metrics"]["num-examples"] = sizes[partition]
+        return reply
+
+    class Seeing(RobustStrategy):
+        def aggregate_train(self, server_round, replies):
+            replies = list(replies)
+            self.seen = [r.content["arrays"]["b"].numpy()[0] - 20 for r in replies]
+            return super().aggregate_train(server_round, replies)
+
+    strategy = Seeing(
+        FedAvg(fraction_evaluate=0.0),
+        "ctma(cwmed)",
+        num_malicious_nodes=1,
+        weighted_by=weighted_by,
+    )
+    attacked = AttackedStrategy(strategy, "optimalalie", num_malicious_nodes=1)
+    attacked.start(InProcessGrid(app([tell]), 5), model(), num_rounds=1)
+    honest = np.outer([2.0, 3, 4, 5], np.ones(8))
+    if weighted_by:
+        # No claim is larger than the second largest, 3: one of them has 3 of 10.
+        aimed = OptimalALIE().against(strategy.aggregator, 0.3)
+        expected = aimed(honest, 1, weights=np.minimum(sizes, 3)[[1, 2, 3, 4, 0]])
+    else:
+        expected = OptimalALIE().against(strategy.aggregator, 1)(honest, 1)
+    assert strategy.seen == pytest.approx([expected[0, 0], 2, 3, 4, 5])
 
 
 def test_round_in_which_the_rule_cannot_work_goes_on(caplog):

@@ -7,7 +7,7 @@ from logging import WARNING
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import log
 from numpy.typing import NDArray
 
@@ -63,6 +63,12 @@ class Seen:
             for name, update in self._updates.items()
         )
 
+    @property
+    def metrics(self) -> MetricRecord:
+        """What the client says about itself; nothing if that is not in one record."""
+        records = list(self.reply.content.metric_records.values())
+        return records[0] if len(records) == 1 else MetricRecord()
+
     def take(self) -> list[NDArray[Any]]:
         """Give the update, array by array, and forget it: models are large."""
         taken = [update.ravel() for update in self._updates.values()]
@@ -101,8 +107,8 @@ class Colluders:
         None, the nodes that mark their replies.
     seed : int
         Fixes all that the attack leaves to chance.
-    defence : tuple[Rule, int | float] | None (default: None)
-        The rule in use and its f, for attacks that are aimed.
+    aimed : bool (default: False)
+        Whether `forge` will be told the rule, for attacks that need it.
     """
 
     def __init__(
@@ -110,10 +116,10 @@ class Colluders:
         attack: Attack | str,
         num_malicious_nodes: int | None,
         seed: int,
-        defence: tuple[Rule, int | float] | None = None,
+        aimed: bool = False,
     ) -> None:
         self.attack = parse_attack(attack)
-        if defence is None and any(part.needs_rule for part in parts(self.attack)):
+        if not aimed and any(part.needs_rule for part in parts(self.attack)):
             raise wrong(
                 "attack",
                 "aimed at a rule",
@@ -128,7 +134,6 @@ class Colluders:
         self.seed = seed
         self.nodes: set[int] = set()
         self._known: set[int] = set()
-        self._defence = defence
 
     def recruit(self, nodes: Iterable[int]) -> None:
         """Make the first nodes that appear malicious; the others stay honest."""
@@ -176,18 +181,19 @@ class Colluders:
         honest: NDArray[Any],
         own: NDArray[Any],
         weights: NDArray[np.float64] | None = None,
+        defence: tuple[Rule, int | float] | None = None,
     ) -> NDArray[Any]:
         """Make of all updates those that the malicious send; see `Attack.collude`.
+
+        The defence is the rule in use, and the f that it is told in this round.
 
         In a round in which the attack cannot be mounted (the rule cannot work on so few
         rows, say) the log says so, and they are honest.
         """
         rng = self._chance(server_round)
         attack = self.attack.at(server_round, rng)
-        if self._defence is not None:
-            rule, f = self._defence
-            most = (len(honest) + len(own) - 1) // 2
-            attack = attack.against(rule, min(f, most) if isinstance(f, int) else f)
+        if defence is not None:
+            attack = attack.against(*defence)
         try:
             return attack.collude(honest, own, rng, weights)
         except ValueError as error:

@@ -31,6 +31,11 @@ class Mimic(Omniscient):
     Karimireddy et al. learn v over the first rounds and then keep the client; here it
     is found anew in every round, without memory. ByzFL copies a client by number.
 
+    `AttackedStrategy` puts rows in the order of node ids. In an `InProcessGrid` these
+    are in the order of partitions, so with f of them malicious `client=0` is partition
+    f, in every round in which all are asked. Flower draws node ids anew for every run:
+    there it is one and the same client for a run, but not the same in the next.
+
     References
     ----------
     Karimireddy, He and Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via

@@ -1,6 +1,6 @@
 """Omniscient attackers, in a simulation: they see what the honest send, then answer."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from logging import INFO, WARNING
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -8,12 +8,12 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from flwr_ctma.aggregators import Mean
+from flwr_ctma.aggregators import Budget, Mean
 from flwr_ctma.attacks import Attack
-from flwr_ctma.attacks.base import Rule
 from flwr_ctma.attacks.collusion import Colluders, Seen, stack
 from flwr_ctma.strategy.around import Around
 from flwr_ctma.strategy.refusals import inside, refuse
+from flwr_ctma.strategy.robust import RobustStrategy
 
 __all__ = ["AttackedStrategy"]
 
@@ -47,10 +47,11 @@ class AttackedStrategy(Around):
 
     Notes
     -----
-    A node once malicious stays so. Optimal attacks are aimed at the `aggregator` and
-    `num_malicious_nodes` of the RobustStrategy inside, or else at the mean of equal
-    clients; in a round in which they cannot be, the log says so and the malicious
-    clients are honest.
+    A node once malicious stays so. Optimal attacks are aimed at the rule of the
+    RobustStrategy inside, with the f that it is told in the round, or else at the mean
+    of equal clients; in a round in which they cannot be, the log says so and the
+    malicious clients are honest. Where a RobustStrategy lets clients claim weights,
+    every attack knows them, as they are bounded there.
 
     Examples
     --------
@@ -70,9 +71,9 @@ class AttackedStrategy(Around):
         seed: int = 0,
     ) -> None:
         super().__init__(strategy)
-        self.colluders = Colluders(
-            attack, num_malicious_nodes, seed, _defence(strategy)
-        )
+        self._robust = _robust(strategy)
+        aimed = self._robust is not None or _averages(strategy)
+        self.colluders = Colluders(attack, num_malicious_nodes, seed, aimed)
         self._asked: list[Message] = []
 
     @property
@@ -121,7 +122,15 @@ class AttackedStrategy(Around):
     def _collude(self, server_round: int, seen: list[Seen]) -> None:
         honest, own = self.colluders.divide(seen)
         if honest and own:
-            rows = self.colluders.forge(server_round, stack(honest), stack(own))
+            budget = self._budget([*honest, *own])
+            rule = self._robust.aggregator if self._robust else Mean()
+            rows = self.colluders.forge(
+                server_round,
+                stack(honest),
+                stack(own),
+                budget.weights,
+                (rule, budget.f),
+            )
             for one, row in zip(own, rows, strict=True):
                 one.answer(row)
         elif not self.colluders.nodes:
@@ -132,14 +141,21 @@ class AttackedStrategy(Around):
                 *(server_round, self.colluders.attack),
             )
 
+    def _budget(self, seen: Sequence[Seen]) -> Budget:
+        """Give f and weights as the rule will be told them of these replies."""
+        if self._robust is None:
+            return Budget(len(seen), 0)
+        f = min(self._robust.f, (len(seen) - 1) // 2)
+        return self._robust.budget([one.metrics for one in seen], f)
 
-def _defence(strategy: Strategy) -> tuple[Rule, int | float] | None:
-    """Find what aggregates: a RobustStrategy's rule, or the mean where one averages."""
-    for part in inside(strategy):
-        if hasattr(part, "aggregator"):
-            return part.aggregator, part.num_malicious_nodes
+
+def _robust(strategy: Strategy) -> RobustStrategy | None:
+    return next((s for s in inside(strategy) if isinstance(s, RobustStrategy)), None)
+
+
+def _averages(strategy: Strategy) -> bool:
     try:
         refuse(strategy)
     except ValueError:
-        return None
-    return Mean(), 0
+        return False
+    return True

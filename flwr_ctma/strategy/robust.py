@@ -193,7 +193,7 @@ class RobustStrategy(Strategy):
         if f is None:
             return self._arrays, self._report(self._training, outcome)
         try:
-            budget = self._budget(outcome.replies, f)
+            budget = self.budget([r.metrics for r in outcome.replies], f)
             step = take_step(
                 self.aggregator, self._sent, outcome.replies, budget, self._previous
             )
@@ -283,21 +283,21 @@ class RobustStrategy(Strategy):
         faulty = len(outcome.rejected) + len(round_.excluded)
         return bearable(round_.f, len(outcome.accepted), faulty)
 
-    def _budget(self, replies: Sequence[Reply], f: int) -> Budget:
+    def budget(self, metrics: Sequence[MetricRecord], f: int) -> Budget:
         """Tell the rule what may be Byzantine: rows, or weight if clients claim it."""
         if self.weighted_by is None:
-            return Budget(len(replies), f)
-        claimed = [weight_of(reply.metrics, self.weighted_by) for reply in replies]
+            return Budget(len(metrics), f)
+        claimed = [weight_of(record, self.weighted_by) for record in metrics]
         weights, share = bounded_weights(claimed, f)
         if share < 0.5:
-            return Budget(len(replies), share, weights)
+            return Budget(len(metrics), share, weights)
         log(
             WARNING,
             "\t> The %d largest `%s` are %.0f%% of all: no rule holds against that. "
             "All nodes count the same in this round.",
             *(f, self.weighted_by, 100 * share),
         )
-        return Budget(len(replies), f)
+        return Budget(len(metrics), f)
 
     def _reply(
         self,
