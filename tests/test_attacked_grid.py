@@ -9,11 +9,13 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from flwr_ctma.aggregators import CTMA, CwMed
+from flwr_ctma.arrivals import ArrivalGrid, Proportional
 from flwr_ctma.attacks import ALIE, IPM, OptimalALIE
 from flwr_ctma.attacks.alie import largest_deviation
 from flwr_ctma.attacks.grid import AttackedGrid
 from flwr_ctma.mods import ByzantineMod
 from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy
 
 START = 10.0
 
@@ -116,3 +118,31 @@ def test_the_rest_of_the_grid_is_as_it_was():
     start = ArrayRecord({"0": Array(np.full(2, START))})
     result = strategy.start(grid, start, num_rounds=1)
     np.testing.assert_allclose(result.arrays["0"].numpy(), START + 2)
+
+
+TARGET = np.linspace(-1.0, 1.0, 12)
+
+
+@pytest.mark.parametrize(
+    ("rule", "f", "holds"), [("ctma(gm)", 2, True), ("mean", 0, False)]
+)
+def test_colluders_under_a_strategy_that_waits_for_nobody(rule, f, holds):
+    """The two fastest of nine send −9 times the weighted mean of what the others sent last."""
+    client_app = ClientApp()
+
+    @client_app.train()
+    def train(message, context):
+        (point,) = message.content["arrays"].to_numpy_ndarrays()
+        arrays = ArrayRecord([point - 0.5 * (point - TARGET)])
+        content = {"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}
+        return Message(RecordDict(content), reply_to=message)
+
+    attack = IPM(epsilon=9.0)
+    app = ByzantineMod(attack, nodes={7, 8}).around(client_app)
+    grid = AttackedGrid(ArrivalGrid(app, 9, Proportional(1)), attack)
+    strategy = AsyncRobustStrategy(AnyTimeSGD(0.1), rule, num_malicious_nodes=f)
+    result = strategy.start(grid, ArrayRecord([np.zeros(12)]), 20, timeout=1e6)
+    assert grid.colluders.nodes == set(list(grid.get_node_ids())[7:])
+    (found,) = result.arrays.to_numpy_ndarrays()
+    error = float(np.linalg.norm(found - TARGET) / np.linalg.norm(TARGET))
+    assert (error < 0.1) == holds
