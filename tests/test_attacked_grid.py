@@ -127,7 +127,7 @@ TARGET = np.linspace(-1.0, 1.0, 12)
     ("rule", "f", "holds"), [("ctma(gm)", 2, True), ("mean", 0, False)]
 )
 def test_colluders_under_a_strategy_that_waits_for_nobody(rule, f, holds):
-    """The two fastest of nine send −9 times the weighted mean of what the others sent last."""
+    """The two fastest of nine send −9 times the mean of what others sent last."""
     client_app = ClientApp()
 
     @client_app.train()
