@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clients.optimizers import Optimization, parse_optimizer
 from flwr_ctma import parse_aggregator
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.errors import wrong
@@ -15,7 +16,9 @@ from flwr_ctma.errors import wrong
 __all__ = ["RunConfig"]
 
 PARTITIONERS = ("iid", "dirichlet")
-OPTIMIZERS = ("mu2", "momentum", "sgd")
+STEPPERS = ("clients", "server")
+MODELS = ("small", "paper")
+HELD_OUT = ("test", "validation")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -42,16 +45,30 @@ class RunConfig:
         `iid` or `dirichlet`.
     alpha : float
         Concentration of the Dirichlet partitioner: the smaller, the more heterogeneous.
+    model : str
+        `small`, or `paper`: the network with batch normalisation that the paper trains.
     optimizer : str
-        `mu2`, `momentum` or `sgd`.
-    learning_rate : float
-        Step size of the local optimizer.
+        `mu2`, `momentum` or `sgd`, with their settings: `mu2(floored)`.
+    steps_on : str
+        `clients`: each takes steps of its own and sends the model that they lead to.
+        `server`: each sends one vector for the model that it was sent, and the server
+        takes the step; so `mu2` is the exact method of the paper, `momentum` is RESAM.
     local_steps : int
-        Mini-batch steps of a client in one round.
+        Mini-batches of a client in one round: a step for each, or one vector for all.
     batch_size : int
         Examples of one mini-batch.
+    learning_rate : float
+        Size of the steps.
+    weight_decay : float
+        λ, in [0, ∞): steps go along d + λx.
+    clip_norm : float
+        Largest norm of a gradient; 0 for none.
     num_server_rounds : int
         Rounds of federated learning.
+    evaluate_every : int
+        Rounds between two evaluations of the model on the server; the last counts too.
+    evaluate_on : str
+        `test`, or `validation`: a tenth of the training data, which no client has then.
     fraction_train : float
         Share of the clients that train in a round, in (0, 1].
     fraction_evaluate : float
@@ -76,11 +93,17 @@ class RunConfig:
     dataset: str
     partitioner: str
     alpha: float
+    model: str
     optimizer: str
-    learning_rate: float
+    steps_on: str
     local_steps: int
     batch_size: int
+    learning_rate: float
+    weight_decay: float
+    clip_norm: float
     num_server_rounds: int
+    evaluate_every: int
+    evaluate_on: str
     fraction_train: float
     fraction_evaluate: float
     seed: int
@@ -108,8 +131,17 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Check ranges, then what must fit together."""
-        for name in ("num_nodes", "local_steps", "batch_size", "num_server_rounds"):
+        for name in (
+            "num_nodes",
+            "local_steps",
+            "batch_size",
+            "num_server_rounds",
+            "evaluate_every",
+        ):
             self._require(name, "at least 1", getattr(self, name) >= 1)
+        for name in ("weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            self._require(name, "finite and at least 0", 0 <= value < math.inf)
         for name in ("learning_rate", "alpha"):
             value = getattr(self, name)
             self._require(
@@ -122,7 +154,9 @@ class RunConfig:
         self._require("seed", "in [0, 2**32)", 0 <= self.seed < 2**32)
         for name, allowed in (
             ("partitioner", PARTITIONERS),
-            ("optimizer", OPTIMIZERS),
+            ("model", MODELS),
+            ("steps_on", STEPPERS),
+            ("evaluate_on", HELD_OUT),
             ("device", DEVICES),
         ):
             self._require(
@@ -134,6 +168,7 @@ class RunConfig:
             self.dataset == "digits" or _is_folder_or_name(self.dataset),
         )
         parse_attack(self.attack)
+        parse_optimizer(self.optimizer)
         self._require_tolerable()
 
     def _require_tolerable(self) -> None:
@@ -160,6 +195,16 @@ class RunConfig:
     def folder(self) -> Path | None:
         """Where to write, if anywhere."""
         return Path(self.output).expanduser() if self.output else None
+
+    @property
+    def optimization(self) -> Optimization:
+        """What `optimizer` spells."""
+        return parse_optimizer(self.optimizer)
+
+    def evaluates(self, server_round: int) -> bool:
+        """Tell whether the server evaluates the model after this round."""
+        last = server_round == self.num_server_rounds
+        return last or server_round % self.evaluate_every == 0
 
     def is_malicious(self, partition: int) -> bool:
         """Tell whether the client with this partition is malicious."""

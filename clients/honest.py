@@ -6,16 +6,14 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from clients.config import RunConfig
 from clients.task import Examples, build_model, evaluate, find_device, load_train
 from flwr_ctma.errors import wrong
-from flwr_ctma.optim import Mu2SGD, load_state_record, state_record
+from flwr_ctma.optim import load_state_record, state_record
 
 __all__ = ["app"]
-
-_MOMENTUM = 0.9
 
 app = ClientApp()
 
@@ -29,18 +27,25 @@ def introduce(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Take the local steps of one round and reply with the model they lead to."""
+    """Reply with the model that this client's steps lead to, or one with its vector."""
     config = RunConfig.of(context.run_config)
     examples, model = _load(message, context, config)
-    optimizer = _optimizer(model, config)
-    load_state_record(optimizer, context.state.array_records.get("optimizer"))
+    optimization = config.optimization
     partition, _ = _partition(context)
     server_round = message.content.config_records["config"]["server-round"]
     rng = np.random.default_rng([config.seed, partition, int(server_round)])  # type: ignore[arg-type]
-    losses = [
-        _step(model, optimizer, _batch(examples, config.batch_size, rng))
-        for _ in range(config.local_steps)
+    batches = [
+        _batch(examples, config.batch_size, rng) for _ in range(config.local_steps)
     ]
+    if config.steps_on == "clients":
+        optimizer = optimization.local(model, config.learning_rate, config.weight_decay)
+        steps = [[batch] for batch in batches]
+    else:
+        optimizer = optimization.vector(model)
+        steps = [batches]
+    load_state_record(optimizer, context.state.array_records.get("optimizer"))
+    model.train()
+    losses = [_step(model, optimizer, step, config.clip_norm) for step in steps]
     context.state["optimizer"] = state_record(optimizer)
     metrics = {"num-examples": len(examples), "train-loss": float(np.mean(losses))}
     return _reply(message, metrics, ArrayRecord(model.state_dict()))
@@ -56,23 +61,22 @@ def test(message: Message, context: Context) -> Message:
     return _reply(message, metrics)
 
 
-def _optimizer(model: nn.Module, config: RunConfig) -> Optimizer:
-    parameters, lr = model.parameters(), config.learning_rate
-    if config.optimizer == "mu2":
-        return Mu2SGD(parameters, lr)
-    if config.optimizer == "momentum":
-        return SGD(parameters, lr, momentum=_MOMENTUM, dampening=_MOMENTUM)
-    return SGD(parameters, lr)
+def _step(
+    model: nn.Module, optimizer: Optimizer, batches: list[Examples], clip_norm: float
+) -> float:
+    """Step once, along the mean gradient of some batches; give their mean loss."""
 
-
-def _step(model: nn.Module, optimizer: Optimizer, batch: Examples) -> float:
     def closure() -> float:
         optimizer.zero_grad()
-        loss: Tensor = functional.cross_entropy(model(batch.images), batch.labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.item()
+        total = 0.0
+        for batch in batches:
+            loss: Tensor = functional.cross_entropy(model(batch.images), batch.labels)
+            (loss / len(batches)).backward()  # type: ignore[no-untyped-call]
+            total += loss.item() / len(batches)
+        if clip_norm > 0:
+            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        return total
 
-    model.train()
     return float(optimizer.step(closure))
 
 
@@ -90,7 +94,7 @@ def _load(
     torch.set_num_threads(1)
     device = find_device(config.device)
     examples = load_train(config, *_partition(context))
-    model = build_model(examples, config.seed)
+    model = build_model(examples, config)
     model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
     return examples.to(device), model.to(device)
 

@@ -154,7 +154,8 @@ def curves(results: Mapping[Job, Rounds]) -> dict[Scenario, list[Curve]]:
 
 
 def _curve(aggregator: str, runs: Sequence[Rounds]) -> Curve:
-    common = list(zip(*runs, strict=False))
+    evaluated = [[line for line in run if "accuracy" in line] for run in runs]
+    common = list(zip(*evaluated, strict=False))
     kept = [line["malicious-kept"] for run in runs for line in run[1:]]
     return Curve(
         aggregator,
@@ -168,7 +169,8 @@ def table(by_rule: Sequence[Curve]) -> Table:
     """Show accuracy by rule and round, in per cent."""
     last = min(curve.rounds[-1] for curve in by_rule)
     step = max(-(-last // _CHECKPOINTS), 1)
-    checkpoints = range(step, last, step)
+    common = set[int].intersection(*(set(curve.rounds) for curve in by_rule))
+    checkpoints = [number for number in range(step, last, step) if number in common]
     shown = Table(box=SIMPLE_HEAD)
     shown.add_column("after round", no_wrap=True)
     for server_round in checkpoints:

@@ -65,7 +65,10 @@ class Watcher:
             return
         self._seen[job] = len(rounds)
         done = rounds[-1]["round"] if rounds else 0
-        state = f"accuracy {rounds[-1]['accuracy']:.1%}" if rounds else "starting"
+        known = [
+            line["accuracy"] for line in rounds if line.get("accuracy") is not None
+        ]
+        state = f"accuracy {known[-1]:.1%}" if known else "starting"
         name = f"{job.aggregator}, {job.scenario}, seed {job.seed}"
         if self._console.is_terminal:
             if new:

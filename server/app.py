@@ -3,6 +3,7 @@
 import random
 import time
 from logging import INFO
+from typing import Any
 
 from flwr.app import (
     ArrayRecord,
@@ -18,10 +19,10 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from safetensors.torch import save_file
 
 from clients.config import RunConfig
-from clients.task import build_model, evaluate, find_device, load_test
+from clients.task import build_model, evaluate, find_device, load_held_out
 from flwr_ctma.errors import wrong
 from flwr_ctma.runs import RunFolder
-from flwr_ctma.strategy import AttackedStrategy, Observed, RobustStrategy
+from flwr_ctma.strategy import AnyTimeSGD, AttackedStrategy, Observed, RobustStrategy
 from server.journal import Journal
 
 __all__ = ["app"]
@@ -33,12 +34,12 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train, and measure the model on the held-out test set after every round."""
+    """Train, and measure the model on held-out examples."""
     config = RunConfig.of(context.run_config)
     random.seed(config.seed)  # Flower's strategies sample nodes with it
     device = find_device(config.device)
-    test = load_test(config.dataset).to(device)
-    model = build_model(test, config.seed).to(device)
+    held_out = load_held_out(config).to(device)
+    model = build_model(held_out, config).to(device)
     partitions = call_roll(grid, config.num_nodes)
     strategy = build_strategy(config)
     if config.folder:
@@ -46,9 +47,11 @@ def main(grid: Grid, context: Context) -> None:
         folder.begin(config.keys())
         strategy = Observed(strategy, Journal(folder, config, partitions))
 
-    def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+    def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        if not config.evaluates(server_round):
+            return None
         model.load_state_dict(arrays.to_torch_state_dict())
-        loss, accuracy = evaluate(model, test)
+        loss, accuracy = evaluate(model, held_out)
         return MetricRecord({"accuracy": accuracy, "loss": loss})
 
     result = strategy.start(
@@ -63,18 +66,30 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def build_strategy(config: RunConfig) -> Strategy:
-    """Build what aggregates: Flower's FedAvg as it is, or with a robust rule."""
-    strategy: Strategy = FedAvg(
-        fraction_train=config.fraction_train,
-        fraction_evaluate=config.fraction_evaluate,
-        min_train_nodes=config.num_sampled,
-        min_available_nodes=config.num_nodes,
-    )
+    """Build what averages and steps, around it a robust rule, around that an attack."""
+    sampling: dict[str, Any] = {
+        "fraction_train": config.fraction_train,
+        "fraction_evaluate": config.fraction_evaluate,
+        "min_train_nodes": config.num_sampled,
+        "min_available_nodes": config.num_nodes,
+    }
+    strategy: Strategy
+    if config.steps_on == "clients":
+        strategy = FedAvg(**sampling)
+    else:
+        strategy = AnyTimeSGD(
+            config.learning_rate,
+            config.optimization.schedule,
+            weight_decay=config.weight_decay,
+            radius=config.optimization.radius,
+            **sampling,
+        )
     if config.aggregator != "fedavg":
         strategy = RobustStrategy(
             strategy, config.aggregator, num_malicious_nodes=config.num_malicious_nodes
         )
-    # Attacks that see the honest updates act here; to all others this is nothing.
+    # Attacks that see the honest updates act here, on vectors or on models as they are
+    # sent; to all others this is nothing.
     return AttackedStrategy(strategy, config.attack, seed=config.seed)
 
 

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Features, Image
 from safetensors.numpy import load_file
 
 from clients.config import RunConfig
-from clients.task import build_model, evaluate, load_test, load_train
+from clients.task import build_model, evaluate, load_held_out, load_train
 from flwr_ctma.engines import Ray
 from flwr_ctma.flower_app import FlowerApp
 from flwr_ctma.processes import RunFailed
@@ -24,6 +24,8 @@ SMALL = {
     "num-server-rounds": 2,
     "local-steps": 2,
 }
+
+CONFIG = RunConfig.of(APP.run_config())
 
 
 def simulate(folder, **overrides):
@@ -131,7 +133,7 @@ def test_folder_tells_the_configuration(tmp_path):
 def test_partitions_are_all_of_the_training_data(partitioner):
     config = RunConfig.of(APP.run_config(f'partitioner="{partitioner}"'))
     parts = [load_train(config, i, 17) for i in range(17)]
-    test = load_test("digits")
+    test = load_held_out(CONFIG)
     assert sum(map(len, parts)) == 1797 - len(test)
     assert min(map(len, parts)) >= 1
     images = torch.cat([part.images for part in parts])
@@ -159,25 +161,25 @@ def test_local_folder_in_the_layout_of_the_hub_is_a_dataset(tmp_path):
     config = RunConfig.of(APP.run_config() | {"dataset": str(tmp_path)})
     parts = [load_train(config, i, 3) for i in range(3)]
     assert [part.images.shape for part in parts] == [(4, 3, 10, 10)] * 3
-    test = load_test(str(tmp_path))
+    test = load_held_out(config)
     expected = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
     torch.testing.assert_close(test.images, expected)
     assert test.labels.tolist() == [0, 1, 2] * 4
-    assert build_model(test, seed=0)(test.images).shape == (12, 3)
+    assert build_model(test, config)(test.images).shape == (12, 3)
 
 
 def test_model_is_the_same_whatever_ran_before():
-    test = load_test("digits")
-    first = build_model(test, seed=3).state_dict()
+    test = load_held_out(CONFIG)
+    first = build_model(test, CONFIG).state_dict()
     state = torch.random.get_rng_state()
-    second = build_model(test, seed=3).state_dict()
+    second = build_model(test, CONFIG).state_dict()
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_evaluation_counts_every_example_once():
-    test = load_test("digits")
-    model = build_model(test, seed=3)
+    test = load_held_out(CONFIG)
+    model = build_model(test, CONFIG)
     loss, accuracy = evaluate(model, test)
     logits = model(test.images)
     assert accuracy == pytest.approx(
