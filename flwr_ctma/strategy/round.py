@@ -20,6 +20,8 @@ class Outcome:
     Attributes
     ----------
     accepted : list of (node id, Reply)
+        In an order that follows from what they hold, so that the same replies give
+        the same bits.
     rejected : list of (node id, Rejection)
         Proof of a fault: a client that keeps to the protocol sends no such reply.
     missing : list of (node id, why)
@@ -103,6 +105,7 @@ class Round:
                 outcome.rejected.append((node, found))
             else:
                 outcome.missing.append((node, found))
+        outcome.accepted.sort(key=lambda accepted: accepted[1].sample)
         return outcome
 
 
