@@ -282,6 +282,21 @@ def test_figures_for_papers(sweep):
     report(sweep, figures=["pdf", "svg"])
     assert (sweep / "r-accuracy.pdf").read_bytes().startswith(b"%PDF")
     assert "<svg" in (sweep / "r-accuracy.svg").read_text()
+    assert not (sweep / "r-clients.svg").exists()  # nobody stood out
+
+
+def test_a_figure_of_what_every_client_did(tmp_path):
+    """Node 0 is trimmed twice and node 2 is silent once, of three; 0 is suspected."""
+    odd = {"trimmed": [0], "malicious-kept": 0, "suspected": [0]}
+    lines = [{}, {"asked": [0, 1, 2], **odd}, {"asked": [0, 2], **odd, "missing": [2]}]
+    write_run(tmp_path / "a", lines, **{"num-malicious-nodes": 1})
+    write_run(tmp_path / "b", lines[:1], aggregator="fedavg")
+    report(tmp_path, figures=["svg"])
+    drawn = (tmp_path / "r-clients.svg").read_text()
+    said = re.findall(r"<!-- (.*?) -->", drawn)  # matplotlib's notes of its texts
+    assert [s for s in said if s.startswith(("0", "1", "2"))][-3:] == ["0 ★", "2", "1"]
+    assert {"trimmed", "silent", "counted", "not asked"} <= set(said)
+    assert not {"rejected", "round skipped"} & set(said)
 
 
 def test_a_folder_without_runs_is_an_error(tmp_path):

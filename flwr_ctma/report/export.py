@@ -1,6 +1,7 @@
 """The figures of the report as files, for papers."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -9,23 +10,42 @@ from flwr_ctma.comparison import Scenario as Panel
 from flwr_ctma.figures import draw_accuracy
 from flwr_ctma.heatmap import draw_scores
 from flwr_ctma.report.found import Cup, Run
-from flwr_ctma.report.groups import Group, scenarios
+from flwr_ctma.report.groups import Group, scenarios, spelled, varying
+from flwr_ctma.report.roll import rows_of
+from flwr_ctma.report.strips import draw_rolls
 
 __all__ = ["write_figures"]
 
+_PANELS = 8  # runs of which one figure shows the clients
+
 
 def write_figures(runs: Sequence[Run], cups: Sequence[Cup], page: Path) -> None:
-    """Write accuracy by round, and a heat map of each tournament, beside the page."""
-    panels = {
-        scenario.title: [_curve(group) for group in scenario.groups]
-        for scenario in scenarios(runs)
-    }
+    """Write figures beside the page.
+
+    Accuracy by round, what every client did, and a heat map of each tournament.
+    """
+    panels = {}
+    for scenario in scenarios(runs):
+        curves = [_curve(group) for group in scenario.groups]
+        if measured := [curve for curve in curves if curve.rounds]:
+            panels[scenario.title] = measured
     if panels:
         path = page.with_stem(f"{page.stem}-accuracy")
         draw_accuracy(cast(Mapping[Panel, Sequence[Curve]], panels), "", path)
+    if told := dict(itertools.islice(_told(runs), _PANELS)):
+        draw_rolls(told, page.with_stem(f"{page.stem}-clients"))
     for i, cup in enumerate(cups):
         path = page.with_stem(f"{page.stem}-tournament{i + 1 if i else ''}")
         draw_scores(cup.scores, cup.num_nodes, cup.metric, path)
+
+
+def _told(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
+    """Name the runs in which some reply did not count."""
+    keys = [*varying(runs), "seed"]
+    for run in runs:
+        if any(set(row) & set("trm") for row in rows_of(run)[1].values()):
+            said = [spelled(key, run.config[key]) for key in keys if key in run.config]
+            yield ", ".join(said) or run.path.name, run
 
 
 def _curve(group: Group) -> Curve:

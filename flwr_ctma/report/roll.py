@@ -8,7 +8,7 @@ from typing import Any
 
 from flwr_ctma.report.found import Run
 
-__all__ = ["legend", "roll"]
+__all__ = ["legend", "roll", "rows_of", "suspected_since"]
 
 # A letter for what became of a reply, its name, and where its bar is: top and height.
 _STATES = {
@@ -24,19 +24,12 @@ _PRINTED = 60
 
 def roll(run: Run) -> str:
     """Write a row for each node, those that stood out most often first."""
-    lines = [line for line in run.lines if line.get("asked") is not None]
-    states: dict[int, str] = {}
-    for i, line in enumerate(lines):
-        for node, state in _states(line).items():
-            so_far = states.get(node, "")
-            states[node] = so_far.ljust(i, _NOT_ASKED) + state
-    states = {node: row.ljust(len(lines), _NOT_ASKED) for node, row in states.items()}
-    suspected = _suspected_since(run)
-    order = sorted(states, key=lambda node: (-_weight(states[node]), node))
-    first = lines[0]["round"] if lines else 1
+    rounds, states = rows_of(run)
+    suspected = suspected_since(run)
+    first = rounds[0] if rounds else 1
     rows = [
-        _row(node, states[node], first, node in run.malicious, suspected.get(node))
-        for node in order
+        _row(node, row, first, node in run.malicious, suspected.get(node))
+        for node, row in states.items()
     ]
     for i in range(_PRINTED, len(rows)):
         rows[i] = rows[i].replace("<tr", "<tr class='rest'", 1)
@@ -45,7 +38,7 @@ def roll(run: Run) -> str:
         if len(rows) > _PRINTED
         else ""
     )
-    last = lines[-1]["round"] if lines else 1
+    last = rounds[-1] if rounds else 1
     return (
         "<div class='roll'><table><thead><tr><th scope='col'>Node</th>"
         "<th scope='col'>Trimmed</th><th scope='col'>Rejected</th>"
@@ -54,6 +47,23 @@ def roll(run: Run) -> str:
         f"<span>Round {last}</span></th></tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>{note}"
     )
+
+
+def rows_of(run: Run) -> tuple[list[int], dict[int, str]]:
+    """Give rounds, and for each node a letter by round, in the order of `roll`.
+
+    The letters are c for a reply that counted, t trimmed, r rejected, m silent, k in a
+    round that was skipped, and a dot for a node that was not asked.
+    """
+    lines = [line for line in run.lines if line.get("asked") is not None]
+    states: dict[int, str] = {}
+    for i, line in enumerate(lines):
+        for node, state in _states(line).items():
+            so_far = states.get(node, "")
+            states[node] = so_far.ljust(i, _NOT_ASKED) + state
+    states = {node: row.ljust(len(lines), _NOT_ASKED) for node, row in states.items()}
+    order = sorted(states, key=lambda node: (-_weight(states[node]), node))
+    return [line["round"] for line in lines], {node: states[node] for node in order}
 
 
 def legend() -> str:
@@ -117,7 +127,8 @@ def _weight(row: str) -> float:
     return odd / asked if asked else 0.0
 
 
-def _suspected_since(run: Run) -> dict[int, int]:
+def suspected_since(run: Run) -> dict[int, int]:
+    """Give the round in which each node was suspected first."""
     since: dict[int, int] = {}
     for line in run.lines:
         for node in line.get("suspected") or []:
