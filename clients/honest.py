@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from clients.config import RunConfig
 from clients.task import Examples, build_model, evaluate, find_device, load_train
+from flwr_ctma.attacks import poison
 from flwr_ctma.errors import wrong
 from flwr_ctma.optim import load_state_record, state_record
 
@@ -30,10 +31,12 @@ def train(message: Message, context: Context) -> Message:
     """Reply with the model that this client's steps lead to, or one with its vector."""
     config = RunConfig.of(context.run_config)
     examples, model = _load(message, context, config)
+    sent = message.content.config_records["config"]
+    images, labels = poison(examples.images, examples.labels, sent)  # if ordered to
+    examples = Examples(images, labels, examples.num_classes)
     optimization = config.optimization
     partition, _ = _partition(context)
-    server_round = message.content.config_records["config"]["server-round"]
-    rng = np.random.default_rng([config.seed, partition, int(server_round)])  # type: ignore[arg-type]
+    rng = np.random.default_rng([config.seed, partition, int(sent["server-round"])])  # type: ignore[arg-type]
     batches = [
         _batch(examples, config.batch_size, rng) for _ in range(config.local_steps)
     ]

@@ -5,6 +5,7 @@ import time
 from logging import INFO
 from typing import Any
 
+import torch
 from flwr.app import (
     ArrayRecord,
     Context,
@@ -19,7 +20,15 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from safetensors.torch import save_file
 
 from clients.config import RunConfig
-from clients.task import build_model, evaluate, find_device, load_held_out
+from clients.task import (
+    Examples,
+    build_model,
+    evaluate,
+    find_device,
+    load_held_out,
+)
+from flwr_ctma.attacks import Backdoor, parse_attack
+from flwr_ctma.attacks.base import parts
 from flwr_ctma.errors import wrong
 from flwr_ctma.runs import RunFolder
 from flwr_ctma.strategy import AnyTimeSGD, AttackedStrategy, Observed, RobustStrategy
@@ -39,6 +48,7 @@ def main(grid: Grid, context: Context) -> None:
     random.seed(config.seed)  # Flower's strategies sample nodes with it
     device = find_device(config.device)
     held_out = load_held_out(config).to(device)
+    stamped = with_trigger(held_out, config)
     model = build_model(held_out, config).to(device)
     partitions = call_roll(grid, config.num_nodes)
     strategy = build_strategy(config)
@@ -52,7 +62,10 @@ def main(grid: Grid, context: Context) -> None:
             return None
         model.load_state_dict(arrays.to_torch_state_dict())
         loss, accuracy = evaluate(model, held_out)
-        return MetricRecord({"accuracy": accuracy, "loss": loss})
+        metrics = MetricRecord({"accuracy": accuracy, "loss": loss})
+        if stamped is not None:
+            metrics["backdoor-success"] = evaluate(model, stamped)[1]
+        return metrics
 
     result = strategy.start(
         grid,
@@ -63,6 +76,19 @@ def main(grid: Grid, context: Context) -> None:
     if config.folder:
         trained = result.arrays.to_torch_state_dict()
         save_file(trained, config.folder / "model.safetensors")
+
+
+def with_trigger(held_out: Examples, config: RunConfig) -> Examples | None:
+    """Stamp the examples that a backdoor is to mislabel, and label them as it would.
+
+    The accuracy on these is its success rate.
+    """
+    for attack in parts(parse_attack(config.attack)):
+        if isinstance(attack, Backdoor):
+            others = held_out[held_out.labels != attack.target]
+            labels = torch.full_like(others.labels, attack.target)
+            return Examples(attack.stamp(others.images), labels, held_out.num_classes)
+    return None
 
 
 def build_strategy(config: RunConfig) -> Strategy:
