@@ -1,14 +1,16 @@
 """The outcome of a tournament: a table by number of malicious clients, and a figure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from flwr_ctma.match import Match, Outcome
 from flwr_ctma.tournament import Scores, worst
 
-__all__ = ["draw_scores", "score_table"]
+__all__ = ["draw_scores", "ledger_table", "score_table"]
 
 
 def score_table(
@@ -30,6 +32,54 @@ def score_table(
         ]
         table.add_row(rule, *cells, f"[bold]{_cell(low)}[/]")
     return table
+
+
+def ledger_table(
+    f: int, n: int, outcomes: Mapping[Match, Outcome], attacks: Sequence[str]
+) -> Table | None:
+    """Show by attack and rule how well the ledger told who attacks.
+
+    A cell holds the area under the ROC curve, then how many of the malicious and how
+    many of the honest were suspects in the end, all of them means over seeds. None if
+    no rule keeps a ledger.
+    """
+    told: dict[tuple[str, str], list[Outcome]] = {}
+    for match, outcome in outcomes.items():
+        if match.num_malicious == f and outcome.alarms is not None:
+            told.setdefault((match.attack, match.aggregator), []).append(outcome)
+    if not told:
+        return None
+    table = Table(
+        title=f"Who attacks, {f} of {n}: AUC of suspicion; suspects, true and false",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    table.add_column("attack", no_wrap=True)
+    rules = list(dict.fromkeys(rule for _, rule in told))
+    for rule in rules:
+        table.add_column(rule, justify="right")
+    for attack in attacks:
+        row = [told.get((attack, rule), []) for rule in rules]
+        table.add_row(attack, *(_told(each) for each in row))
+    return table
+
+
+def _told(outcomes: Sequence[Outcome]) -> str:
+    """Write a cell of the ledger's table.
+
+    Examples
+    --------
+    >>> _told([Outcome(0.9, 1.0, auc=1.0, found=5, alarms=0)])
+    '1.00 5+0'
+    """
+    if not outcomes:
+        return "–"
+    aucs = [outcome.auc for outcome in outcomes if outcome.auc is not None]
+    found, alarms = (
+        f"{fmean(value or 0 for value in values):.3g}"
+        for values in ((o.found for o in outcomes), (o.alarms for o in outcomes))
+    )
+    return f"{fmean(aucs):.2f} {found}+{alarms}" if aucs else f"{alarms} false"
 
 
 def draw_scores(scores: Scores, n: int, metric: str, path: Path) -> None:
