@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from flwr_ctma.flower_app import FlowerApp
-from flwr_ctma.heatmap import draw_scores, score_table
+from flwr_ctma.heatmap import draw_scores, ledger_table, score_table
 from flwr_ctma.tournament import Match, Outcome, Tournament, scores
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "quickstart-numpy"
@@ -94,6 +94,24 @@ def test_a_tournament_goes_on_where_it_was_stopped(tournament, tmp_path) -> None
     other = Tournament(tournament.app, tournament.run_config, 10, metric="loss")
     with pytest.raises(ValueError, match="`output`"):
         list(other.play_all(plan, folder, workers=1))
+
+
+def test_a_table_of_who_was_suspected() -> None:
+    outcomes = {
+        Match("fedavg", "alie", 3, 0): Outcome(0.9, 1.0),
+        Match("gm", "alie", 3, 0): Outcome(0.9, 1.0, "", 1.0, 3, 0),
+        Match("gm", "alie", 3, 1): Outcome(0.9, 1.0, "", 0.5, 2, 1),
+        Match("gm", "none", 3, 0): Outcome(0.9, 1.0, "", None, 0, 2),
+        Match("krum", "alie", 3, 0): Outcome(None, 0.0, "too few"),
+        Match("gm", "alie", 5, 0): Outcome(0.9, 1.0, "", 0.1, 0, 0),
+    }
+    console = Console(width=100, record=True)
+    console.print(ledger_table(3, 17, outcomes, ["none", "alie"]))
+    rows = [line.split() for line in console.export_text().splitlines()]
+    assert ["none", "2", "false"] in rows
+    assert ["alie", "0.75", "2.5+0.5"] in rows
+    assert ["attack", "gm"] in rows
+    assert ledger_table(8, 17, outcomes, ["none", "alie"]) is None
 
 
 def test_the_best_worst_case_comes_first(tmp_path) -> None:
