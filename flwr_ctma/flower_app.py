@@ -53,13 +53,14 @@ class FlowerApp:
                 "Run the command in that folder, or name it.",
             ) from error
 
-    def run_config(self, *overrides: str) -> dict[str, Any]:
+    def run_config(self, *overrides: str | Mapping[str, Any]) -> dict[str, Any]:
         """Spell out the run-config: the app's defaults, then what differs.
 
         Parameters
         ----------
-        *overrides : str
-            As for `flwr run --run-config`: `'seed=2 aggregator="ctma(gm)"'`.
+        *overrides : str or Mapping[str, Any]
+            As for `flwr run --run-config`: `'seed=2 aggregator="ctma(gm)"'`; or values
+            by key. What comes later counts.
 
         Raises
         ------
@@ -67,7 +68,9 @@ class FlowerApp:
             For a key that the app does not have.
         """
         defaults = flatten_dict(self.settings.get("config"))
-        given = parse_config_args(list(overrides))
+        given: dict[str, Any] = {}
+        for one in overrides:
+            given |= parse_config_args([one]) if isinstance(one, str) else one
         for key in given:
             if key not in defaults:
                 close = difflib.get_close_matches(key, defaults, n=1)

@@ -1,0 +1,29 @@
+"""What the commands share."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flwr_ctma.processes import RunFailed
+
+__all__ = ["Folder", "RunConfig", "in_a_sentence"]
+
+Folder = Annotated[Path, typer.Argument(help="Folder of the Flower app.")]
+RunConfig = Annotated[
+    list[str],
+    typer.Option("--run-config", "-c", help="As for `flwr run`: 'key=1 other=\"x\"'."),
+]
+
+
+@contextmanager
+def in_a_sentence() -> Iterator[None]:
+    """End with the sentence of an error that is the user's to mend, not a traceback."""
+    try:
+        yield
+    except (ValueError, RunFailed) as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from error

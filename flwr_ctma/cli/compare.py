@@ -1,0 +1,165 @@
+"""`flwr-ctma compare`: the app under several rules, side by side."""
+
+import json
+import platform
+import signal
+import sys
+from datetime import datetime
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from flwr_ctma.aggregators import parse_aggregator
+from flwr_ctma.attacks import parse_attack
+from flwr_ctma.cli.common import Folder, RunConfig, in_a_sentence
+from flwr_ctma.comparison import Job, Rounds, curves, jobs, table, write_csv
+from flwr_ctma.engines import Engine, InProcess, Ray
+from flwr_ctma.errors import wrong
+from flwr_ctma.figures import draw_accuracy
+from flwr_ctma.flower_app import FlowerApp
+from flwr_ctma.processes import RunFailed
+from flwr_ctma.progress import Watcher
+
+__all__ = ["compare"]
+
+
+class EngineName(StrEnum):
+    """What runs the clients."""
+
+    RAY = "ray"
+    IN_PROCESS = "in-process"
+
+
+_ENGINES: dict[EngineName, type[Engine]] = {
+    EngineName.RAY: Ray,
+    EngineName.IN_PROCESS: InProcess,
+}
+_KEYS = {
+    *("aggregator", "attack", "partitioner", "seed", "output", "dataset"),
+    *("num-nodes", "num-malicious-nodes", "num-server-rounds"),
+}
+_PACKAGES = ("flwr-ctma", "flwr", "ray", "torch", "numpy", "flwr-datasets")
+
+
+def compare(
+    folder: Folder = Path(),
+    aggregator: Annotated[
+        list[str], typer.Option(help="Rule, or `fedavg`. Repeatable.")
+    ] = ["fedavg", "ctma(gm)"],  # noqa: B006, typer copies it
+    attack: Annotated[
+        list[str],
+        typer.Option(help="What malicious clients do. Repeatable. Default: the app's."),
+    ] = [],  # noqa: B006
+    partitioner: Annotated[
+        list[str], typer.Option(help="How the data is partitioned. Repeatable.")
+    ] = ["iid", "dirichlet"],  # noqa: B006
+    seed: Annotated[
+        list[int], typer.Option(help="Repeatable. Default: the app's.")
+    ] = [],  # noqa: B006
+    run_config: RunConfig = [],  # noqa: B006
+    engine: Annotated[
+        EngineName,
+        typer.Option(help="Flower's Ray-backed simulation, or one process: quicker."),
+    ] = EngineName.RAY,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Run folder.", show_default="runs/<date and time>"),
+    ] = None,
+) -> None:
+    """Run the app under several rules, and show them side by side.
+
+    Every combination of rule, attack, partitioner and seed is one run. The run folder
+    gets the configuration, a figure, and of every run the metrics by round with who was
+    rejected or trimmed. The exit code is 1 if a run failed.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    console = Console()
+    with in_a_sentence():
+        flower_app = FlowerApp(folder)
+        settings = flower_app.run_config(*run_config)
+        if missing := sorted(_KEYS - set(settings)):
+            expected = f"an app whose run-config has {', '.join(missing)}"
+            raise wrong("app", expected, str(folder))
+        attacks = attack or [settings["attack"]]
+        for rule in set(aggregator) - {"fedavg"}:
+            parse_aggregator(rule)
+        for each in attacks:
+            parse_attack(each)
+        plan = jobs(attacks, partitioner, aggregator, seed or [settings["seed"]])
+        root = output or Path("runs") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        _write_config(root, settings, plan, engine)
+        results, failed = _run_all(
+            plan, _ENGINES[engine](folder), settings, root, console
+        )
+    write_csv(root / "rounds.csv", results)
+    if results:
+        _show(results, settings, root, console)
+    for job, reason in failed.items():
+        console.print(f"[bold red]failed[/] {job}: {escape(reason)}", soft_wrap=True)
+    console.print(f"Run folder: {root}", soft_wrap=True)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _run_all(
+    plan: list[Job],
+    engine: Engine,
+    settings: dict[str, Any],
+    root: Path,
+    console: Console,
+) -> tuple[dict[Job, Rounds], dict[Job, str]]:
+    """Run one job after the other; one that fails in the middle stops no other."""
+    results: dict[Job, Rounds] = {}
+    failed: dict[Job, str] = {}
+    with engine, Watcher(console, plan, settings["num-server-rounds"]) as watcher:
+        for job in plan:
+            rounds: Rounds = []
+            try:
+                for rounds in job.run(engine, settings, root / str(job)):
+                    watcher.see(job, rounds)
+                results[job] = rounds
+            except RunFailed as error:
+                if not rounds:
+                    raise
+                failed[job] = str(error)
+    return results, failed
+
+
+def _write_config(
+    root: Path, settings: dict[str, Any], plan: list[Job], engine: EngineName
+) -> None:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    root.mkdir(parents=True, exist_ok=True)
+    config = {
+        "run-config": settings,
+        "runs": {str(job): job.config for job in plan},
+        "engine": engine,
+        "versions": versions,
+    }
+    (root / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _show(
+    results: dict[Job, Rounds], settings: dict[str, Any], root: Path, console: Console
+) -> None:
+    by_scenario = curves(results)
+    malicious = f"{settings['num-malicious-nodes']} of {settings['num-nodes']}"
+    for scenario, by_rule in by_scenario.items():
+        console.print()
+        console.print(
+            f"[bold]Test accuracy (%), {malicious} clients malicious: {scenario}",
+            highlight=False,
+        )
+        console.print(table(by_rule))
+    console.print("kept: malicious clients that counted in a round, on average")
+    title = f"{settings['dataset']}: {malicious} clients malicious"
+    draw_accuracy(by_scenario, title, root / "accuracy.png")

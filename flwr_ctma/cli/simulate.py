@@ -1,0 +1,26 @@
+"""`flwr-ctma simulate`: an app in this process."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flwr_ctma.cli.common import Folder, RunConfig, in_a_sentence
+from flwr_ctma.flower_app import FlowerApp
+
+__all__ = ["simulate"]
+
+
+def simulate(
+    folder: Folder = Path(),
+    num_nodes: Annotated[int, typer.Option(help="Number of clients.", min=1)] = 17,
+    run_config: RunConfig = [],  # noqa: B006
+) -> None:
+    """Run a Flower app in this process, its clients one after the other.
+
+    Without Ray there is nothing to start and nothing to wait for: for tests, and for
+    many short runs. The apps are the very ones that `flwr run` runs.
+    """
+    with in_a_sentence():
+        flower_app = FlowerApp(folder)
+        flower_app.simulate(num_nodes, flower_app.run_config(*run_config))

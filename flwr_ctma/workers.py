@@ -1,0 +1,41 @@
+"""Processes that each run whole federations on one core."""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+__all__ = ["one_core_each"]
+
+
+@contextlib.contextmanager
+def one_core_each(workers: int, log: Path) -> Iterator[ProcessPoolExecutor]:
+    """Open a pool of processes that use one core each and print into a file.
+
+    When the block ends, what has not begun does not begin.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _begin, (log,)) as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin(log: Path) -> None:
+    os.environ["FLWR_CTMA_NUM_THREADS"] = "1"
+    stream = log.open("a", encoding="utf-8", buffering=1)
+    sys.stdout = sys.stderr = stream
+    for handler in logging.getLogger("flwr").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(stream)
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    with contextlib.suppress(ImportError):
+        import torch
+
+        torch.set_num_threads(1)
