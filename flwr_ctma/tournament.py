@@ -1,15 +1,11 @@
 """Rules against attacks: which rule holds for an app, in its worst case."""
 
-import contextlib
 import csv
 import itertools
 import json
-import logging
-import multiprocessing
 import statistics
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ from flwr_ctma.aggregators import parse_aggregator
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.errors import wrong
 from flwr_ctma.match import Match, Outcome, play, read
+from flwr_ctma.workers import one_core_each
 
 __all__ = ["Match", "Outcome", "Tournament", "scores", "worst", "write_matches"]
 
@@ -101,24 +98,18 @@ class Tournament:
         done = self._resume(folder)
         yield from ((match, done[match]) for match in plan if match in done)
         left = [match for match in plan if match not in done]
-        context = multiprocessing.get_context("spawn")
         with (
-            ProcessPoolExecutor(
-                workers, context, _quiet, (folder / "log.txt",)
-            ) as pool,
+            one_core_each(workers, folder / "log.txt") as pool,
             (folder / "matches.jsonl").open("a", encoding="utf-8") as file,
         ):
             futures = {pool.submit(self.play, match): match for match in left}
-            try:
-                for future in as_completed(futures):
-                    match = futures[future]
-                    error = future.exception()
-                    outcome = future.result() if not error else _failed(error)
-                    print(json.dumps(asdict(match) | asdict(outcome)), file=file)
-                    file.flush()
-                    yield match, outcome
-            finally:
-                pool.shutdown(cancel_futures=True)
+            for future in as_completed(futures):
+                match = futures[future]
+                error = future.exception()
+                outcome = future.result() if not error else _failed(error)
+                print(json.dumps(asdict(match) | asdict(outcome)), file=file)
+                file.flush()
+                yield match, outcome
 
     def _undefined(self, match: Match) -> str:
         """Say why a rule is not defined for so many, if it is not."""
@@ -202,17 +193,3 @@ def worst(by_attack: Mapping[str, float | None]) -> float:
     """Give the worst case of a rule; minus infinity if it is not defined."""
     values = [v for v in by_attack.values() if v is not None]
     return min(values) if values else -float("inf")
-
-
-def _quiet(log: Path) -> None:
-    """Send what a worker prints to a file, and use one core."""
-    stream = log.open("a", encoding="utf-8", buffering=1)
-    sys.stdout = sys.stderr = stream
-    for handler in logging.getLogger("flwr").handlers:
-        if isinstance(handler, logging.StreamHandler):
-            handler.setStream(stream)
-    logging.getLogger("flwr").setLevel(logging.WARNING)
-    with contextlib.suppress(ImportError):
-        import torch
-
-        torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from rich.progress import MofNCompleteColumn, Progress
 
 from flwr_ctma.cli.common import Folder, RunConfig, in_a_sentence
 from flwr_ctma.flower_app import FlowerApp
-from flwr_ctma.heatmap import draw_scores, score_table
+from flwr_ctma.heatmap import draw_scores, ledger_table, score_table
 from flwr_ctma.tournament import Tournament, scores, write_matches
 
 __all__ = ["tournament"]
@@ -80,5 +80,7 @@ def tournament(
         console.print(score_table(f, num_nodes, by_rule))
         best = next(iter(by_rule))
         console.print(f"Best worst case with {f} malicious: [bold]{best}[/]\n")
+        if told := ledger_table(f, num_nodes, played, attack):
+            console.print(told)
     draw_scores(found, num_nodes, metric, output / "tournament.png")
     console.print(f"Folder: {output}", soft_wrap=True)
