@@ -4,11 +4,14 @@ from collections import defaultdict
 from collections.abc import Mapping
 from logging import WARNING
 
+import numpy as np
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import Array, ArrayRecord
 from flwr.common import log
 from torch import Tensor
 from torch.optim import Optimizer
+
+from flwr_ctma import npy
 
 __all__ = ["load_state_record", "state_record"]
 
@@ -71,30 +74,31 @@ def load_state_record(optimizer: Optimizer, record: ArrayRecord | None) -> bool:
     if record is None:
         return False
     try:
-        state = _read(optimizer, record.to_torch_state_dict())
+        optimizer.state.update(_read(optimizer, record))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         log(WARNING, "Optimizer starts afresh, its kept state does not fit: %s", error)
         return False
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
     return True
 
 
 def _read(
-    optimizer: Optimizer, tensors: Mapping[str, Tensor]
-) -> dict[int, dict[str, Tensor]]:
+    optimizer: Optimizer, record: Mapping[str, Array]
+) -> dict[Tensor, dict[str, Tensor]]:
     parameters = [x for group in optimizer.param_groups for x in group["params"]]
-    state: dict[int, dict[str, Tensor]] = defaultdict(dict)
-    for key, value in tensors.items():
+    state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
+    for key, array in record.items():
         kind, index, name = key.split(".", 2)
         like = parameters[int(index)]
         if kind != type(optimizer).__name__:
             raise ValueError(f"it is of {kind}")
+        _, shape, flat = npy.view(array.data)
+        value = torch.from_numpy(flat.copy()).view(shape)
         if value.dim() and (value.shape, value.dtype) != (like.shape, like.dtype):
             raise ValueError(f"{key} is {value.dtype} of shape {tuple(value.shape)}")
-        if not torch.isfinite(value).all():
+        if not np.isfinite(flat).all():
             raise ValueError(f"{key} is not finite")
-        state[int(index)][name] = value
+        # Counts stay on the CPU, where torch's optimizers keep them.
+        state[like][name] = value.to(like.device) if value.dim() else value
     if len({frozenset(names) for names in state.values()}) > 1:
         raise ValueError("parts of it are missing")
     return dict(state)
