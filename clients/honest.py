@@ -1,5 +1,7 @@
 """The honest client: it trains the model that it is sent on its own examples."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -10,6 +12,7 @@ from torch.optim import Optimizer
 
 from clients.config import RunConfig
 from clients.task import Examples, build_model, evaluate, find_device, load_train
+from flwr_ctma import npy
 from flwr_ctma.attacks import poison
 from flwr_ctma.errors import wrong
 from flwr_ctma.optim import load_state_record, state_record
@@ -97,9 +100,24 @@ def _load(
     torch.set_num_threads(1)
     device = find_device(config.device)
     examples = load_train(config, *_partition(context))
-    model = build_model(examples, config)
-    model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
-    return examples.to(device), model.to(device)
+    model = _scratch(examples.images.shape[1:], examples.num_classes, config).to(device)
+    model.load_state_dict(_tensors(message.content.array_records["arrays"]))
+    return examples.to(device), model
+
+
+@lru_cache(maxsize=1)
+def _scratch(shape: tuple[int, ...], num_classes: int, config: RunConfig) -> nn.Module:
+    """Build a model to load weights into: one will do for the clients of a process."""
+    like = Examples(torch.empty(0, *shape), torch.empty(0), num_classes)
+    return build_model(like, config)
+
+
+def _tensors(record: ArrayRecord) -> dict[str, Tensor]:
+    tensors = {}
+    for key, array in record.items():
+        _, shape, flat = npy.view(array.data)
+        tensors[key] = torch.from_numpy(flat.copy()).view(shape)
+    return tensors
 
 
 def _partition(context: Context) -> tuple[int, int]:

@@ -13,6 +13,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from flwr_ctma import npy
+
 __all__ = [
     "WEIGHT",
     "Record",
@@ -67,7 +69,7 @@ def updates(reply: Message, message: Message) -> dict[tuple[str, str], NDArray[A
     found = {}
     for record, arrays in reply.content.array_records.items():
         for key, array in arrays.items():
-            model = array.numpy()
+            model = _numbers(array)
             if model.dtype.kind == "f":
                 # Overflow is what the attacker may well want.
                 with np.errstate(over="ignore", invalid="ignore"):
@@ -99,10 +101,19 @@ def _sent(message: Message, record: str, key: str, like: NDArray[Any]) -> NDArra
     if record not in records and len(records) == 1:
         record = next(iter(records))
     if record in records and key in records[record]:
-        array = records[record][key].numpy()
+        array = _numbers(records[record][key])
         if array.shape == like.shape:
             return array.astype(like.dtype, copy=False)
     return np.zeros_like(like)
+
+
+def _numbers(array: Array) -> NDArray[Any]:
+    """View an array where its bytes are; or as Flower reads it, what is not plain."""
+    try:
+        dtype, shape, flat = npy.view(array.data)
+        return flat.view(dtype).reshape(shape)
+    except ValueError:
+        return array.numpy()
 
 
 def map_metrics(reply: M, change: Callable[[str, bool, float], float]) -> M:
