@@ -121,12 +121,15 @@ class Curve:
         For each of these rounds, the accuracy of every run.
     malicious_kept : float
         Malicious clients that counted in a round, on average.
+    backdoor : float or None
+        How often a backdoor opens after the last round; None if there is none.
     """
 
     aggregator: str
     rounds: Sequence[int]
     accuracies: Sequence[Sequence[float]]
     malicious_kept: float
+    backdoor: float | None = None
 
     @property
     def means(self) -> list[float]:
@@ -157,11 +160,14 @@ def _curve(aggregator: str, runs: Sequence[Rounds]) -> Curve:
     evaluated = [[line for line in run if "accuracy" in line] for run in runs]
     common = list(zip(*evaluated, strict=False))
     kept = [line["malicious-kept"] for run in runs for line in run[1:]]
+    key = "backdoor-success"
+    opened = [run[-1][key] for run in evaluated if run and key in run[-1]]
     return Curve(
         aggregator,
         [lines[0]["round"] for lines in common],
         [[line["accuracy"] for line in lines] for lines in common],
         statistics.fmean(kept) if kept else 0.0,
+        statistics.fmean(opened) if opened else None,
     )
 
 
@@ -177,6 +183,9 @@ def table(by_rule: Sequence[Curve]) -> Table:
         shown.add_column(str(server_round), justify="right")
     shown.add_column(str(last), justify="right", style="bold", no_wrap=True)
     shown.add_column("kept", justify="right", no_wrap=True)
+    opens = any(curve.backdoor is not None for curve in by_rule)
+    if opens:
+        shown.add_column("backdoor", justify="right", no_wrap=True)
     for curve in by_rule:
         at = dict(zip(curve.rounds, curve.means, strict=True))
         shown.add_row(
@@ -184,6 +193,7 @@ def table(by_rule: Sequence[Curve]) -> Table:
             *(f"{100 * at[server_round]:.1f}" for server_round in checkpoints),
             curve.final,
             f"{curve.malicious_kept:.1f}",
+            *([f"{100 * (curve.backdoor or 0):.1f}"] if opens else []),
         )
     return shown
 

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from flwr_ctma.comparison import Job, Scenario, curves, jobs
+from flwr_ctma.comparison import Job, Scenario, curves, jobs, table
 
 ROOT = Path(__file__).parent.parent
 SMALL = "num-nodes=5 num-malicious-nodes=1 num-server-rounds=2 local-steps=1"
@@ -147,3 +148,13 @@ def test_curve_averages_over_seeds():
     assert curve.means == pytest.approx([0.1, 0.6])
     assert curve.final == "60.0 ± 14.1"
     assert curve.malicious_kept == 1.5
+    assert curve.backdoor is None
+
+
+def test_how_often_a_backdoor_opens_is_a_column():
+    job = Job(Scenario("backdoor", "iid"), "cwmed", 1)
+    line = {"round": 1, "accuracy": 0.5, "malicious-kept": 1, "backdoor-success": 0.25}
+    ((curve,),) = curves({job: [{"round": 0, "accuracy": 0.1}, line]}).values()
+    console = Console(width=100, record=True)
+    console.print(table([curve]))
+    assert console.export_text().split()[-4:] == ["cwmed", "50.0", "1.0", "25.0"]

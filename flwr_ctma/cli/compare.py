@@ -161,5 +161,7 @@ def _show(
         )
         console.print(table(by_rule))
     console.print("kept: malicious clients that counted in a round, on average")
+    if any(c.backdoor is not None for by_rule in by_scenario.values() for c in by_rule):
+        console.print("backdoor: how often it opens after the last round (%)")
     title = f"{settings['dataset']}: {malicious} clients malicious"
     draw_accuracy(by_scenario, title, root / "accuracy.png")
