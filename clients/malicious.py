@@ -1,14 +1,30 @@
 """The malicious client: what it answers is up to an attack."""
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from clients import honest
 from clients.config import RunConfig
-from flwr_ctma.attacks import Attack
+from clients.honest import partition_of
+from clients.task import load_train
+from flwr_ctma.attacks import Attack, Omniscient, parse_attack
 from flwr_ctma.mods import ByzantineMod
 
 __all__ = ["MaliciousClient"]
+
+
+class _Idle(ClientApp):
+    """Reply with what was sent to train: colluders put theirs in its place, unseen."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        if message.metadata.message_type != MessageType.TRAIN:
+            return honest.app(message, context)
+        config = RunConfig.of(context.run_config)
+        examples = load_train(config, *partition_of(context))
+        metrics = MetricRecord({"num-examples": len(examples), "train-loss": 0.0})
+        arrays = message.content.array_records["arrays"]
+        content = RecordDict({"arrays": arrays, "metrics": metrics})
+        return Message(content, reply_to=message)
 
 
 class MaliciousClient(ClientApp):
@@ -35,7 +51,10 @@ class MaliciousClient(ClientApp):
     @classmethod
     def of(cls, config: RunConfig) -> "MaliciousClient":
         """Build the one that the run-config asks for."""
-        return cls(config.attack, config.seed)
+        attack = parse_attack(config.attack)
+        # What they would send themselves, those who see everything have no use for.
+        blind = getattr(type(attack), "collude", None) is not Omniscient.collude
+        return cls(attack, config.seed, honest.app if blind else _Idle())
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message as the attack does."""

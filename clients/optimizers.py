@@ -6,11 +6,12 @@ leaves x - d: the model that it was sent, less the vector d that the server step
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
 from typing import cast
 
-from torch import nn
+from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from flwr_ctma.errors import wrong
@@ -39,11 +40,13 @@ class Optimization(ABC):
         check_fields(self)
 
     @abstractmethod
-    def local(self, model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-        """Build what takes the client's own steps."""
+    def local(
+        self, x: Tensor, buffers: Iterable[Tensor], lr: float, weight_decay: float
+    ) -> Optimizer:
+        """Build what takes the client's own steps; x is all of the model's weights."""
 
     @abstractmethod
-    def vector(self, model: nn.Module) -> Optimizer:
+    def vector(self, x: Tensor, buffers: Iterable[Tensor]) -> Optimizer:
         """Build what leaves x - d in one step."""
 
     def __str__(self) -> str:
@@ -76,21 +79,23 @@ class Mu2(Optimization):
         if not self.radius > 0:
             raise wrong("radius", "greater than 0", self.radius)
 
-    def local(self, model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    def local(
+        self, x: Tensor, buffers: Iterable[Tensor], lr: float, weight_decay: float
+    ) -> Optimizer:
         """Build it with its iterate and its average on the client."""
         return Mu2SGD(
-            model.parameters(),
+            [x],
             lr,
             self.schedule,
             weight_decay=weight_decay,
             radius=self.radius,
-            buffers=model.buffers(),
+            buffers=buffers,
         )
 
-    def vector(self, model: nn.Module) -> Optimizer:
+    def vector(self, x: Tensor, buffers: Iterable[Tensor]) -> Optimizer:
         """Build its corrected momentum, at the client's own last query point."""
         schedule = Unaveraged(self.schedule)
-        return Mu2SGD(model.parameters(), 1.0, schedule, buffers=model.buffers())
+        return Mu2SGD([x], 1.0, schedule, buffers=buffers)
 
 
 @dataclass(frozen=True)
@@ -117,19 +122,21 @@ class Momentum(Optimization):
         if not 0 <= self.beta < 1:
             raise wrong("beta", "in [0, 1)", self.beta)
 
-    def local(self, model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    def local(
+        self, x: Tensor, buffers: Iterable[Tensor], lr: float, weight_decay: float
+    ) -> Optimizer:
         """Build PyTorch's SGD, damped."""
         return SGD(
-            model.parameters(),
+            [x],
             lr,
             momentum=self.beta,
             dampening=self.beta,
             weight_decay=weight_decay,
         )
 
-    def vector(self, model: nn.Module) -> Optimizer:
+    def vector(self, x: Tensor, buffers: Iterable[Tensor]) -> Optimizer:
         """Build the same with steps of size 1; the server decays the weights."""
-        return self.local(model, 1.0, weight_decay=0.0)
+        return self.local(x, buffers, 1.0, weight_decay=0.0)
 
 
 @dataclass(frozen=True)
@@ -142,13 +149,15 @@ class Plain(Optimization):
     Plain()
     """
 
-    def local(self, model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    def local(
+        self, x: Tensor, buffers: Iterable[Tensor], lr: float, weight_decay: float
+    ) -> Optimizer:
         """Build PyTorch's SGD."""
-        return SGD(model.parameters(), lr, weight_decay=weight_decay)
+        return SGD([x], lr, weight_decay=weight_decay)
 
-    def vector(self, model: nn.Module) -> Optimizer:
+    def vector(self, x: Tensor, buffers: Iterable[Tensor]) -> Optimizer:
         """Build the same with steps of size 1; the server decays the weights."""
-        return self.local(model, 1.0, weight_decay=0.0)
+        return self.local(x, buffers, 1.0, weight_decay=0.0)
 
 
 _OPTIMIZERS: dict[str, type] = {"mu2": Mu2, "momentum": Momentum, "sgd": Plain}
