@@ -30,6 +30,8 @@ class Record:
         T, replies with a rank: good ones, and rejected ones, which count as farthest.
     height : float
         Σ u_t over these; u_t in [0, 1] says how far out the reply was.
+    depth : float
+        Σ v_t; v_t in [0, 1] says how near to the aggregate it was.
     """
 
     asked: int = 0
@@ -38,16 +40,17 @@ class Record:
     trimmed: int = 0
     ranked: int = 0
     height: float = 0.0
+    depth: float = 0.0
 
     @property
     def suspicion(self) -> float:
         """-log₁₀ of the highest probability that an honest node comes to this."""
-        return max(self.standing, 0.0)
+        return max(self.standing - math.log10(2), 0.0)
 
     @property
     def standing(self) -> float:
-        """Suspicion; where it is zero, below that, the nearer in the node was."""
-        excess = self.height - self.ranked / 2
+        """What orders nodes by suspicion, those below any suspicion as well."""
+        excess = max(self.height, self.depth) - self.ranked / 2
         scale = 2 / math.log(10) / max(self.ranked, 1)
         return math.copysign(scale * excess**2, excess)
 
@@ -59,24 +62,26 @@ class Ledger:
     honest nodes are alike, the rank of one among the n - f honest is uniform, and f
     liars raise its rank r among all by f at most. So, for an honest node,
 
-        u = max(r - f - ½, 0) / (n - f)
+        u = max(r - f - ½, 0) / (n - f),    v = max(n - f - r + ½, 0) / (n - f)
 
-    has mean ½ or less, whatever the liars do and whatever was before. By the inequality
-    of Azuma and Hoeffding a mean ū over T rounds is reached with probability at most
-    exp(-2 T (ū - ½)²). Minus the decimal logarithm of that is the suspicion: at most
-    one honest node in 100 comes to 2.
+    have mean ½ or less, whatever the liars do and whatever was before. A node is far
+    out if u is large, and too near if v is: colluders who all send the same draw the
+    aggregate to themselves. By the inequality of Azuma and Hoeffding a mean ū over T
+    rounds is reached with probability at most exp(-2 T (ū - ½)²), and one of ū and v̄
+    with twice that. Minus the decimal logarithm is the suspicion: at most one honest
+    node in 100 comes to 2.
 
-    Nodes whose data differ are not alike: under strong label skew an honest node that
-    is always far out is suspected too. And who stays near the others is not, whatever
-    it is up to.
+    Nodes whose data differ are not alike: an honest one that is always far out, or
+    always the most ordinary, is suspected too. And where nearly half may lie, ranks
+    tell next to nothing: as well might the f be the honest ones of the two halves.
 
     Examples
     --------
-    >>> ledger = Ledger()
+    >>> ledger, rng = Ledger(), np.random.default_rng(0)
     >>> for _ in range(30):
-    ...     ledger.note([1, 2, 3, 4], distances=[1.0, 1.1, 0.9, 7.0], f=1)
+    ...     ledger.note([1, 2, 3, 4], distances=[*rng.normal(1, 0.1, 3), 7.0], f=1)
     >>> [round(ledger[node].suspicion, 1) for node in (1, 2, 3, 4)]
-    [0.0, 0.0, 0.0, 2.9]
+    [0.0, 0.0, 0.0, 2.6]
     """
 
     def __init__(self) -> None:
@@ -114,10 +119,11 @@ class Ledger:
         for node in accepted:
             self[node].asked += 1
         if distances is not None:
-            heights = _heights(np.asarray(distances), f)
-            for node, height in zip(accepted, heights, strict=True):
+            n, ranks = len(accepted), _ranks(np.asarray(distances))
+            for node, rank in zip(accepted, ranks, strict=True):
                 self[node].ranked += 1
-                self[node].height += float(height)
+                self[node].height += max(rank - f - 0.5, 0.0) / (n - f)
+                self[node].depth += max(n - f - rank + 0.5, 0.0) / (n - f)
         for node in trimmed:
             self[node].trimmed += 1
         for node, reason in rejected:
@@ -158,9 +164,9 @@ class Ledger:
         Examples
         --------
         >>> ledger = Ledger()
-        >>> ledger.note([1, 2, 3, 4], distances=[0.0, 0.3, 0.4, 9.0])
-        >>> ledger.auc({4}), ledger.auc({1, 4}), ledger.auc({1})
-        (1.0, 0.5, 0.0)
+        >>> ledger.note([1, 2, 3], distances=[0.1, 0.3, 0.4], rejected=[(4, "shape")])
+        >>> ledger.auc({4}), ledger.auc({1, 2}), ledger.auc({2})
+        (1.0, 0.125, 0.0)
         """
         scores = {n: record.standing for n, record in self._records.items()}
         high = np.array([score for n, score in scores.items() if n in malicious])
@@ -203,12 +209,9 @@ class Ledger:
         return ledger
 
 
-def _heights(distances: NDArray[Any], f: int) -> NDArray[np.float64]:
-    """Give u of every reply; equal distances share their ranks."""
-    n = len(distances)
+def _ranks(distances: NDArray[Any]) -> list[float]:
+    """Rank distances from 1 to n; equal ones share their ranks."""
     ordered = np.sort(distances)
     below = np.searchsorted(ordered, distances, side="left")
     upto = np.searchsorted(ordered, distances, side="right")
-    rank = (below + upto + 1) / 2
-    heights: NDArray[np.float64] = np.maximum(rank - f - 0.5, 0.0) / (n - f)
-    return heights
+    return [float(rank) for rank in (below + upto + 1) / 2]

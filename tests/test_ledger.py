@@ -28,6 +28,7 @@ def test_counts():
         "trimmed": 0,
         "ranked": 1,
         "height": 0.0,
+        "depth": 0.75,
     }
     assert ledger[3].trimmed == 1 and ledger[3].rejected == {"keys": 1}
     assert ledger[4].rejected == {"shape": 2} and ledger[4].asked == 2
@@ -35,7 +36,7 @@ def test_counts():
 
 
 def test_heights_by_hand():
-    """n = 5, f = 1: ranks 1 to 5 are heights 0, ⅛, ⅜, ⅝, ⅞; equal ones share."""
+    """n = 5, f = 1: ranks 1 to 5 are heights 0, ⅛, ⅜, ⅝, ⅞, and depths from ⅞ to 0."""
     ledger = Ledger()
     ledger.note([1, 2, 3, 4, 5], distances=[3.0, 1.0, 5.0, 2.0, 4.0], f=1)
     assert [ledger[n].height for n in (2, 4, 1, 5, 3)] == [
@@ -45,23 +46,28 @@ def test_heights_by_hand():
         5 / 8,
         7 / 8,
     ]
+    assert [8 * ledger[n].depth for n in (2, 4, 1, 5, 3)] == [7, 5, 3, 1, 0]
     ledger = Ledger()
     ledger.note([1, 2, 3], distances=[7.0, 7.0, 7.0], f=0)
     assert [ledger[n].height for n in (1, 2, 3)] == [0.5] * 3
+    assert [ledger[n].depth for n in (1, 2, 3)] == [0.5] * 3
 
 
 def test_suspicion_by_hand():
-    """Ten rejected replies: ū = 1, so exp(-2 · 10 · ¼)."""
+    """Ten rejected replies: ū = 1, so 2 exp(-2 · 10 · ¼)."""
     ledger = Ledger()
     for _ in range(10):
         ledger.note([], rejected=[(1, "shape")])
-    assert ledger[1].suspicion == pytest.approx(5 / math.log(10))
+    assert ledger[1].suspicion == pytest.approx(5 / math.log(10) - math.log10(2))
     for _ in range(10):
-        ledger.note([2], distances=[1.0], f=0)  # n = 1: the middle
-        ledger.note([3, 4], distances=[1.0, 2.0], f=1)  # u = 0 and ½
-    assert ledger[2].standing == ledger[4].standing == ledger[9].standing == 0.0
-    assert ledger[3].suspicion == 0.0
-    assert ledger[3].standing == pytest.approx(-5 / math.log(10))
+        ledger.note([2], distances=[1.0], f=0)  # n = 1: u = v = ½
+        ledger.note([3, 4, 5], distances=[1.0, 2.0, 3.0], f=1)  # v = ¾, u = ¼, u = ¾
+    assert ledger[2].standing == ledger[9].standing == 0.0
+    assert (
+        ledger[3].standing == ledger[5].standing == pytest.approx(1.25 / math.log(10))
+    )
+    assert ledger[4].standing == pytest.approx(-1.25 / math.log(10))
+    assert ledger[4].suspicion == 0.0
 
 
 LIARS = {
@@ -110,6 +116,15 @@ def test_auc_against_scikit_learn():
     expected = roc_auc_score([node in liars for node in range(17)], scores)
     assert ledger.auc(liars) == pytest.approx(expected)
     assert ledger.auc([]) is ledger.auc(range(17)) is None
+
+
+def test_colluders_that_are_too_near_are_found():
+    """5 of 17 send the same, and the aggregate is near to it."""
+    rng, ledger = np.random.default_rng(0), Ledger()
+    for _ in range(60):
+        distances = [*rng.normal(1, 0.1, 12), *[0.3] * 5]
+        ledger.note(range(17), distances=distances, f=5)
+    assert sorted(ledger.suspects()) == [12, 13, 14, 15, 16]
 
 
 def test_rows_are_json_and_give_the_ledger_back():
