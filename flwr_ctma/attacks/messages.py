@@ -67,13 +67,14 @@ def updates(reply: Message, message: Message) -> dict[tuple[str, str], NDArray[A
     itself (of a client that sends its momentum, say).
     """
     found = {}
+    sent = message.content.array_records
     for record, arrays in reply.content.array_records.items():
         for key, array in arrays.items():
             model = _numbers(array)
             if model.dtype.kind == "f":
                 # Overflow is what the attacker may well want.
                 with np.errstate(over="ignore", invalid="ignore"):
-                    found[record, key] = model - _sent(message, record, key, model)
+                    found[record, key] = model - _sent(sent, record, key, model)
     return found
 
 
@@ -84,20 +85,22 @@ def map_updates(
     if reply is None or not reply.has_content():
         return reply
     records = {name: dict(r) for name, r in reply.content.array_records.items()}
+    sent = message.content.array_records
     for (record, key), update in updates(reply, message).items():
         with np.errstate(over="ignore", invalid="ignore"):
-            model = _sent(message, record, key, update) + change(update)
+            model = _sent(sent, record, key, update) + change(update)
             records[record][key] = Array(np.asarray(model, update.dtype))
     return replace(reply, {name: ArrayRecord(r) for name, r in records.items()})
 
 
-def _sent(message: Message, record: str, key: str, like: NDArray[Any]) -> NDArray[Any]:
+def _sent(
+    records: Mapping[str, ArrayRecord], record: str, key: str, like: NDArray[Any]
+) -> NDArray[Any]:
     """Find the array that the server sent under the name of one in a reply, or zeros.
 
     In the record of the same name or, if there is but one record, in that one (legacy
     clients answer `fitins.parameters` with `fitres.parameters`).
     """
-    records = message.content.array_records
     if record not in records and len(records) == 1:
         record = next(iter(records))
     if record in records and key in records[record]:
