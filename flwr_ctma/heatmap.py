@@ -23,7 +23,7 @@ def score_table(
     table.add_column("rule", no_wrap=True)
     attacks = list(next(iter(by_rule.values())))
     for attack in [*attacks, "worst"]:
-        table.add_column(attack, justify="right")
+        table.add_column(attack, justify="right", overflow="fold")
     for rule, by_attack in by_rule.items():
         low = worst(by_attack)
         cells = [
@@ -152,9 +152,10 @@ def draw_scores(scores: Scores, n: int, metric: str, path: Path) -> None:
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
         ax.set_title(f"{f} of {n} clients malicious", loc="left", fontsize=10)
-    figure.colorbar(image, ax=axes[:, 0], label=f"{metric} (%)", fraction=0.03)
+    label, slender = f"{metric} (%)", 20 * len(scores)
+    figure.colorbar(image, ax=axes[:, 0], label=label, fraction=0.03, aspect=slender)
     for suffix in {path.suffix, ".svg"}:
-        figure.savefig(path.with_suffix(suffix), dpi=150)
+        figure.savefig(path.with_suffix(suffix), dpi=100)
     plt.close(figure)
 
 
