@@ -5,7 +5,7 @@ from flwr.clientapp import ClientApp
 
 from clients import honest
 from clients.config import RunConfig
-from clients.malicious import MaliciousClient
+from clients.malicious import malicious
 
 __all__ = ["app"]
 
@@ -19,5 +19,5 @@ def answer(message: Message, context: Context) -> Message:
     """Let the client that this partition has answer."""
     config = RunConfig.of(context.run_config)
     if config.is_malicious(int(context.node_config.get("partition-id", 0))):
-        return MaliciousClient.of(config)(message, context)
+        return malicious(config)(message, context)
     return honest.app(message, context)

@@ -5,6 +5,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,11 @@ class RunConfig:
 
     @classmethod
     def of(cls, run_config: Mapping[str, Any]) -> "RunConfig":
-        """Build it from the run-config of a Flower context."""
+        """Build it from the run-config of a Flower context; once from the same one."""
+        return _built(tuple((k, type(v), v) for k, v in run_config.items()))
+
+    @classmethod
+    def _of(cls, run_config: Mapping[str, Any]) -> "RunConfig":
         kinds = {_key(field.name): field.type for field in dataclasses.fields(cls)}
         for key in run_config:
             if key not in kinds:
@@ -196,7 +201,7 @@ class RunConfig:
         """Where to write, if anywhere."""
         return Path(self.output).expanduser() if self.output else None
 
-    @property
+    @cached_property
     def optimization(self) -> Optimization:
         """What `optimizer` spells."""
         return parse_optimizer(self.optimizer)
@@ -218,6 +223,12 @@ class RunConfig:
     def _require(self, name: str, expected: str, holds: bool, remedy: str = "") -> None:
         if not holds:
             raise wrong(_key(name), expected, getattr(self, name), remedy)
+
+
+# The apps ask at every message. Types are part of the key, as 1 equals True.
+@lru_cache(maxsize=8)
+def _built(items: tuple[tuple[str, type, Any], ...]) -> RunConfig:
+    return RunConfig._of({key: value for key, _, value in items})
 
 
 def _is_folder_or_name(dataset: str) -> bool:

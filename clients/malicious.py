@@ -1,5 +1,7 @@
 """The malicious client: what it answers is up to an attack."""
 
+from functools import lru_cache
+
 from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -10,7 +12,7 @@ from clients.task import load_train
 from flwr_ctma.attacks import Attack, Omniscient, parse_attack
 from flwr_ctma.mods import ByzantineMod
 
-__all__ = ["MaliciousClient"]
+__all__ = ["MaliciousClient", "malicious"]
 
 
 class _Idle(ClientApp):
@@ -48,14 +50,15 @@ class MaliciousClient(ClientApp):
         self._mod = ByzantineMod(attack, seed=seed)
         self._client = client
 
-    @classmethod
-    def of(cls, config: RunConfig) -> "MaliciousClient":
-        """Build the one that the run-config asks for."""
-        attack = parse_attack(config.attack)
-        # What they would send themselves, those who see everything have no use for.
-        blind = getattr(type(attack), "collude", None) is not Omniscient.collude
-        return cls(attack, config.seed, honest.app if blind else _Idle())
-
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message as the attack does."""
         return self._mod(message, context, self._client)
+
+
+@lru_cache(maxsize=1)
+def malicious(config: RunConfig) -> MaliciousClient:
+    """Build the client that the run-config asks for."""
+    attack = parse_attack(config.attack)
+    # What they would send themselves, those who see everything have no use for.
+    blind = getattr(type(attack), "collude", None) is not Omniscient.collude
+    return MaliciousClient(attack, config.seed, honest.app if blind else _Idle())
