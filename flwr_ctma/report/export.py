@@ -41,7 +41,8 @@ def write_figures(runs: Sequence[Run], cups: Sequence[Cup], page: Path) -> None:
 
 def _told(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
     """Name the runs in which some reply did not count."""
-    keys = [*varying(runs), "seed"]
+    seeds = {repr(run.config.get("seed")) for run in runs}
+    keys = [*varying(runs), *(["seed"] if len(seeds) > 1 else [])]
     for run in runs:
         if any(set(row) & set("trm") for row in rows_of(run)[1].values()):
             said = [spelled(key, run.config[key]) for key in keys if key in run.config]

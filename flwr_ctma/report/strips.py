@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ _COLOURS = {
     "t": ("#E07B39", "trimmed"),
     "r": ("#3B0F2E", "rejected"),
 }
+_LETTERS = 62  # of a title, in a line
 
 
 def draw_rolls(runs: Mapping[str, Run], path: Path) -> None:
@@ -51,7 +53,7 @@ def draw_rolls(runs: Mapping[str, Run], path: Path) -> None:
     seen: set[str] = set()
     for ax, (title, run) in zip(axes.flat, runs.items(), strict=False):
         seen |= _draw(ax, run)
-        ax.set_title(title, loc="left", fontsize=10)
+        ax.set_title(fill(title, _LETTERS), loc="left", fontsize=10)
     for ax in axes[-1]:
         ax.set_xlabel("Round")
     handles = [
