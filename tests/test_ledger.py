@@ -2,12 +2,15 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from flwr_ctma.flower_app import FlowerApp
 from flwr_ctma.ledger import Ledger
+from flwr_ctma.tournament import Match, Tournament
 
 
 def test_counts():
@@ -135,3 +138,17 @@ def test_rows_are_json_and_give_the_ledger_back():
     assert again.to_rows() == ledger.to_rows()
     again.note([2], rejected=[(7, "keys")])
     assert again[7].rejected == {"keys": 2}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("attack", "least"),
+    [("labelflip", 0.95), ("alie", 0.95), ("nonfinite", 1.0), ("fang", 0.95)],
+)
+def test_three_of_seventeen_are_told_on_digits(attack, least):
+    """Far out, or too near: all three are found, with a false alarm at most."""
+    root = Path(__file__).parents[1]
+    config = FlowerApp(root).run_config()
+    outcome = Tournament(str(root), config).play(Match("ctma(gm)", attack, 3, 1))
+    assert outcome.auc >= least
+    assert outcome.found == 3 and outcome.alarms <= 1
