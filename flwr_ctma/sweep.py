@@ -57,7 +57,7 @@ class Run:
         Examples
         --------
         >>> Run({"seed": 1, "lr": 0.1}, {"aggregator": "ctma(gm)", "seed": 1}).name
-        'ctma-gm_1_6a5e76'
+        'ctma-gm_1_2ccbe2'
         """
         words = [
             re.sub(r"[^\w.=]+", "-", str(v)).strip("-") for v in self.point.values()
@@ -224,7 +224,7 @@ def write_rounds(path: Path, ended: Iterable[Ended]) -> None:
 def final_scores(ended: Sequence[Ended]) -> Scores:
     """Average final accuracy over seeds: malicious clients → rule → attack → value.
 
-    What else the sweep varies stands behind the rule.
+    What else the sweep varies stands behind the rule; None where nothing was run.
     """
     varied = {
         key
@@ -232,12 +232,18 @@ def final_scores(ended: Sequence[Ended]) -> Scores:
         if key not in (*_APART, "aggregator")
         and len({str(one.run.point[key]) for one in ended}) > 1
     }
-    return scores(
-        {
-            _match(one.run, sorted(varied)): Outcome(one.accuracy, one.seconds, one.why)
-            for one in ended
+    outcomes = {
+        _match(one.run, sorted(varied)): Outcome(one.accuracy, one.seconds, one.why)
+        for one in ended
+    }
+    attacks = dict.fromkeys(match.attack for match in outcomes)
+    return {
+        f: {
+            rule: {attack: values.get(attack) for attack in attacks}
+            for rule, values in by_rule.items()
         }
-    )
+        for f, by_rule in scores(outcomes).items()
+    }
 
 
 def _match(run: Run, varied: Iterable[str]) -> Match:
