@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, RecordDict, UserConfig
+from flwr.app import Context, Message, MessageType, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import Result, Strategy
@@ -99,6 +99,8 @@ def play(
     began = time.monotonic()
     server_app, client_app = load(app)
     byzantine = ByzantineMod(match.attack, match.num_malicious, match.seed)
+    if not byzantine.attack.needs_own:
+        client_app = _Idle(client_app, byzantine)
     config: UserConfig = dict(run_config)
     own: UserConfig = {"seed": match.seed, "attack": "none", "num-malicious-nodes": 0}
     config.update({key: own[key] for key in own.keys() & config.keys()})
@@ -137,6 +139,29 @@ def _final(result: Result, metric: str) -> float:
                 return float(last[metric])  # type: ignore[arg-type]
             found |= set(last)
     raise wrong("metric", f"one that the app reports: {sorted(found)}", metric)
+
+
+class _Idle(ClientApp):
+    """Spare malicious clients the training that nobody will see, but the first.
+
+    Colluders put theirs in the place of its arrays; the rest is the same every time.
+    """
+
+    def __init__(self, app: ClientApp, byzantine: ByzantineMod) -> None:
+        super().__init__()
+        self._app, self._byzantine = app, byzantine
+        self._first: dict[int, RecordDict] = {}
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        trains = message.metadata.message_type.partition(".")[0] == MessageType.TRAIN
+        if not trains or not self._byzantine.is_malicious(context):
+            return self._app(message, context)
+        if context.node_id in self._first:
+            return Message(self._first[context.node_id], reply_to=message)
+        reply = self._app(message, context)
+        if reply is not None and reply.has_content():
+            self._first[context.node_id] = reply.content
+        return reply
 
 
 _Ended = Sequence[tuple[Result, Ledger | None]]

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from flwr.clientapp import ClientApp
 from rich.console import Console
 
+from flwr_ctma import match
+from flwr_ctma.attacks import OptimalALIE
 from flwr_ctma.flower_app import FlowerApp
 from flwr_ctma.heatmap import draw_scores, ledger_table, score_table
 from flwr_ctma.tournament import Match, Outcome, Tournament, scores
@@ -61,6 +64,33 @@ def test_who_attacks_is_told_by_the_ledger(tournament) -> None:
     assert (peaceful.auc, peaceful.found, peaceful.alarms) == (None, 0, 0)
     unguarded = tournament.play(Match("fedavg", "signflip", 4, 0))
     assert (unguarded.auc, unguarded.found, unguarded.alarms) == (None, None, None)
+
+
+def test_colluders_do_not_train_what_nobody_sees(tournament, monkeypatch) -> None:
+    """The same to the last bit, with 4 · 2 trainings less in three rounds."""
+    trained = []
+
+    class Counting(ClientApp):
+        def __call__(self, message, context):
+            trained.append(message.metadata.message_type == "train")
+            return self.app(message, context)
+
+    def load(app):
+        server_app, client_app = original(app)
+        counting = Counting()
+        counting.app = client_app
+        return server_app, counting
+
+    original = match.load
+    monkeypatch.setattr(match, "load", load)
+    outcomes = []
+    for needs_own in (False, True):
+        monkeypatch.setattr(OptimalALIE, "needs_own", needs_own)
+        outcomes.append(tournament.play(Match("cwmed", "optimalalie", 4, 0)))
+        outcomes.append(sum(trained))
+        trained.clear()
+    assert outcomes[0].value == outcomes[2].value
+    assert (outcomes[1], outcomes[3]) == (22, 30)
 
 
 def test_a_rule_that_is_not_defined_for_so_many_is_not_played(tournament) -> None:

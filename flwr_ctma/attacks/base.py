@@ -45,6 +45,9 @@ class Attack:
     needs_rule: ClassVar[bool] = False
     """Whether it has to be told which rule it is `against`."""
 
+    needs_own: ClassVar[bool] = True
+    """Whether it matters what the malicious clients would send themselves."""
+
     def train(
         self,
         message: Message,
@@ -141,6 +144,8 @@ class Omniscient(Attack):
     Their place is on the server of a simulation, in `AttackedStrategy`. On the client
     they train honestly and mark the reply, for the server to put theirs in its place.
     """
+
+    needs_own: ClassVar[bool] = False
 
     def __call__(
         self,

@@ -1,6 +1,7 @@
 """Attacks made of attacks: none, two at once, some of the time, one after the other."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from flwr.app import Context, Message
@@ -180,6 +181,8 @@ class Blind(Omniscient):
     array([[-1.5],
            [-1.5]])
     """
+
+    needs_own: ClassVar[bool] = True
 
     attack: Omniscient
 
