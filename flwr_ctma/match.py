@@ -108,7 +108,8 @@ def play(
     with _sampling(match.seed), _defended(match) as ended:
         server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), config))
     if not ended:
-        raise wrong("app", "one whose ServerApp starts a strategy", app)
+        expected = "one whose ServerApp starts a strategy of the Message API"
+        raise wrong("app", expected, app, "Those of `flwr.server.strategy` are not.")
     result, ledger = ended[-1]
     value = _final(result, metric)
     seconds = time.monotonic() - began

@@ -98,6 +98,15 @@ def test_a_rule_that_is_not_defined_for_so_many_is_not_played(tournament) -> Non
     assert outcome.value is None and "Krum among n = 10" in outcome.why
 
 
+def test_an_app_of_the_former_api_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    legacy = EXAMPLE.parent / "quickstart-legacy"
+    config = FlowerApp(legacy).run_config("num-server-rounds=1")
+    tournament = Tournament(str(legacy), config, num_nodes=10)
+    with pytest.raises(ValueError, match="strategy of the Message API"):
+        tournament.play(Match("gm", "none", 0, 0))
+
+
 def test_a_metric_that_the_app_does_not_report_is_named(tournament) -> None:
     other = Tournament(tournament.app, tournament.run_config, 10, metric="f1")
     with pytest.raises(ValueError, match=r"`metric`.*'accuracy'"):
