@@ -61,6 +61,18 @@ def test_ray_and_one_process_give_the_same_model(ray, tmp_path):
     assert [r["trimmed"] for r in here[1:]] == [r["trimmed"] for r in there[1:]]
 
 
+def test_ray_and_one_process_take_the_same_steps_on_the_server(ray, tmp_path):
+    """Exact double momentum, with batch normalisation: Ray keeps client state too."""
+    exact = {"steps-on": "server", "optimizer": "mu2(floored)", "model": "paper"}
+    config = APP.run_config(SMALL, exact, {"output": str(tmp_path / "here")})
+    APP.simulate(config["num-nodes"], config)
+    run(ray, tmp_path / "ray", **exact)
+    model = load_file(tmp_path / "here" / "model.safetensors")
+    simulated = load_file(tmp_path / "ray" / "model.safetensors")
+    for name in model:
+        np.testing.assert_allclose(model[name], simulated[name], rtol=0, atol=1e-5)
+
+
 def test_wrong_value_ends_a_ray_run_with_its_sentence(ray, tmp_path):
     with pytest.raises(
         RunFailed, match=r"`optimizer` should be .* `optimizer = 'adam'`"

@@ -12,7 +12,6 @@ from torch.nn.functional import cross_entropy
 from clients import honest
 from clients.config import RunConfig
 from clients.task import build_model, load_held_out, load_train
-from flwr_ctma.engines import Ray
 from flwr_ctma.flower_app import FlowerApp
 from flwr_ctma.runs import RunFolder
 from flwr_ctma.simulation import InProcessGrid
@@ -208,16 +207,3 @@ def test_validation_data_are_a_tenth_of_what_clients_would_have():
     assert less + validation == train
     assert validation == pytest.approx(train / 10, abs=1)
     assert test != validation
-
-
-def test_ray_gives_the_same_model(tmp_path):
-    settings = {"optimizer": "mu2(floored)", "model": "paper", "num-server-rounds": 2}
-    _, model = simulate(tmp_path / "here", **settings)
-    (tmp_path / "ray").mkdir()
-    config = SMALL | settings | {"output": str(tmp_path / "ray")}
-    with Ray(ROOT) as engine:
-        for _ in engine.run(config, config["num-nodes"], tmp_path / "log.txt"):
-            pass
-    there = load_file(tmp_path / "ray" / "model.safetensors")
-    for name in model:
-        torch.testing.assert_close(model[name], there[name], rtol=0, atol=1e-5)
