@@ -362,3 +362,20 @@ def test_in_a_browser_one_can_search_and_hover(tmp_path):
     assert hover == "Node 222, round 3: trimmed"
     assert chart == "Round 4\nctma(gm): 50.0 %"
     assert shown == ["222", "223"]
+
+
+def test_rounds_without_a_measurement_are_passed_over(tmp_path):
+    """The line goes on over them; it is cut where a measurement is no number."""
+    write_run(
+        tmp_path / "run", [{"accuracy": 0.1}, {}, {"accuracy": 0.5}, {"accuracy": None}]
+    )
+    page = report(tmp_path)
+    (chart,) = [
+        a
+        for tag, a in page.attributes
+        if tag == "svg" and "%" in a.get("data-curves", "")
+    ]
+    (curve,) = json.loads(chart["data-curves"])["curves"].values()
+    assert curve == {"0": "10.0 %", "2": "50.0 %"}
+    lines = [a["d"] for tag, a in page.attributes if tag == "path" and "d" in a]
+    assert any(path.count("M") == 1 and "L" in path for path in lines)

@@ -65,6 +65,11 @@ class Run:
         alike.sort(key=lambda name: not name.startswith("clients-"))
         return next(iter([*exact, *alike]), None)
 
+    def measured(self, metric: str) -> set[int]:
+        """Rounds in which a metric was measured, also if what came out is no number."""
+        name = self.key(metric)
+        return {line["round"] for line in self.lines if name in line}
+
     def values(self, name: str | None) -> list[float | None]:
         """Values of a metric by round; None where there is no number."""
         return [_number(line.get(name)) if name else None for line in self.lines]

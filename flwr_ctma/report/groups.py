@@ -58,10 +58,12 @@ class Group:
         return all(self.last >= (run.planned or 0) for run in self.runs)
 
     def spread(self, metric: str) -> Spread:
-        """Gather a metric by round."""
-        columns = [self.at(metric, number) for number in self.rounds]
+        """Gather a metric by round; rounds in which it was not measured are left out."""
+        measured = set.intersection(*(run.measured(metric) for run in self.runs))
+        rounds = [number for number in self.rounds if number in measured]
+        columns = [self.at(metric, number) for number in rounds]
         return Spread(
-            self.rounds,
+            rounds,
             [statistics.fmean(c) if c else None for c in columns],
             [min(c) if c else None for c in columns],
             [max(c) if c else None for c in columns],
