@@ -24,6 +24,7 @@ from flwr_ctma.records import (
     quote,
     read_metrics,
 )
+from flwr_ctma.sharded import RayBackend, Unavailable, parse_backend
 from flwr_ctma.simulation import InProcessGrid
 from flwr_ctma.strategy.claims import bounded_weights, trimmed_mean, weight_of
 from flwr_ctma.strategy.guarantee import tell
@@ -70,6 +71,9 @@ class RobustStrategy(Strategy):
     patience : Patience | None (default: Patience())
         How long `start` waits for the last f replies when the others are in; None: as
         long as Flower does. Inside another strategy, start that with a `PatientGrid`.
+    backend : RayBackend | str | None (default: None)
+        Where the rows of a round are held: in this process, or by the workers of a Ray
+        cluster, "ray" for short. A round in which those fail is skipped.
 
     Attributes
     ----------
@@ -112,6 +116,7 @@ class RobustStrategy(Strategy):
         unmeasured: Collection[str] = BUFFERS,
         max_violations: int | None = None,
         patience: Patience | None = Patience(),  # noqa: B008, a frozen value
+        backend: RayBackend | str | None = None,
     ) -> None:
         refuse(strategy)
         if max_violations is not None and max_violations < 1:
@@ -123,6 +128,7 @@ class RobustStrategy(Strategy):
         self.unmeasured = tuple(unmeasured)
         self.max_violations = max_violations
         self.patience = patience
+        self.backend = None if backend is None else parse_backend(backend)
         self.ledger = Ledger()
         self._tolerance = Tolerance(num_malicious_nodes)
         self._starts_from_previous = any(
@@ -195,9 +201,14 @@ class RobustStrategy(Strategy):
         try:
             budget = self.budget([r.metrics for r in outcome.replies], f)
             step = take_step(
-                self.aggregator, self._sent, outcome.replies, budget, self._previous
+                self.aggregator,
+                self._sent,
+                outcome.replies,
+                budget,
+                self._previous,
+                self.backend.place if self.backend else None,
             )
-        except ValueError as error:
+        except (ValueError, Unavailable) as error:
             log(WARNING, "aggregate_train: Skipped. %s", error)
             return self._arrays, self._report(self._training, outcome)
         if self._starts_from_previous:

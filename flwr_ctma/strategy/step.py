@@ -1,7 +1,7 @@
 """From good replies to the next model."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from flwr_ctma.aggregators import Aggregator, Budget, CwTM
 from flwr_ctma.aggregators.base import Combination
 from flwr_ctma.records import Model, Reply
+from flwr_ctma.stack import Stack
 
 __all__ = ["Step", "take_step"]
 
@@ -52,6 +53,7 @@ def take_step(
     replies: Sequence[Reply],
     budget: Budget,
     reference: Sequence[NDArray[Any]] | None = None,
+    place: Callable[[Any], Stack] | None = None,
 ) -> Step:
     """Aggregate replies, and add the result to what was sent.
 
@@ -69,6 +71,8 @@ def take_step(
         How much of them may be Byzantine.
     reference : list of ndarray, optional
         An earlier update, for a rule that starts from one.
+    place : callable, optional
+        Holds the measured rows elsewhere: maps a `CpuStack` to a `Stack`.
 
     Raises
     ------
@@ -76,6 +80,8 @@ def take_step(
         If the replies are too few for the rule.
     """
     rows = sent.updates(replies, sent.measured, reference)
+    if place:
+        rows = replace(rows, stack=place(rows.stack))
     point = rule.locate(rows, budget)
     # Distances first: a coordinate-wise rule then finds its vector in the same visit.
     distances = np.sqrt(point.squared_distances(rows))

@@ -1,0 +1,226 @@
+"""Rows on Ray workers: every rule, against the same rows in this process."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import ray
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
+from table import everyone
+
+from flwr_ctma import sharded
+from flwr_ctma.cpu import CpuStack
+from flwr_ctma.sharded import RayBackend, Unavailable, parse_backend
+from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.strategy import RobustStrategy
+from flwr_ctma.updates import Panel, Updates
+
+N, WIDTH = 11, 50_000  # three blocks of columns in float64, two in float32
+
+
+@pytest.fixture(scope="module")
+def backend():
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield RayBackend(workers=2, cpus=0)
+    ray.shutdown()
+
+
+def normal(*shape, seed=0, dtype=np.float64):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def both(backend, panels, reference=None):
+    """The same updates in this process and on workers."""
+    local = Updates.of(panels, reference)
+    stack = backend.place(local.stack)
+    return local, Updates(stack, local.mixing, local.reference)
+
+
+@pytest.fixture(scope="module")
+def stacks(backend):
+    """Rows with and without a reference, as clients send them and as a matrix."""
+    x, origin = normal(N, WIDTH), normal(WIDTH, seed=1)
+    rows = list(x + origin)
+    panels = [
+        Panel([r[:9] for r in rows], origin[:9]),
+        Panel([r[9:9] for r in rows], origin[9:9]),
+        Panel([r[9:20] for r in rows], origin[9:20], measured=False),
+        Panel(x[:, 20:]),
+    ]
+    reference = [0.1 * origin[:9], origin[9:9], origin[9:20], 0.1 * origin[20:]]
+    return {
+        False: both(backend, panels),
+        True: both(backend, panels, reference),
+    }
+
+
+def check(rule, local, remote, f, weights=None):
+    expected = rule.aggregate(local, f, weights=weights)
+    found = rule.aggregate(remote, f, weights=weights)
+    assert [len(part) for part in found.vector] == [9, 0, 11, WIDTH - 20]
+    np.testing.assert_allclose(found.distances, expected.distances, rtol=1e-12)
+    # A tolerance of its own ends the iterations of the geometric median.
+    slack = 1e-6 if rule.flat else 1e-13
+    np.testing.assert_allclose(found.influence, expected.influence, atol=slack)
+    for part, same in zip(found.vector, expected.vector, strict=True):
+        np.testing.assert_allclose(part, same, rtol=0, atol=10 * slack)
+
+
+@pytest.mark.parametrize("rule", everyone())
+def test_every_rule_gives_on_workers_what_it_gives_here(rule, stacks):
+    check(rule, *stacks[rule.referenced], 2)
+
+
+@pytest.mark.parametrize("rule", everyone(lambda rule: rule.weighted))
+def test_weights_and_a_share(rule, stacks):
+    check(rule, *stacks[rule.referenced], 0.2, weights=np.arange(1.0, 1 + N))
+
+
+def test_one_coordinate_after_the_other_is_the_same_to_the_bit(stacks):
+    """No sum runs across coordinates: neither in medians nor in weighted sums."""
+    from flwr_ctma.aggregators.ranks import NearestToMedian, Ranks
+
+    local, remote = stacks[False]
+    c = normal(N, seed=2)
+    for kernel in (Ranks((0,) * 5 + (1,) + (0,) * 5), NearestToMedian(9)):
+        for here, there in zip(
+            local.columns(kernel).vector, remote.columns(kernel).vector, strict=True
+        ):
+            np.testing.assert_array_equal(here, there)
+    for here, there in zip(local.combine(c), remote.combine(c), strict=True):
+        np.testing.assert_array_equal(here, there)
+
+
+def test_a_bad_row_is_named_as_it_is_here(backend):
+    x = normal(5, WIDTH)
+    x[3, -1] = np.nan
+    _, remote = both(backend, [Panel(x)])
+    for ask in (remote.gram, lambda: remote.combine(np.ones(5))):
+        with pytest.raises(ValueError, match=r"Found `updates = \{3: nan\}`"):
+            ask()
+
+
+def test_rows_that_are_too_large_for_float32_are_scaled(backend):
+    x = normal(7, 70_000, dtype=np.float32)
+    x[0] *= 1e25
+    local, remote = both(backend, [Panel(list(x))])
+    np.testing.assert_allclose(remote.gram(), local.gram(), rtol=1e-9)
+
+
+def fatal(flag=None):
+    """A kernel that kills the worker it runs on: always, or once."""
+
+    class Fatal:  # a local class travels by value to workers, which import no tests
+        def value(self, block):
+            if flag is None or not flag.exists():
+                if flag:
+                    flag.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return block[0]
+
+    return Fatal()
+
+
+def test_a_shard_whose_worker_is_killed_in_its_work_is_built_again(backend, tmp_path):
+    local, remote = both(backend, [Panel(normal(5, 90_000))])
+    other = both(backend, [Panel(normal(3, 90_000))])[1]
+    (found,) = remote.stack.values(fatal(tmp_path / "dead"), None)
+    np.testing.assert_array_equal(found, local.stack.panels[0].rows[0])
+    np.testing.assert_allclose(remote.gram(), local.gram(), rtol=1e-12)
+    (row,) = other.combine(np.array([0.0, 1.0, 0.0]))  # its worker died as well
+    np.testing.assert_array_equal(row, normal(3, 90_000)[1])
+
+
+def test_a_shard_that_kills_every_worker_ends_the_question(backend, monkeypatch):
+    monkeypatch.setattr(sharded, "_REBUILDS", 1)
+    _, remote = both(backend, [Panel(normal(5, 100))])
+    with pytest.raises(Unavailable, match="1 of 1 shards were lost 2 times"):
+        remote.stack.values(fatal(), None)
+
+
+def test_workers_for_whom_there_is_no_core(backend):
+    greedy = RayBackend(workers=2, cpus=2, timeout=2)
+    with pytest.raises(Unavailable, match="no cores are free"):
+        greedy.place(CpuStack([Panel(normal(5, 100))]))
+
+
+def test_rows_are_let_go_with_their_stack(backend):
+    _, remote = both(backend, [Panel(normal(5, 100))])
+    worker, key = backend._pool.workers[0], remote.stack._key
+    assert ray.get(worker.ask.remote(key, "largest", ())) is not None
+    del remote
+    assert ray.get(worker.ask.remote(key, "largest", ())) is None
+
+
+class Fading:
+    """A backend whose first worker is killed when the rows are there."""
+
+    def __init__(self, backend):
+        self.backend = backend
+
+    def place(self, rows):
+        stack = self.backend.place(rows)
+        ray.kill(self.backend._pool.workers[0])
+        return stack
+
+
+def run(strategy, rounds=2):
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        seed = context.node_config["partition-id"]
+        w = message.content["arrays"]["w"].numpy()
+        near = w + 0.01 * normal(*w.shape, seed=seed, dtype=np.float32)
+        arrays = ArrayRecord({"w": Array(near)})
+        content = {"arrays": arrays, "metrics": MetricRecord({"loss": 1.0})}
+        return Message(RecordDict(content), reply_to=message)
+
+    initial = ArrayRecord({"w": Array(np.zeros((300, 500), np.float32))})
+    result = strategy.start(InProcessGrid(app, 7), initial, num_rounds=rounds)
+    return result.arrays["w"].numpy()
+
+
+def robust(backend):
+    inner = FedAvg(fraction_evaluate=0.0, min_available_nodes=7)
+    return RobustStrategy(inner, num_malicious_nodes=2, backend=backend)
+
+
+def test_a_run_on_workers_is_the_run_without(backend):
+    np.testing.assert_allclose(run(robust(backend)), run(robust(None)), atol=1e-7)
+
+
+def test_a_worker_lost_in_a_round_is_not_felt(backend):
+    strategy = robust(backend)
+    strategy.backend = Fading(backend)
+    np.testing.assert_allclose(run(strategy), run(robust(None)), atol=1e-7)
+
+
+def test_a_round_that_workers_cannot_do_keeps_the_model(backend, monkeypatch):
+    monkeypatch.setattr(sharded, "_REBUILDS", 0)
+    strategy = robust(backend)
+    strategy.backend = Fading(backend)
+    assert (run(strategy, rounds=1) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [
+        ("dask", "backend"),
+        ("ray(workers=0)", "workers"),
+        ("ray(cpus=-1)", "cpus"),
+        ("ray(timeout=0)", "timeout"),
+        (4, "backend"),
+    ],
+)
+def test_a_backend_that_is_none(backend, name):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        RobustStrategy(FedAvg(), num_malicious_nodes=1, backend=backend)
+
+
+def test_a_backend_is_spelled_in_a_run_config():
+    assert parse_backend("ray(workers=3)") == RayBackend(workers=3)
+    assert parse_backend("ray(address=auto)").address == "auto"
