@@ -1,17 +1,14 @@
 """A grid of runs of one app: planned in a file, resumable, on all cores."""
 
-import csv
-import hashlib
 import itertools
 import json
-import re
 import subprocess
 import time
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,84 +18,16 @@ from flwr_ctma.aggregators import parse_aggregator
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.errors import wrong
 from flwr_ctma.flower_app import FlowerApp
-from flwr_ctma.runs import RunFolder
 from flwr_ctma.simulation import InProcessGrid
-from flwr_ctma.tournament import Match, Outcome, Scores, scores
+from flwr_ctma.swept import Ended, Run, evaluated, held
 from flwr_ctma.workers import one_core_each
 
-__all__ = ["Ended", "Run", "State", "Sweep", "final_scores", "write_rounds"]
+__all__ = ["State", "Sweep"]
 
 _TICK = 0.5
 _TABLES = ("run-config", "axes", "exclude", "include")
-_APART = ("attack", "seed", "num-malicious-nodes")
 
 Values = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of a sweep.
-
-    Parameters
-    ----------
-    config : Mapping[str, Any]
-        Its whole run-config, but for `output`.
-    point : Mapping[str, Any]
-        Where on the grid it is: the keys that the sweep varies.
-    """
-
-    config: Values
-    point: Values
-
-    @cached_property
-    def name(self) -> str:
-        """Name of its folder: where it is on the grid, and a digest of the whole.
-
-        Examples
-        --------
-        >>> Run({"seed": 1, "lr": 0.1}, {"aggregator": "ctma(gm)", "seed": 1}).name
-        'ctma-gm_1_2ccbe2'
-        """
-        words = [
-            re.sub(r"[^\w.=]+", "-", str(v)).strip("-") for v in self.point.values()
-        ]
-        whole = json.dumps(dict(self.config), sort_keys=True)
-        digest = hashlib.sha256(whole.encode()).hexdigest()[:6]
-        return "_".join([*words, digest])[-200:]
-
-    @property
-    def num_rounds(self) -> int:
-        """How many rounds it takes."""
-        return int(self.config["num-server-rounds"])
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a run ended.
-
-    Attributes
-    ----------
-    run : Run
-    lines : list of dict
-        Its rounds in which the model was evaluated.
-    seconds : float
-        Of the whole run.
-    commit : str
-        Of the code, with a plus sign if it was changed since; empty if not known.
-    why : str
-        Why it failed, if it did.
-    """
-
-    run: Run
-    lines: list[dict[str, Any]]
-    seconds: float = 0.0
-    commit: str = ""
-    why: str = ""
-
-    @property
-    def accuracy(self) -> float | None:
-        """Accuracy after the last round."""
-        return self.lines[-1]["accuracy"] if self.lines and not self.why else None
 
 
 @dataclass(frozen=True)
@@ -177,12 +106,12 @@ class Sweep:
         Runs that it holds are in the first state. One that fails ends no other, and is
         run again the next time.
         """
-        held = [one for run in self.runs if (one := _held(run, folder / run.name))]
-        yield State(sum(e.run.num_rounds for e in held), held)
-        names = {ended.run.name for ended in held}
+        before = [one for run in self.runs if (one := held(run, folder / run.name))]
+        rounds = sum(one.run.num_rounds for one in before)
+        yield State(rounds, before)
+        names = {one.run.name for one in before}
         left = [run for run in self.runs if run.name not in names]
         commit = _commit(self.app)
-        rounds = sum(ended.run.num_rounds for ended in held)
         with one_core_each(workers, folder / "log.txt") as pool:
             futures: dict[Future[Ended], Run] = {
                 pool.submit(_run, self.app, run, folder / run.name, commit): run
@@ -198,63 +127,6 @@ class Sweep:
                     if future.running()
                 )
                 yield State(rounds + active, ended)
-
-
-def write_rounds(path: Path, ended: Iterable[Ended]) -> None:
-    """Write a table with one row for each evaluated round of each run."""
-    rows = [
-        {
-            **one.run.point,
-            "seed": one.run.config.get("seed"),
-            "commit": one.commit,
-            **{
-                key: value for key, value in line.items() if not isinstance(value, list)
-            },
-        }
-        for one in ended
-        for line in one.lines
-    ]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def final_scores(ended: Sequence[Ended]) -> Scores:
-    """Average final accuracy over seeds: malicious clients → rule → attack → value.
-
-    What else the sweep varies stands behind the rule; None where nothing was run.
-    """
-    varied = {
-        key
-        for key in {key for one in ended for key in one.run.point}
-        if key not in (*_APART, "aggregator")
-        and len({str(one.run.point[key]) for one in ended}) > 1
-    }
-    outcomes = {
-        _match(one.run, sorted(varied)): Outcome(one.accuracy, one.seconds, one.why)
-        for one in ended
-    }
-    attacks = dict.fromkeys(match.attack for match in outcomes)
-    return {
-        f: {
-            rule: {attack: values.get(attack) for attack in attacks}
-            for rule, values in by_rule.items()
-        }
-        for f, by_rule in scores(outcomes).items()
-    }
-
-
-def _match(run: Run, varied: Iterable[str]) -> Match:
-    words = [str(run.config.get("aggregator", ""))]
-    words += [f"{key}={run.point[key]}" for key in varied]
-    return Match(
-        " ".join(words),
-        str(run.config.get("attack", "none")),
-        int(run.config.get("num-malicious-nodes", 0)),
-        int(run.config.get("seed", 0)),
-    )
 
 
 def _product(axes: Values) -> Iterator[dict[str, Any]]:
@@ -292,7 +164,7 @@ def _run(app: Path, run: Run, folder: Path, commit: str) -> Ended:
     seconds = time.monotonic() - began
     ending = json.dumps({"seconds": seconds, "commit": commit}) + "\n"
     (folder / "ended.json").write_text(ending, encoding="utf-8")
-    return Ended(run, _evaluated(folder), seconds, commit)
+    return Ended(run, evaluated(folder), seconds, commit)
 
 
 def _result(run: Run, future: Future[Ended]) -> Ended:
@@ -300,18 +172,6 @@ def _result(run: Run, future: Future[Ended]) -> Ended:
     if error:
         return Ended(run, [], why=f"{type(error).__name__}: {error}")
     return future.result()
-
-
-def _held(run: Run, folder: Path) -> Ended | None:
-    try:
-        ending = json.loads((folder / "ended.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    return Ended(run, _evaluated(folder), ending["seconds"], ending["commit"])
-
-
-def _evaluated(folder: Path) -> list[dict[str, Any]]:
-    return [line for line in RunFolder(folder).rounds() if "accuracy" in line]
 
 
 def _count(folder: Path) -> int:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flwr_ctma.sweep import Sweep, final_scores
+from flwr_ctma.sweep import Sweep
+from flwr_ctma.swept import final_scores
 
 ROOT = Path(__file__).parent.parent
 PAPERS = ROOT / "examples" / "papers"

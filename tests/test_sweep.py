@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flwr_ctma.sweep import Ended, Run, Sweep, final_scores
+from flwr_ctma.sweep import Sweep
+from flwr_ctma.swept import Ended, Run, final_scores
 
 ROOT = Path(__file__).parent.parent
 QUICK = """

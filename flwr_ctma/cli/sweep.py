@@ -18,7 +18,8 @@ from rich.progress import (
 
 from flwr_ctma.cli.common import RunConfig, in_a_sentence
 from flwr_ctma.heatmap import draw_scores, score_table
-from flwr_ctma.sweep import Ended, State, Sweep, final_scores, write_rounds
+from flwr_ctma.sweep import State, Sweep
+from flwr_ctma.swept import Ended, final_scores, write_rounds
 
 __all__ = ["sweep"]
 
