@@ -83,13 +83,15 @@ class Sweep:
         if strange := [name for name in plan if name not in _TABLES]:
             raise wrong("table", f"one of {', '.join(_TABLES)}", strange[0])
         flower_app = FlowerApp(app)
-        axes = plan.get("axes", {})
+        excluded = [p for values in plan.get("exclude", []) for p in _product(values)]
         points = [
             point
-            for point in _product(axes)
-            if not any(_fits(point, values) for values in plan.get("exclude", []))
+            for point in _product(plan.get("axes", {}))
+            if not any(one.items() <= point.items() for one in excluded)
         ]
         points += [p for values in plan.get("include", []) for p in _product(values)]
+        if not points:
+            raise wrong("file", "one whose `axes` or `include` hold a run", str(file))
         keys = dict.fromkeys(key for point in points for key in point)
         runs = []
         for point in points:
@@ -130,16 +132,12 @@ class Sweep:
 
 
 def _product(axes: Values) -> Iterator[dict[str, Any]]:
+    """Combine lists of values, or single ones; what is empty combines to nothing."""
+    if not axes:
+        return
     lists = [value if isinstance(value, list) else [value] for value in axes.values()]
     for values in itertools.product(*lists):
         yield dict(zip(axes, values, strict=True))
-
-
-def _fits(point: Values, values: Values) -> bool:
-    return any(_product(values)) and any(
-        all(point.get(key) == value for key, value in one.items())
-        for one in _product(values)
-    )
 
 
 def _check(config: Values) -> None:

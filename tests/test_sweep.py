@@ -87,6 +87,8 @@ def test_folder_tells_the_configuration(plan):
         ('[axes]\nattack = ["sinflip"]\n', "did you mean `signflip`"),
         ('[axes]\naggregator = ["ctma(kurm)"]\n', "did you mean `krum`"),
         ("[axes]\nseed = [1\n", "a TOML file"),
+        ("[axes]\nseed = []\n", "hold a run"),
+        ("", "hold a run"),
     ],
 )
 def test_mistake_is_told_before_any_run(plan, text, sentence):
