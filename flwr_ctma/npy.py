@@ -37,14 +37,14 @@ class Numbers(NamedTuple):
     flat: NDArray[Any]  # in C order; booleans as the bytes that hold them
 
 
-def view(data: bytes, shape: tuple[int, ...] | None = None) -> Numbers:
+def view(data: bytes | memoryview, shape: tuple[int, ...] | None = None) -> Numbers:
     """View real numbers of at most 64 bits.
 
     Nothing is copied but arrays in Fortran order, which are no larger than the bytes.
 
     Parameters
     ----------
-    data : bytes
+    data : bytes or memoryview
         Version 1 or 2 of the format, any byte order.
     shape : tuple[int, ...] | None (default: None)
         The shape that is expected.
@@ -62,8 +62,9 @@ def view(data: bytes, shape: tuple[int, ...] | None = None) -> Numbers:
     >>> view(file.getvalue())
     Numbers(dtype=dtype('int16'), shape=(2, 2), flat=array([1, 2, 3, 4], dtype=int16))
     """
-    start = data.find(b"\n", _TEXT_STARTS, _LONGEST) + 1
-    dtype, fortran, found = _parse(data[:start] or data[:32])
+    head = bytes(data[:_LONGEST])
+    start = head.find(b"\n", _TEXT_STARTS) + 1
+    dtype, fortran, found = _parse(head[:start] or head[:32])
     if shape is not None and found != shape:
         raise ValueError("shape", f"is {found}, not {shape}")
     promised = start + math.prod(found) * dtype.itemsize

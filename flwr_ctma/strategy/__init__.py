@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from flwr_ctma.strategy.attacked import AttackedStrategy as AttackedStrategy
     from flwr_ctma.strategy.checkpointed import Checkpointed as Checkpointed
     from flwr_ctma.strategy.observed import Observed as Observed
+    from flwr_ctma.strategy.ondisk import OnDiskGrid as OnDiskGrid
     from flwr_ctma.strategy.patience import Patience as Patience
     from flwr_ctma.strategy.patience import PatientGrid as PatientGrid
     from flwr_ctma.strategy.robust import RobustStrategy as RobustStrategy
@@ -21,6 +22,7 @@ _HOMES = {
     "AttackedStrategy": "attacked",
     "Checkpointed": "checkpointed",
     "Observed": "observed",
+    "OnDiskGrid": "ondisk",
     "Patience": "patience",
     "PatientGrid": "patience",
     "RobustStrategy": "robust",
@@ -32,6 +34,7 @@ __all__ = [
     "AttackedStrategy",
     "Checkpointed",
     "Observed",
+    "OnDiskGrid",
     "Patience",
     "PatientGrid",
     "RobustStrategy",

@@ -1,0 +1,173 @@
+"""Sizes that one process in memory does not hold, measured: what docs/scale.md shows.
+
+python tests/benchmark/scale.py disk 80 1e8 /tmp
+python tests/benchmark/scale.py ray 17 1e7
+python tests/benchmark/scale.py stages 17 1e6
+"""
+
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
+
+from flwr_ctma import parse_aggregator
+from flwr_ctma.aggregators import Budget
+from flwr_ctma.arrivals import ArrivalGrid, Fixed
+from flwr_ctma.records import Model
+from flwr_ctma.strategy import OnDiskGrid, RobustStrategy
+from flwr_ctma.updates import Panel, Updates
+
+TENSORS = 10
+
+
+def disk(n: int, d: int, folder: str) -> None:
+    """A round of RobustStrategy whose replies are on disk."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: object) -> Message:
+        rng = np.random.default_rng(message.metadata.dst_node_id)
+        arrays = ArrayRecord()
+        for key in message.content["arrays"]:
+            arrays[key] = Array(rng.random(d // TENSORS, np.float32))
+        content = {"arrays": arrays, "metrics": MetricRecord({"loss": 1.0})}
+        return Message(RecordDict(content), reply_to=message)
+
+    zeros = np.zeros(d // TENSORS, np.float32)
+    initial = ArrayRecord({str(i): Array(zeros) for i in range(TENSORS)})
+    inner = FedAvg(fraction_evaluate=0.0, min_available_nodes=n)
+    strategy = RobustStrategy(inner, num_malicious_nodes=n // 10)
+    grid = OnDiskGrid(ArrivalGrid(app, n, Fixed((1.0,) * n)), n // 10, folder)
+    prepared = strategy.configure_train(1, initial, ConfigRecord(), grid)
+    peaks = Peaks()
+    replies, received = clock(lambda: grid.send_and_receive(prepared))
+    before = peaks.stop()
+    peaks = Peaks()
+    (_, metrics), aggregated = clock(lambda: strategy.aggregate_train(1, replies))
+    assert metrics["replies-accepted"] == n
+    print(f"n = {n}, d = {d:.3g}: rows of {4 * n * d / 1e9:.1f} GB in float32")
+    print(f"made, received and written in {received:.0f} s, {before:.2f} GB at most")
+    print(f"from replies to the model in {aggregated:.0f} s, {peaks.stop():.2f} GB")
+
+
+class Peaks:
+    """The most memory of its own, without pages of files, that this process had."""
+
+    def __init__(self) -> None:
+        self._most, self._done = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.02):
+            self._most = max(self._most, own_memory())
+
+    def stop(self) -> float:
+        """Peak in GB."""
+        self._done.set()
+        self._thread.join()
+        return self._most / 1e9
+
+
+def own_memory() -> int:
+    """Bytes of anonymous memory that are resident."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("RssAnon"))
+    return 1024 * int(line.split()[1])
+
+
+def ray(n: int, d: int) -> None:
+    """Rules on Ray workers, in units of the same rules in this process."""
+    import ray
+
+    from flwr_ctma.sharded import RayBackend
+
+    ray.init(log_to_driver=False, include_dashboard=False)
+    matrix = np.random.default_rng(0).standard_normal((n, d), dtype=np.float32)
+    panels = [Panel(list(matrix), np.zeros(d, np.float32))]
+    backend = RayBackend()
+    backend.place(Updates.of([Panel(matrix[:, :10])]).stack).largest()
+    times = []
+    for _ in range(3):
+
+        def placed() -> Updates:
+            stack = backend.place(Updates.of(panels).stack)
+            stack._ask("combine", np.zeros(n))
+            return Updates(stack)
+
+        rows, seconds = clock(placed)
+        times.append(seconds)
+        del rows
+    print(f"n = {n}, d = {d:.3g}, {len(backend._pool.workers)} workers of one core")
+    gb = matrix.nbytes / 1e9
+    print(f"{gb:.2f} GB to the workers: {statistics.median(times):.3f} s")
+    print("rule, ms in this process, ms on workers, ratio")
+    rows = placed()
+    for spelled in (
+        "mean",
+        "ctma(gm)",
+        "nnm(ctma(gm))",
+        "cwmed",
+        "ctma(cwmed)",
+        "cwtm",
+    ):
+        rule, budget = parse_aggregator(spelled), Budget(n, n // 4)
+
+        def locate(updates: Updates, rule=rule, budget=budget) -> None:
+            vars(updates.stack).pop("moments", None)
+            rule.locate(updates, budget).vector(updates.stack)
+
+        local = Updates.of(panels)
+        here, there = [], []
+        for _ in range(5):
+            here.append(clock(lambda: locate(local))[1])  # noqa: B023
+            there.append(clock(lambda: locate(rows))[1])
+        here, there = (1e3 * statistics.median(times) for times in (here, there))
+        print(f"{spelled}, {here:.0f}, {there:.0f}, {there / here:.2f}", flush=True)
+    ray.shutdown()
+
+
+def stages(n: int, d: int) -> None:
+    """Seconds of the stages between the replies and the model."""
+    rows = np.random.default_rng(0).standard_normal((n, d), dtype=np.float32)
+    arrays = [ArrayRecord({"w": Array(row)}) for row in rows]
+    model = Model(ArrayRecord({"w": Array(np.zeros(d, np.float32))}))
+    contents = [
+        RecordDict({"arrays": record, "metrics": MetricRecord()}) for record in arrays
+    ]
+    shares = np.full(n, 1 / n)
+    found: dict[str, list[float]] = {}
+    for _ in range(5):
+        replies, inspect = clock(lambda: [model.read(c) for c in contents])
+        stack = model.updates(replies, model.measured).stack
+        vector, combine = clock(lambda: stack.combine(shares))  # noqa: B023
+        seconds = {
+            "inspect": inspect,
+            "gram": clock(lambda: stack.products(None, None))[1],  # noqa: B023
+            "combine": combine,
+            "write": clock(lambda: model.write({0: vector[0]}))[1],  # noqa: B023
+        }
+        for stage, value in seconds.items():
+            found.setdefault(stage, []).append(value)
+    for stage, values in found.items():
+        print(
+            f"{stage}, n = {n}, d = {d:.3g}: {1e3 * statistics.median(values):.1f} ms"
+        )
+
+
+def clock(call):
+    """The result, and the seconds it took."""
+    start = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    what, n, d, *more = sys.argv[1:]
+    {"disk": disk, "ray": ray, "stages": stages}[what](int(n), int(float(d)), *more)

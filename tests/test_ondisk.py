@@ -1,0 +1,117 @@
+"""Replies on disk: the result is the same, and memory is bounded."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
+
+from flwr_ctma.arrivals import ArrivalGrid, Fixed
+from flwr_ctma.strategy import OnDiskGrid, PatientGrid, RobustStrategy
+from flwr_ctma.strategy.ondisk import move_to_disk
+
+SHAPES = {"a": (300, 20), "empty": (0,), "b": (7,), "c": ()}
+
+
+def client(shapes, dtype=np.float32):
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        rng = np.random.default_rng(context.node_config["partition-id"])
+        arrays = ArrayRecord(
+            {
+                key: Array(np.asarray(rng.standard_normal(shape), dtype))
+                for key, shape in shapes.items()
+            }
+        )
+        content = {"arrays": arrays, "metrics": MetricRecord({"loss": 1.0})}
+        return Message(RecordDict(content), reply_to=message)
+
+    return app
+
+
+def run(kind, shapes, n, rule="ctma(gm)", dtype=np.float32, **settings):
+    arrivals = ArrivalGrid(client(shapes, dtype), n, Fixed((1.0,) * n))
+    initial = {key: Array(np.zeros(shape, dtype)) for key, shape in shapes.items()}
+    inner = FedAvg(fraction_evaluate=0.0, min_available_nodes=n)
+    strategy = RobustStrategy(inner, rule, num_malicious_nodes=2)
+    grid = kind(arrivals, 2, **settings)
+    return strategy.start(grid, ArrayRecord(initial), num_rounds=2)
+
+
+@pytest.mark.parametrize("rule", ["ctma(gm)", "ctma(cwmed)", "nnm(cwtm)"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_run_on_disk_is_the_run_in_memory(tmp_path, rule, dtype):
+    """To the bit: the same numbers in the same order, wherever they lie."""
+    there = run(OnDiskGrid, SHAPES, 7, rule, dtype, folder=tmp_path)
+    here = run(PatientGrid, SHAPES, 7, rule, dtype)
+    assert there.train_metrics_clientapp[2]["replies-accepted"] == 7
+    for key, array in here.arrays.items():
+        assert there.arrays[key].data == array.data
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_on_disk_is_what_was_sent(tmp_path):
+    (asked,) = [Message(RecordDict(), 2, "train")]
+    values = {k: np.ones(shape, np.float32) for k, shape in SHAPES.items()}
+    record = ArrayRecord({key: Array(value) for key, value in values.items()})
+    bytes_before = [array.data for array in record.values()]
+    reply = Message(RecordDict({"arrays": record}), reply_to=asked)
+    move_to_disk(reply, tmp_path)
+    held = reply.content["arrays"].values()
+    assert all(isinstance(array.data, memoryview) for array in held)
+    assert [bytes(array.data) for array in held] == bytes_before
+
+
+def test_replies_without_arrays_stay_as_they_are(tmp_path):
+    asked = Message(RecordDict(), 2, "train")
+    for reply in (
+        Message(Error(5, "gone"), reply_to=asked),
+        Message(RecordDict({"metrics": MetricRecord({"a": 1})}), reply_to=asked),
+        Message(RecordDict({"arrays": ArrayRecord({})}), reply_to=asked),
+    ):
+        move_to_disk(reply, tmp_path)
+
+
+def test_a_disk_that_takes_nothing_costs_no_reply(tmp_path):
+    result = run(OnDiskGrid, SHAPES, 5, folder=tmp_path / "missing")
+    assert result.train_metrics_clientapp[2]["replies-accepted"] == 5
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+import test_ondisk
+from flwr_ctma.strategy import OnDiskGrid, PatientGrid
+
+kind = OnDiskGrid if sys.argv[1] == "disk" else PatientGrid
+test_ondisk.run(kind, {"w": (10,)}, 5)  # threads and buffers that stay
+(used,) = [
+    int(line.split()[1]) for line in open("/proc/self/status") if "VmData" in line
+]
+limit = used * 1024 + 150 * 2**20
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+result = test_ondisk.run(kind, {"w": (2**21,)}, 40)
+assert result.train_metrics_clientapp[2]["replies-accepted"] == 40
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory differ")
+@pytest.mark.parametrize("kind", ["disk", "memory"])
+def test_replies_of_320_mb_in_150_mb(kind):
+    """What is mapped from a file is not counted: the system may drop it any time."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, kind],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    if kind == "disk":
+        assert done.returncode == 0, done.stderr[-2000:]
+    else:
+        assert done.returncode != 0 and "emory" in done.stderr
