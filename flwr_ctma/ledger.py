@@ -71,9 +71,9 @@ class Ledger:
     with twice that. Minus the decimal logarithm is the suspicion: at most one honest
     node in 100 comes to 2.
 
-    Nodes whose data differ are not alike: an honest one that is always far out, or
-    always the most ordinary, is suspected too. And where nearly half may lie, ranks
-    tell next to nothing: as well might the f be the honest ones of the two halves.
+    Nodes whose data differ are not alike, small i.i.d. partitions included: an honest
+    one that is always far out, or always the most ordinary, is suspected too. And
+    where nearly half may lie, ranks tell next to nothing of which half does.
 
     Examples
     --------
