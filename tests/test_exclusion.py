@@ -4,10 +4,22 @@ import random
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
+from flwr.common import ndarrays_to_parameters
+from flwr.server import ServerApp, ServerAppComponents, ServerConfig
+from flwr.server.strategy import FedAvg as LegacyFedAvg
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx
 
+from flwr_ctma.legacy import RobustStrategy as LegacyRobust
 from flwr_ctma.mods import ByzantineMod
 from flwr_ctma.simulation import InProcessGrid
 from flwr_ctma.strategy import AttackedStrategy, Checkpointed, RobustStrategy
@@ -197,6 +209,35 @@ def test_a_resumed_run_knows_who_is_excluded(tmp_path):
 
     assert start(3) == [2, 2] + [3] * 7
     assert start(5) == [0, 0] + [2] * 7
+
+
+def test_clients_of_the_former_api_are_excluded_as_well():
+    strategy = LegacyRobust(
+        LegacyFedAvg(
+            fraction_evaluate=0.0,
+            min_available_clients=9,
+            initial_parameters=ndarrays_to_parameters([np.zeros(4)]),
+        ),
+        num_malicious_nodes=2,
+        max_violations=2,
+    )
+
+    class Client(NumPyClient):
+        def fit(self, parameters, config):
+            return [p + 1 for p in parameters], 1, {}
+
+    app = ClientApp(
+        client_fn=lambda context: Client().to_client(),
+        mods=[ByzantineMod("nonfinite", nodes=2)],
+    )
+    server = ServerApp(
+        server_fn=lambda context: ServerAppComponents(
+            strategy=strategy, config=ServerConfig(num_rounds=5)
+        )
+    )
+    grid = Counting(app, 9)
+    server(grid, Context(1, 1, {}, RecordDict(), {}))
+    assert grid.times().tolist() == [2, 2] + [5] * 7
 
 
 @pytest.mark.parametrize("times", [0, -1])

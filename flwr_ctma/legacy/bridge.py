@@ -113,6 +113,13 @@ class Bridge(flower.Strategy):
             if proxy.node_id in self._asked
         ]
 
+    def to(self, asked: Iterable[Message]) -> list[_Instruction]:
+        """Give the instructions to those who are asked."""
+        nodes = {message.metadata.dst_node_id for message in asked}
+        return [
+            (proxy, what) for proxy, what in self.instructions if proxy.node_id in nodes
+        ]
+
     def _messages(
         self, instructions: Sequence[_Instruction], kind: str
     ) -> list[Message]:

@@ -55,6 +55,8 @@ class RobustStrategy(Strategy):
     unmeasured : Collection[str] (default: ())
         Arrays that are not parameters, such as running statistics. Arrays have no
         names in this API: give their positions as text, "3" for the fourth.
+    max_violations : int | None (default: None)
+        After how many rejected results a client is not asked again.
 
     Raises
     ------
@@ -84,6 +86,7 @@ class RobustStrategy(Strategy):
         num_malicious_nodes: int | float,
         weighted_by: str | None = None,
         unmeasured: Collection[str] = (),
+        max_violations: int | None = None,
     ) -> None:
         _refuse(strategy)
         self.strategy = strategy
@@ -94,6 +97,7 @@ class RobustStrategy(Strategy):
             num_malicious_nodes=num_malicious_nodes,
             weighted_by=weighted_by,
             unmeasured=unmeasured,
+            max_violations=max_violations,
         )
 
     @property
@@ -118,8 +122,8 @@ class RobustStrategy(Strategy):
         """Let the strategy inside sample clients; remember what it sends to whom."""
         roll = self._bridge.prepare(parameters, client_manager)
         arrays = record_of(parameters)
-        self._robust.configure_train(server_round, arrays, ConfigRecord(), roll)
-        return cast(list[tuple[ClientProxy, FitIns]], self._bridge.instructions)
+        asked = self._robust.configure_train(server_round, arrays, ConfigRecord(), roll)
+        return cast(list[tuple[ClientProxy, FitIns]], self._bridge.to(asked))
 
     def aggregate_fit(
         self,
@@ -139,8 +143,10 @@ class RobustStrategy(Strategy):
         """Let the strategy inside sample clients; remember which."""
         roll = self._bridge.prepare(parameters, client_manager)
         arrays = ArrayRecord()
-        self._robust.configure_evaluate(server_round, arrays, ConfigRecord(), roll)
-        return cast(list[tuple[ClientProxy, EvaluateIns]], self._bridge.instructions)
+        asked = self._robust.configure_evaluate(
+            server_round, arrays, ConfigRecord(), roll
+        )
+        return cast(list[tuple[ClientProxy, EvaluateIns]], self._bridge.to(asked))
 
     def aggregate_evaluate(
         self,
