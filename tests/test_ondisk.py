@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from flwr_ctma.arrivals import ArrivalGrid, Fixed
+from flwr_ctma.records import Model
 from flwr_ctma.strategy import OnDiskGrid, PatientGrid, RobustStrategy
 from flwr_ctma.strategy.ondisk import move_to_disk
 
@@ -81,6 +82,17 @@ def test_replies_without_arrays_stay_as_they_are(tmp_path):
 def test_a_disk_that_takes_nothing_costs_no_reply(tmp_path):
     result = run(OnDiskGrid, SHAPES, 5, folder=tmp_path / "missing")
     assert result.train_metrics_clientapp[2]["replies-accepted"] == 5
+
+
+def test_adapters_are_aggregated_where_the_server_sends_only_adapters():
+    """A reply holds the keys that were sent: a part of the model is sent as a model."""
+    whole = {"base": Array(np.zeros(9)), "lora.a": Array(np.zeros((2, 3)))}
+    adapter = ArrayRecord({"lora.a": whole["lora.a"]})
+    content = RecordDict({"arrays": adapter, "metrics": MetricRecord()})
+    (row,) = Model(adapter).read(content).rows
+    assert row.shape == (6,)
+    found = Model(ArrayRecord(whole)).read(content)
+    assert (found.reason, found.detail) == ("keys", "1 missing, such as 'base'")
 
 
 LIMITED = """

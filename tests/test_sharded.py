@@ -1,5 +1,6 @@
 """Rows on Ray workers: every rule, against the same rows in this process."""
 
+import itertools
 import os
 import signal
 
@@ -108,6 +109,33 @@ def test_rows_that_are_too_large_for_float32_are_scaled(backend):
     x[0] *= 1e25
     local, remote = both(backend, [Panel(list(x))])
     np.testing.assert_allclose(remote.gram(), local.gram(), rtol=1e-9)
+
+
+def test_half_precision_is_computed_in_float32(backend):
+    """Sums of 70 000 squares of some hundreds overflow float16, and lose its digits."""
+    x = (100 + 10 * normal(7, 70_000)).astype(np.float16)
+    local, remote = both(backend, [Panel(list(x), np.zeros(70_000, np.float16))])
+    exact = Updates.of(x.astype(np.float64))
+    np.testing.assert_allclose(remote.gram(), exact.gram(), rtol=1e-6)
+    (found,) = remote.combine(np.full(7, 1 / 7))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, local.combine(np.full(7, 1 / 7))[0])
+    np.testing.assert_allclose(found, x.mean(axis=0, dtype=np.float64), rtol=1e-6)
+
+
+@pytest.mark.parametrize("width", [1, 70_000])
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shards_are_neighbours_that_cover_all_columns_once(width, count):
+    rows = np.zeros((5, width))
+    stack = CpuStack([Panel(rows), Panel(rows[:, :0]), Panel(rows)])
+    shards = sharded._cut(stack, count)
+    assert 1 <= len(shards) <= count and all(shards)
+    ranges = [span for shard in shards for span in shard]
+    for k in (0, 2):
+        ends = [(a, b) for panel, a, b in ranges if panel == k]
+        assert ends[0][0] == 0 and ends[-1][1] == width
+        assert all(b == a for (_, b), (a, _) in itertools.pairwise(ends))
+    assert ranges == sorted(ranges)
 
 
 def fatal(flag=None):

@@ -24,6 +24,7 @@ from flwr_ctma.strategy import OnDiskGrid, RobustStrategy
 from flwr_ctma.updates import Panel, Updates
 
 TENSORS = 10
+RULES = ["mean", "ctma(gm)", "nnm(ctma(gm))", "cwmed", "ctma(cwmed)", "cwtm"]
 
 
 def disk(n: int, d: int, folder: str) -> None:
@@ -141,15 +142,17 @@ def stages(n: int, d: int) -> None:
     contents = [
         RecordDict({"arrays": record, "metrics": MetricRecord()}) for record in arrays
     ]
-    shares = np.full(n, 1 / n)
+    shares, rule, budget = np.full(n, 1 / n), parse_aggregator("ctma(gm)"), Budget(n, 1)
     found: dict[str, list[float]] = {}
     for _ in range(5):
         replies, inspect = clock(lambda: [model.read(c) for c in contents])
         stack = model.updates(replies, model.measured).stack
         vector, combine = clock(lambda: stack.combine(shares))  # noqa: B023
+        gram = clock(lambda: stack.moments)[1]  # noqa: B023
         seconds = {
             "inspect": inspect,
-            "gram": clock(lambda: stack.products(None, None))[1],  # noqa: B023
+            "gram": gram,
+            "rule": clock(lambda: rule.locate(Updates(stack), budget))[1],  # noqa: B023
             "combine": combine,
             "write": clock(lambda: model.write({0: vector[0]}))[1],  # noqa: B023
         }
@@ -161,6 +164,32 @@ def stages(n: int, d: int) -> None:
         )
 
 
+def last(n: int, d: int) -> None:
+    """Milliseconds from the last reply to the model, of FedAvg and of rules."""
+    rows = np.random.default_rng(0).standard_normal((n, d), dtype=np.float32)
+    sent = ArrayRecord({"w": Array(np.zeros(d, np.float32))})
+    payloads = [ArrayRecord({"w": Array(row)}) for row in rows]
+    found: dict[str, list[float]] = {}
+    for _ in range(7):
+        for name in ("FedAvg", "mean", "ctma(gm)", "ctma(cwmed)"):
+            strategy = inner = FedAvg(min_train_nodes=n, min_available_nodes=n)
+            if name != "FedAvg":
+                strategy = RobustStrategy(inner, name, num_malicious_nodes=n // 5)
+            grid = ArrivalGrid(ClientApp(), n, Fixed((1.0,) * n))
+            asked = list(strategy.configure_train(1, sent, ConfigRecord(), grid))
+            replies = []
+            for i, (message, payload) in enumerate(zip(asked, payloads, strict=True)):
+                message.metadata.__dict__["_message_id"] = str(i)
+                content = {"metrics": MetricRecord({"num-examples": 1})}
+                content["arrays"] = ArrayRecord(dict(payload.items()))
+                replies.append(Message(RecordDict(content), reply_to=message))
+            aggregate = strategy.aggregate_train
+            seconds = clock(lambda: aggregate(1, replies))[1]  # noqa: B023
+            found.setdefault(name, []).append(seconds)
+    for name, values in found.items():
+        print(f"{name}, n = {n}, d = {d:.3g}: {1e3 * statistics.median(values):.0f} ms")
+
+
 def clock(call):
     """The result, and the seconds it took."""
     start = time.perf_counter()
@@ -170,4 +199,6 @@ def clock(call):
 
 if __name__ == "__main__":
     what, n, d, *more = sys.argv[1:]
-    {"disk": disk, "ray": ray, "stages": stages}[what](int(n), int(float(d)), *more)
+    {"disk": disk, "last": last, "ray": ray, "stages": stages}[what](
+        int(n), int(float(d)), *more
+    )

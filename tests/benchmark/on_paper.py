@@ -1,0 +1,169 @@
+"""Bytes, seconds and memory of a round at sizes that nobody here has machines for.
+
+    python tests/benchmark/on_paper.py docs/figures/scale-on-paper.png
+
+Rates are fitted to what `scale.py stages` measured on two cores, and the model is
+checked against every one of those points. Links and machines are assumptions.
+"""
+
+import sys
+from dataclasses import dataclass
+from itertools import product
+
+BYTES = 4  # of a float32
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a stage can count on: rates are those of all cores together."""
+
+    flops: float = 7e10  # products of the Gram matrix a second
+    memory_rate: float = 7e9  # bytes that a weighted sum reads a second
+    inspect_rate: float = 2.5e10  # bytes a second, one core
+    each: float = 4e-5  # seconds for a reply, however small
+    write_rate: float = 9e8  # bytes of the model a second
+    rule: float = 4e-8  # seconds for a pair of clients
+    link: float = float("inf")  # bytes a second
+    memory: float = float("inf")
+
+    def inspect(self, n: float, d: float) -> float:
+        return self.each * n + BYTES * n * d / self.inspect_rate
+
+    def gram(self, n: float, d: float) -> float:
+        return BYTES * n * d / self.memory_rate + n * n * d / self.flops
+
+    def combine(self, n: float, d: float) -> float:
+        return self.each * n + BYTES * n * d / self.memory_rate
+
+    def write(self, n: float, d: float) -> float:
+        return BYTES * d / self.write_rate
+
+    def moved(self, bytes_: float) -> float:
+        return bytes_ / self.link
+
+
+HERE = Machine()
+# 32 cores: 16 times the arithmetic of the two here. What is read from memory does not
+# grow like the cores: 100 GB/s. 25 Gbit/s and 256 GB.
+SERVER = Machine(flops=16 * 7e10, memory_rate=1e11, link=25e9 / 8, memory=256e9)
+
+MEASURED = {  # milliseconds: python tests/benchmark/scale.py stages n d
+    (17, 1e6): {"inspect": 2.9, "gram": 17.1, "combine": 11.1, "write": 4.2},
+    (17, 1e7): {"inspect": 22.0, "gram": 124.0, "combine": 84.6, "write": 56.0},
+    (100, 1e6): {"inspect": 18.9, "gram": 209.9, "combine": 61.9, "write": 3.8},
+    (1000, 1e5): {"inspect": 74.9, "gram": 1476.0, "combine": 166.8, "write": 0.4},
+    (2000, 1e4): {"inspect": 100.2, "gram": 679.5, "combine": 38.6, "write": 0.3},
+}
+CLIENTS, PARAMETERS = [1e3, 1e4, 1e5, 1e6], [1e6, 1e7, 1e8, 1e9, 1e10, 1e11]
+MACHINES = [1, 100, 10_000]
+
+
+def stages(n: float, d: float, machines: int, server: Machine = SERVER) -> dict:
+    """Seconds of every stage of a round on so many machines, besides the one that asks.
+
+    All replies come in at one process, as in Flower, which spreads them.
+    """
+    rows = BYTES * n * d
+    alone = machines == 1
+    return {
+        "send": server.moved(rows),
+        "receive": server.moved(rows),
+        "inspect": server.inspect(n, d),
+        "spread": 0.0 if alone else server.moved(rows),
+        "gram": server.gram(n, d / machines),
+        "collect": 0.0 if alone else server.moved(machines * 8 * n * n),
+        "rule": server.rule * n * n,
+        "combine": server.combine(n, d / machines),
+        "write": server.write(n, d) + (0.0 if alone else server.moved(BYTES * d)),
+    }
+
+
+def memory(n: float, d: float, machines: int) -> dict:
+    """Bytes that are held at once, by the process that asks and by each worker."""
+    rows, gram = BYTES * n * d, 8 * n * n
+    return {"server": rows + gram + 4 * BYTES * d, "worker": rows / machines + gram}
+
+
+def check() -> None:
+    """Print what was measured, in units of the model; fail beyond a factor of three."""
+    print("n, d: measured / model")
+    for (n, d), found in MEASURED.items():
+        ratios = {
+            stage: 1e-3 * ms / getattr(HERE, stage)(n, d) for stage, ms in found.items()
+        }
+        line = ", ".join(f"{stage} {ratio:.2f}" for stage, ratio in ratios.items())
+        print(f"{n}, {d:.0e}: {line}")
+        bad = [s for s, r in ratios.items() if not 1 / 3 < r < 3 and found[s] > 10]
+        if bad:
+            sys.exit(f"The model does not hold for {bad} at n = {n}, d = {d:.0e}")
+
+
+def table() -> None:
+    """Print the seconds, the slowest stage, and whether memory holds it."""
+    for machines in MACHINES:
+        print(f"\n{machines} machine(s)\n")
+        print("| n | d | rows | Gram matrices | seconds | slowest | server | worker |")
+        print("|---|---|---|---|---|---|---|---|")
+        for n, d in product(CLIENTS, PARAMETERS):
+            times, held = stages(n, d, machines), memory(n, d, machines)
+            slowest = max(times, key=times.__getitem__)
+            flags = [
+                f"{human(held[who])}B{' (!)' * (held[who] > SERVER.memory)}"
+                for who in ("server", "worker")
+            ]
+            cells = [
+                f"{n:.0e}",
+                f"{d:.0e}",
+                f"{human(BYTES * n * d)}B",
+                f"{human(machines * 8 * n * n)}B",
+                f"{human(sum(times.values()))}",
+                slowest,
+                *flags,
+            ]
+            print(f"| {' | '.join(cells)} |")
+
+
+def human(value: float) -> str:
+    """Three digits and a prefix."""
+    for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if value >= size:
+            return f"{value / size:.3g} {prefix}"
+    return f"{value:.3g} "
+
+
+def figure(path: str) -> None:
+    """Draw the seconds of a round, and the slowest stage in every cell."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    fig, axes = plt.subplots(1, 3, figsize=(13, 4), sharey=True, layout="constrained")
+    for ax, machines in zip(axes, MACHINES, strict=True):
+        cells = [[stages(n, d, machines) for n in CLIENTS] for d in PARAMETERS]
+        seconds = np.array([[sum(cell.values()) for cell in row] for row in cells])
+        image = ax.imshow(
+            np.log10(seconds), origin="lower", aspect="auto", vmin=-1, vmax=9
+        )
+        for (j, i), total in np.ndenumerate(seconds):
+            cell, held = cells[j][i], memory(CLIENTS[i], PARAMETERS[j], machines)
+            text = f"{max(cell, key=cell.__getitem__)}\n{human(total)}s"
+            if max(held.values()) > SERVER.memory:
+                text += "\nout of memory"
+            colour = "white" if total < 1e5 else "black"
+            ax.text(i, j, text, ha="center", va="center", fontsize=7, color=colour)
+        ax.set_xticks(range(len(CLIENTS)), [f"{n:.0e}" for n in CLIENTS])
+        ax.set_yticks(range(len(PARAMETERS)), [f"{d:.0e}" for d in PARAMETERS])
+        ax.set_xlabel("clients")
+        ax.set_title(f"{machines} machine{'s' * (machines > 1)}", fontsize=10)
+    axes[0].set_ylabel("parameters")
+    fig.colorbar(image, label="log10 of seconds a round")
+    fig.savefig(path, dpi=80)
+
+
+if __name__ == "__main__":
+    check()
+    table()
+    if len(sys.argv) > 1:
+        figure(sys.argv[1])
