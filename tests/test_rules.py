@@ -149,6 +149,15 @@ def test_bucketing_has_one_order_for_a_seed():
     assert (one == same).all() and (one != other).any()
 
 
+def test_distances_that_rounding_tells_apart_both_ways_do_no_harm():
+    """Of identical rows, mixed, the distance from i to j may not be that from j to i."""
+    rule = parse_aggregator("nnm(mda)")
+    for seed in range(60):
+        x = np.random.default_rng(seed).normal(size=(9, 40)).astype(np.float32)
+        x[5:] = -0.5 * x[:5].mean(axis=0)
+        assert np.isfinite(rule(x, f=4)).all()
+
+
 def test_order_of_nesting_has_a_meaning():
     """CTMA around NNM trims raw rows; NNM before CTMA trims mixed ones."""
     raw, mixed = (
