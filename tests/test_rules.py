@@ -150,7 +150,7 @@ def test_bucketing_has_one_order_for_a_seed():
 
 
 def test_distances_that_rounding_tells_apart_both_ways_do_no_harm():
-    """Of identical rows, mixed, the distance from i to j may not be that from j to i."""
+    """Of identical rows, mixed, the distance there may not be the distance back."""
     rule = parse_aggregator("nnm(mda)")
     for seed in range(60):
         x = np.random.default_rng(seed).normal(size=(9, 40)).astype(np.float32)
