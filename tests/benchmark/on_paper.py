@@ -29,8 +29,8 @@ class Machine:
     def inspect(self, n: float, d: float) -> float:
         return self.each * n + BYTES * n * d / self.inspect_rate
 
-    def gram(self, n: float, d: float) -> float:
-        return BYTES * n * d / self.memory_rate + n * n * d / self.flops
+    def gram(self, n: float, d: float, pairs: float | None = None) -> float:
+        return BYTES * n * d / self.memory_rate + (pairs or n * n) * d / self.flops
 
     def combine(self, n: float, d: float) -> float:
         return self.each * n + BYTES * n * d / self.memory_rate
@@ -54,25 +54,30 @@ MEASURED = {  # milliseconds: python tests/benchmark/scale.py stages n d
     (1000, 1e5): {"inspect": 74.9, "gram": 1476.0, "combine": 166.8, "write": 0.4},
     (2000, 1e4): {"inspect": 100.2, "gram": 679.5, "combine": 38.6, "write": 0.3},
 }
+# scale.py disk 80 1e8: seconds from replies to the model, three passes over the rows
+# at the rate at which the disk read a file of 2 GB.
+ON_DISK, DISK_RATE = (80, 1e8, 113.0), 1.0e9
+GROUP = 100
 CLIENTS, PARAMETERS = [1e3, 1e4, 1e5, 1e6], [1e6, 1e7, 1e8, 1e9, 1e10, 1e11]
 MACHINES = [1, 100, 10_000]
 
 
-def stages(n: float, d: float, machines: int, server: Machine = SERVER) -> dict:
+def stages(n: float, d: float, machines: int, group: float = float("inf")) -> dict:
     """Seconds of every stage of a round on so many machines, besides the one that asks.
 
-    All replies come in at one process, as in Flower, which spreads them.
+    All replies come in at one process, as in Flower, which spreads them. Inner products
+    are those of clients of the same group.
     """
-    rows = BYTES * n * d
+    server, rows, pairs = SERVER, BYTES * n * d, n * min(n, group)
     alone = machines == 1
     return {
         "send": server.moved(rows),
         "receive": server.moved(rows),
         "inspect": server.inspect(n, d),
         "spread": 0.0 if alone else server.moved(rows),
-        "gram": server.gram(n, d / machines),
-        "collect": 0.0 if alone else server.moved(machines * 8 * n * n),
-        "rule": server.rule * n * n,
+        "gram": server.gram(n, d / machines, pairs),
+        "collect": 0.0 if alone else server.moved(machines * 8 * pairs),
+        "rule": server.rule * pairs,
         "combine": server.combine(n, d / machines),
         "write": server.write(n, d) + (0.0 if alone else server.moved(BYTES * d)),
     }
@@ -96,6 +101,10 @@ def check() -> None:
         bad = [s for s, r in ratios.items() if not 1 / 3 < r < 3 and found[s] > 10]
         if bad:
             sys.exit(f"The model does not hold for {bad} at n = {n}, d = {d:.0e}")
+    n, d, seconds = ON_DISK
+    model = HERE.inspect(n, d) + HERE.gram(n, d) + HERE.combine(n, d)
+    model += HERE.write(n, d) + 3 * BYTES * n * d / DISK_RATE
+    print(f"{n}, {d:.0e}, on disk: {seconds / model:.2f}")
 
 
 def table() -> None:
@@ -121,6 +130,19 @@ def table() -> None:
                 *flags,
             ]
             print(f"| {' | '.join(cells)} |")
+
+
+def groups() -> None:
+    """Print the seconds of flat rules and of rules within groups, and where they go."""
+    print(f"\n| machines | n | d | flat | slowest | groups of {GROUP} | slowest |")
+    print("|---|---|---|---|---|---|---|")
+    for machines, n in product(MACHINES, CLIENTS):
+        cells = [f"{machines}", f"{n:.0e}", "1e+09"]
+        for group in (float("inf"), GROUP):
+            times = stages(n, 1e9, machines, group)
+            slowest = max(times, key=times.__getitem__)
+            cells += [f"{human(sum(times.values()))}s", slowest]
+        print(f"| {' | '.join(cells)} |")
 
 
 def human(value: float) -> str:
@@ -165,5 +187,6 @@ def figure(path: str) -> None:
 if __name__ == "__main__":
     check()
     table()
+    groups()
     if len(sys.argv) > 1:
         figure(sys.argv[1])
