@@ -97,11 +97,12 @@ def draw_scores(scores: Scores, n: int, metric: str, path: Path) -> None:
     first = next(iter(scores.values()))
     attacks = list(next(iter(first.values())))
     width = 2.2 + 0.62 * (len(attacks) + 1)
-    height = 1.5 + 0.34 * len(first)
+    heights = [1.5 + 0.34 * len(by_rule) for by_rule in scores.values()]
     figure, axes = plt.subplots(
         len(scores),
         1,
-        figsize=(width, height * len(scores)),
+        figsize=(width, sum(heights)),
+        height_ratios=heights,
         squeeze=False,
         layout="constrained",
     )
