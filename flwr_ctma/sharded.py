@@ -18,10 +18,10 @@ import numpy as np
 
 from flwr_ctma.cpu import CpuStack, Panel, Span
 from flwr_ctma.errors import wrong
-from flwr_ctma.spec import check_fields, parse
+from flwr_ctma.spec import check_fields
 from flwr_ctma.stack import Columns, Float64, Kernel, Stack, Vector
 
-__all__ = ["RayBackend", "ShardedStack", "Unavailable", "parse_backend"]
+__all__ = ["RayBackend", "ShardedStack", "Unavailable"]
 
 # A shard whose worker dies is built again, this many times in one question.
 _REBUILDS = 3
@@ -57,7 +57,7 @@ class RayBackend:
 
     Examples
     --------
-    >>> parse_backend("ray(workers=4)")
+    >>> RayBackend(workers=4)
     RayBackend(address=None, workers=4, cpus=1.0, timeout=60.0)
     """
 
@@ -75,6 +75,13 @@ class RayBackend:
         if not self.timeout > 0:
             raise wrong("timeout", "above 0", self.timeout)
 
+    def begin(self, sent: Any, read: Any) -> "RayBackend":
+        """Begin a round: its rows go to the workers when all are there."""
+        return self
+
+    def arrive(self, messages: Any) -> None:
+        """Wait for the others."""
+
     def place(self, rows: CpuStack) -> "ShardedStack":
         """Hand the rows to the workers: one copy, into the store that they read."""
         return ShardedStack(rows, self._pool)
@@ -82,15 +89,6 @@ class RayBackend:
     @cached_property
     def _pool(self) -> "_Pool":
         return _Pool(self)
-
-
-def parse_backend(backend: RayBackend | str) -> RayBackend:
-    """Give the backend that was named: `"ray"`, `"ray(workers=4)"`."""
-    if isinstance(backend, str):
-        backend = parse(backend, {"ray": RayBackend}, "backend")
-    if not isinstance(backend, RayBackend):
-        raise wrong("backend", 'a RayBackend, "ray", or None', backend)
-    return backend
 
 
 class ShardedStack(Stack):

@@ -36,6 +36,11 @@ def client(shapes, dtype=np.float32):
     return app
 
 
+def ask():
+    ArrivalGrid(ClientApp(), 1, Fixed((1.0,)))  # who sends messages
+    return Message(RecordDict(), 2, "train")
+
+
 def run(kind, shapes, n, rule="ctma(gm)", dtype=np.float32, **settings):
     arrivals = ArrivalGrid(client(shapes, dtype), n, Fixed((1.0,) * n))
     initial = {key: Array(np.zeros(shape, dtype)) for key, shape in shapes.items()}
@@ -58,7 +63,7 @@ def test_a_run_on_disk_is_the_run_in_memory(tmp_path, rule, dtype):
 
 
 def test_what_is_on_disk_is_what_was_sent(tmp_path):
-    (asked,) = [Message(RecordDict(), 2, "train")]
+    asked = ask()
     values = {k: np.ones(shape, np.float32) for k, shape in SHAPES.items()}
     record = ArrayRecord({key: Array(value) for key, value in values.items()})
     bytes_before = [array.data for array in record.values()]
@@ -70,7 +75,7 @@ def test_what_is_on_disk_is_what_was_sent(tmp_path):
 
 
 def test_replies_without_arrays_stay_as_they_are(tmp_path):
-    asked = Message(RecordDict(), 2, "train")
+    asked = ask()
     for reply in (
         Message(Error(5, "gone"), reply_to=asked),
         Message(RecordDict({"metrics": MetricRecord({"a": 1})}), reply_to=asked),

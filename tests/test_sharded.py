@@ -14,9 +14,10 @@ from table import everyone
 
 from flwr_ctma import sharded
 from flwr_ctma.cpu import CpuStack
-from flwr_ctma.sharded import RayBackend, Unavailable, parse_backend
+from flwr_ctma.sharded import RayBackend, Unavailable
 from flwr_ctma.simulation import InProcessGrid
 from flwr_ctma.strategy import RobustStrategy
+from flwr_ctma.strategy.backend import parse_backend
 from flwr_ctma.updates import Panel, Updates
 
 N, WIDTH = 11, 50_000  # three blocks of columns in float64, two in float32
@@ -188,6 +189,9 @@ class Fading:
 
     def __init__(self, backend):
         self.backend = backend
+
+    def begin(self, sent, read):
+        return self
 
     def place(self, rows):
         stack = self.backend.place(rows)

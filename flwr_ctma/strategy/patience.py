@@ -1,7 +1,7 @@
 """Waiting for replies no longer than a round must."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from time import monotonic, sleep
@@ -85,6 +85,8 @@ class PatientGrid(Grid):
         As for `RobustStrategy`.
     patience : Patience (default: Patience())
         How long the grace is.
+    arrived : callable, optional
+        Is given the replies of each pull, while others are waited for.
 
     Examples
     --------
@@ -100,9 +102,11 @@ class PatientGrid(Grid):
         grid: Grid,
         num_malicious_nodes: int | float,
         patience: Patience = Patience(),
+        arrived: Callable[[Sequence[Message]], None] | None = None,
     ) -> None:
         self.grid = grid
         self.patience = patience
+        self._arrived = arrived
         self._tolerance = Tolerance(num_malicious_nodes)
         self._one_by_one = False
 
@@ -125,6 +129,8 @@ class PatientGrid(Grid):
             answered = {reply.metadata.reply_to_message_id for reply in found}
             waiting = [key for key in waiting if key not in answered]
             now = monotonic()
+            if found and self._arrived:
+                self._arrived(found)
             if not on_grace and len(waiting) <= spare:
                 on_grace = True
                 deadline = min(deadline, now + self.patience.grace(now - started))

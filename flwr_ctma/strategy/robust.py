@@ -24,8 +24,9 @@ from flwr_ctma.records import (
     quote,
     read_metrics,
 )
-from flwr_ctma.sharded import RayBackend, Unavailable, parse_backend
+from flwr_ctma.sharded import Unavailable
 from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.strategy.backend import Backend, Held, parse_backend
 from flwr_ctma.strategy.claims import bounded_weights, trimmed_mean, weight_of
 from flwr_ctma.strategy.guarantee import tell
 from flwr_ctma.strategy.patience import Patience, PatientGrid
@@ -71,9 +72,10 @@ class RobustStrategy(Strategy):
     patience : Patience | None (default: Patience())
         How long `start` waits for the last f replies when the others are in; None: as
         long as Flower does. Inside another strategy, start that with a `PatientGrid`.
-    backend : RayBackend | str | None (default: None)
-        Where the rows of a round are held: in this process, or by the workers of a Ray
-        cluster, "ray" for short. A round in which those fail is skipped.
+    backend : Backend | str | None (default: None)
+        Where the rows of a round are held: "ray", by the workers of a Ray cluster (a
+        round in which those fail is skipped); "streaming", here, with inner products
+        taken as replies arrive; None, here, with the same bits in whatever order.
 
     Attributes
     ----------
@@ -116,7 +118,7 @@ class RobustStrategy(Strategy):
         unmeasured: Collection[str] = BUFFERS,
         max_violations: int | None = None,
         patience: Patience | None = Patience(),  # noqa: B008, a frozen value
-        backend: RayBackend | str | None = None,
+        backend: Backend | str | None = None,
     ) -> None:
         refuse(strategy)
         if max_violations is not None and max_violations < 1:
@@ -139,6 +141,7 @@ class RobustStrategy(Strategy):
         self._warned: set[tuple[str, int, int]] = set()
         self._arrays = ArrayRecord()
         self._sent: Model | None = None
+        self._held: Held | None = None
         self._training = self._evaluation = Round([], 0)
         self._previous: list[NDArray[Any]] | None = None
 
@@ -172,8 +175,13 @@ class RobustStrategy(Strategy):
         """Give the grid to run the rounds on: one that waits as `patience` says."""
         self._tolerance = replace(self._tolerance, rounds=max(num_rounds, 1))
         if self.patience and not isinstance(grid, InProcessGrid | PatientGrid):
-            return PatientGrid(grid, self.num_malicious_nodes, self.patience)
+            known = (self.num_malicious_nodes, self.patience, self._arrive)
+            return PatientGrid(grid, *known)
         return grid
+
+    def _arrive(self, replies: Sequence[Message]) -> None:
+        if self._held:
+            self._held.arrive(replies)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -186,6 +194,8 @@ class RobustStrategy(Strategy):
             records = self._training.asked[0].content.array_records
             sent = records.get(self._arrays_key, arrays)
             self._sent = Model(sent, self.unmeasured)
+            if self.backend:
+                self._held = self.backend.begin(self._sent, self._read)
         return self._training.asked
 
     def aggregate_train(
@@ -194,6 +204,7 @@ class RobustStrategy(Strategy):
         """Aggregate the good replies and let the strategy inside go on from there."""
         if self._sent is None or not self._training.asked:
             return None, None
+        held, self._held = self._held, None
         outcome = self._training.sort(replies, self._read)
         f = self._bearable("train", self._training, outcome)
         if f is None:
@@ -206,7 +217,7 @@ class RobustStrategy(Strategy):
                 outcome.replies,
                 budget,
                 self._previous,
-                self.backend.place if self.backend else None,
+                held.place if held else None,
             )
         except (ValueError, Unavailable) as error:
             log(WARNING, "aggregate_train: Skipped. %s", error)

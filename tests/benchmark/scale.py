@@ -171,10 +171,13 @@ def last(n: int, d: int) -> None:
     payloads = [ArrayRecord({"w": Array(row)}) for row in rows]
     found: dict[str, list[float]] = {}
     for _ in range(7):
-        for name in ("FedAvg", "mean", "ctma(gm)", "ctma(cwmed)"):
+        for name in ("FedAvg", "mean", "ctma(gm)", "ctma(gm) streaming", "ctma(cwmed)"):
             strategy = inner = FedAvg(min_train_nodes=n, min_available_nodes=n)
+            rule, _, backend = name.partition(" ")
             if name != "FedAvg":
-                strategy = RobustStrategy(inner, name, num_malicious_nodes=n // 5)
+                strategy = RobustStrategy(
+                    inner, rule, num_malicious_nodes=n // 5, backend=backend or None
+                )
             grid = ArrivalGrid(ClientApp(), n, Fixed((1.0,) * n))
             asked = list(strategy.configure_train(1, sent, ConfigRecord(), grid))
             replies = []
@@ -183,9 +186,13 @@ def last(n: int, d: int) -> None:
                 content = {"metrics": MetricRecord({"num-examples": 1})}
                 content["arrays"] = ArrayRecord(dict(payload.items()))
                 replies.append(Message(RecordDict(content), reply_to=message))
+            arrive = getattr(strategy, "_arrive", list)
+            before = clock(lambda: [arrive([r]) for r in replies[:-1]])[1]  # noqa: B023
             aggregate = strategy.aggregate_train
-            seconds = clock(lambda: aggregate(1, replies))[1]  # noqa: B023
+            seconds = clock(lambda: (arrive(replies[-1:]), aggregate(1, replies)))[1]  # noqa: B023
             found.setdefault(name, []).append(seconds)
+            if backend:
+                found.setdefault("work before", []).append(before)
     for name, values in found.items():
         print(f"{name}, n = {n}, d = {d:.3g}: {1e3 * statistics.median(values):.0f} ms")
 
