@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -53,7 +54,7 @@ class RayBackend:
     Raises
     ------
     ValueError
-        For a parameter that is of the wrong type or below its range.
+        For a parameter of the wrong type or below its range, or if there is no Ray.
 
     Examples
     --------
@@ -68,6 +69,9 @@ class RayBackend:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if find_spec("ray") is None:
+            remedy = "Install Ray: `pip install 'flwr[simulation]'`."
+            raise wrong("backend", "one that is installed", "ray", remedy)
         if self.workers is not None and self.workers < 1:
             raise wrong("workers", "at least 1, or None", self.workers)
         if not self.cpus >= 0:

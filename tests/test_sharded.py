@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -251,6 +252,12 @@ def test_a_round_that_workers_cannot_do_keeps_the_model(backend, monkeypatch):
 def test_a_backend_that_is_none(backend, name):
     with pytest.raises(ValueError, match=f"`{name}`"):
         RobustStrategy(FedAvg(), num_malicious_nodes=1, backend=backend)
+
+
+def test_a_backend_that_is_not_installed_is_told_before_the_run(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"Install Ray: `pip install"):
+        RobustStrategy(FedAvg(), num_malicious_nodes=1, backend="ray")
 
 
 def test_a_backend_is_spelled_in_a_run_config():

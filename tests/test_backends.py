@@ -1,0 +1,48 @@
+"""Backends in Flower's own simulation, whose clients are Ray actors on all cores."""
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+from flwr.simulation import run_simulation
+
+from flwr_ctma.strategy import RobustStrategy
+
+N = 9
+
+
+@pytest.mark.long
+def test_backends_agree_in_a_simulation():
+    client, server, found = ClientApp(), ServerApp(), {}
+
+    @client.train()
+    def train(message, context):
+        rng = np.random.default_rng(context.node_config["partition-id"])
+        w = message.content["arrays"]["w"].numpy()
+        near = (w + 1 + 0.1 * rng.standard_normal(w.shape)).astype(np.float32)
+        arrays = ArrayRecord({"w": Array(near)})
+        content = {"arrays": arrays, "metrics": MetricRecord({"loss": 1.0})}
+        return Message(RecordDict(content), reply_to=message)
+
+    @server.main()
+    def main(grid, context):
+        initial = ArrayRecord({"w": Array(np.zeros(200_000, np.float32))})
+        for backend in (None, "streaming", "ray(cpus=0, workers=2)"):
+            inner = FedAvg(
+                fraction_evaluate=0.0, min_train_nodes=N, min_available_nodes=N
+            )
+            strategy = RobustStrategy(inner, num_malicious_nodes=2, backend=backend)
+            result = strategy.start(grid, initial, num_rounds=2)
+            found[backend] = result.arrays["w"].numpy()
+
+    run_simulation(
+        server_app=server,
+        client_app=client,
+        num_supernodes=N,
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0}},
+    )
+    assert len(found) == 3 and (found[None] != 0).all()
+    for arrays in found.values():
+        np.testing.assert_allclose(arrays, found[None], rtol=0, atol=1e-6)
