@@ -6,9 +6,8 @@ shard is. Between machines travel the rows, once, then n² numbers a shard, and 
 result.
 """
 
-import itertools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -17,19 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from flwr_ctma.actors import Pool, Unavailable
 from flwr_ctma.cpu import CpuStack, Panel, Span
 from flwr_ctma.errors import wrong
 from flwr_ctma.spec import check_fields
 from flwr_ctma.stack import Columns, Float64, Kernel, Stack, Vector
 
-__all__ = ["RayBackend", "ShardedStack", "Unavailable"]
+__all__ = ["RayBackend", "ShardedStack"]
 
 # A shard whose worker dies is built again, this many times in one question.
 _REBUILDS = 3
-
-
-class Unavailable(RuntimeError):
-    """The workers cannot do what was asked of them; nothing is wrong with the rows."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +87,8 @@ class RayBackend:
         return ShardedStack(rows, self._pool)
 
     @cached_property
-    def _pool(self) -> "_Pool":
-        return _Pool(self)
+    def _pool(self) -> Pool:
+        return Pool(self.address, self.workers, self.cpus, self.timeout)
 
 
 class ShardedStack(Stack):
@@ -101,11 +97,11 @@ class ShardedStack(Stack):
     A shard that is lost with its worker is built again from the rows that came.
     """
 
-    def __init__(self, rows: CpuStack, pool: "_Pool") -> None:
+    def __init__(self, rows: CpuStack, pool: Pool) -> None:
         self._local, self._pool, self._key = rows, pool, next(pool.keys)
         self._shards = _cut(rows, len(pool.workers))
         self._widths = [sum(b - a for _, a, b in shard) for shard in self._shards]
-        weakref.finalize(self, pool.drop, self._key).atexit = False
+        weakref.finalize(self, pool.drop, self._key, len(self._shards)).atexit = False
         for i in range(len(self._shards)):
             self._load(i)
 
@@ -185,111 +181,6 @@ class ShardedStack(Stack):
             f"{len(lost)} of {count} shards were lost {1 + _REBUILDS} times: their Ray "
             "workers die. Out of memory? Use more machines, or fewer clients."
         )
-
-
-class _Worker:
-    """A Ray actor: stacks of panels by key, and their methods."""
-
-    def __init__(self, cpus: float) -> None:
-        import os
-
-        # Workers share a machine: each keeps to the cores it was given.
-        os.environ["FLWR_CTMA_NUM_THREADS"] = str(max(1, int(cpus)))
-        self._stacks: dict[int, CpuStack] = {}
-
-    def load(self, key: int, panels: list[Panel]) -> None:
-        self._stacks[key] = CpuStack(panels)
-
-    def ask(self, key: int, method: str, given: tuple[Any, ...]) -> Any:
-        """Answer; None if a worker that died was to hold this shard."""
-        if key not in self._stacks:
-            return None
-        return getattr(self._stacks[key], method)(*given)
-
-    def drop(self, key: int) -> None:
-        self._stacks.pop(key, None)
-
-
-class _Pool:
-    """Workers in a fixed order: the i-th shard of every stack is the i-th worker's."""
-
-    def __init__(self, backend: RayBackend) -> None:
-        import ray
-
-        self._backend, self.keys = backend, itertools.count()
-        if not ray.is_initialized():
-            _connected(lambda: ray.init(backend.address, log_to_driver=False))
-        cores = int(_connected(ray.cluster_resources).get("CPU", 1))
-        count = backend.workers or max(1, int(cores / max(backend.cpus, 1)))
-        self.workers = [self._start() for _ in range(count)]
-        ready = [worker.drop.remote(-1) for worker in self.workers]
-        _, late = ray.wait(ready, num_returns=count, timeout=backend.timeout)
-        if late:
-            raise Unavailable(
-                f"{len(late)} of {count} Ray workers did not start in "
-                f"{backend.timeout:g} s: no cores are free. Ask for fewer `workers`, "
-                "or for `cpus=0` beside a simulation that has them all."
-            )
-
-    def _start(self) -> Any:
-        import ray
-
-        cpus = self._backend.cpus
-        options = {"num_cpus": cpus, "scheduling_strategy": "SPREAD"}
-        return ray.remote(_Worker).options(**options).remote(cpus)
-
-    def revive(self, i: int) -> None:
-        """Start another worker in the place of one that died."""
-        import ray
-
-        try:
-            ray.get(self.workers[i].drop.remote(-1))
-        except ray.exceptions.RayActorError:
-            self.workers[i] = self._start()
-
-    def load(self, i: int, key: int, panels: list[Panel]) -> None:
-        _connected(lambda: self.workers[i].load.remote(key, panels))
-
-    def ask(self, i: int, key: int, method: str, given: tuple[Any, ...]) -> Any:
-        return _connected(lambda: self.workers[i].ask.remote(key, method, given))
-
-    def answers(self, asked: dict[int, Any]) -> dict[int, Any]:
-        """Wait for answers; without those of workers that died, or know nothing."""
-        import ray
-
-        found = {}
-        for i, reference in asked.items():
-            try:
-                answer = ray.get(reference)
-            except ray.exceptions.RayActorError:
-                continue
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, ValueError):
-                    raise error.cause from None  # what the rows are at fault for
-                raise Unavailable(f"A Ray worker failed: {error.cause!r}") from error
-            except ray.exceptions.RayError as error:
-                raise Unavailable(f"Ray failed: {error}") from error
-            if answer is not None:
-                found[i] = answer
-        return found
-
-    def drop(self, key: int) -> None:
-        """Let go of a stack."""
-        import ray
-
-        if ray.is_initialized():
-            for worker in self.workers:
-                worker.drop.remote(key)
-
-
-def _connected(call: Callable[[], Any]) -> Any:
-    """Make a call to Ray, which raises what it likes if there is no cluster."""
-    import ray
-
-    try:
-        return call()
-    except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
-        raise Unavailable(f"Ray failed: {error}") from error
 
 
 def _cut(rows: CpuStack, count: int) -> list[list[Span]]:

@@ -14,8 +14,9 @@ from flwr.serverapp.strategy import FedAvg
 from table import everyone
 
 from flwr_ctma import sharded
+from flwr_ctma.actors import Unavailable
 from flwr_ctma.cpu import CpuStack
-from flwr_ctma.sharded import RayBackend, Unavailable
+from flwr_ctma.sharded import RayBackend
 from flwr_ctma.simulation import InProcessGrid
 from flwr_ctma.strategy import RobustStrategy
 from flwr_ctma.strategy.backend import parse_backend
@@ -177,12 +178,29 @@ def test_workers_for_whom_there_is_no_core(backend):
         greedy.place(CpuStack([Panel(normal(5, 100))]))
 
 
+def test_a_shard_whose_core_is_gone_goes_to_a_neighbour(backend):
+
+    class Greedy:  # takes the core of a worker as soon as it is free
+        def hello(self):
+            return True
+
+    scarce = RayBackend(workers=2, cpus=1, timeout=2)
+    local, remote = both(scarce, [Panel(normal(5, 90_000))])
+    greedy = ray.remote(Greedy).options(num_cpus=1).remote()
+    ray.kill(scarce._pool.workers[0])
+    assert ray.get(greedy.hello.remote())
+    np.testing.assert_allclose(remote.gram(), local.gram(), rtol=1e-12)
+    assert scarce._pool.workers[0] is scarce._pool.workers[1]
+    c = normal(5)
+    np.testing.assert_array_equal(remote.combine(c)[0], local.combine(c)[0])
+
+
 def test_rows_are_let_go_with_their_stack(backend):
     _, remote = both(backend, [Panel(normal(5, 100))])
     worker, key = backend._pool.workers[0], remote.stack._key
-    assert ray.get(worker.ask.remote(key, "largest", ())) is not None
+    assert ray.get(worker.ask.remote((key, 0), "largest", ())) is not None
     del remote
-    assert ray.get(worker.ask.remote(key, "largest", ())) is None
+    assert ray.get(worker.ask.remote((key, 0), "largest", ())) is None
 
 
 class Fading:

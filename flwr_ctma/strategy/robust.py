@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
+from flwr_ctma.actors import Unavailable
 from flwr_ctma.aggregators import Aggregator, Budget
 from flwr_ctma.errors import wrong
 from flwr_ctma.ledger import Ledger
@@ -24,7 +25,6 @@ from flwr_ctma.records import (
     quote,
     read_metrics,
 )
-from flwr_ctma.sharded import Unavailable
 from flwr_ctma.simulation import InProcessGrid
 from flwr_ctma.strategy.backend import Backend, Held, parse_backend
 from flwr_ctma.strategy.claims import bounded_weights, trimmed_mean, weight_of
