@@ -1,14 +1,17 @@
-"""Backends in Flower's own simulation, whose clients are Ray actors on all cores."""
+"""Backends in Flower's own simulation, and on a cluster of which a machine is lost."""
 
 import numpy as np
 import pytest
+import ray
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
+from flwr_ctma.sharded import RayBackend
 from flwr_ctma.strategy import RobustStrategy
+from flwr_ctma.updates import Panel, Updates
 
 N = 9
 
@@ -46,3 +49,34 @@ def test_backends_agree_in_a_simulation():
     assert len(found) == 3 and (found[None] != 0).all()
     for arrays in found.values():
         np.testing.assert_allclose(arrays, found[None], rtol=0, atol=1e-6)
+
+
+@pytest.mark.long
+def test_a_machine_that_is_lost_takes_no_shard_with_it():
+    """Two machines of one core, each a process of its own; then one."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    other = cluster.add_node(num_cpus=1)
+    ray.init(cluster.address, log_to_driver=False)
+    try:
+        x = np.random.default_rng(0).standard_normal((5, 90_000))
+        local = Updates.of([Panel(x)])
+        backend = RayBackend(address=cluster.address, timeout=5)
+        remote = Updates(backend.place(local.stack))
+
+        def node(worker):
+            return ray.get_runtime_context().get_node_id()
+
+        where = {
+            ray.get(worker.__ray_call__.remote(node))
+            for worker in backend._pool.workers
+        }
+        assert len(where) == 2
+        cluster.remove_node(other)
+        np.testing.assert_allclose(remote.gram(), local.gram(), rtol=1e-12)
+        c = np.ones(5)
+        np.testing.assert_array_equal(remote.combine(c)[0], local.combine(c)[0])
+    finally:
+        ray.shutdown()
+        cluster.shutdown()

@@ -195,6 +195,20 @@ def test_a_shard_whose_core_is_gone_goes_to_a_neighbour(backend):
     np.testing.assert_array_equal(remote.combine(c)[0], local.combine(c)[0])
 
 
+def test_rows_are_read_where_ray_stores_them(backend):
+    """Views that cannot be written to: a copy of its own a worker could write to."""
+    rows = list(normal(5, 90_000))
+    _, remote = both(backend, [Panel(rows, rows[0])])
+
+    def writeable(worker, key):
+        (panel,) = worker._stacks[key].panels
+        return [row.flags.writeable for row in (*panel.rows, panel.origin)]
+
+    for i, worker in enumerate(backend._pool.workers):
+        found = worker.__ray_call__.remote(writeable, (remote.stack._key, i))
+        assert ray.get(found) == [False] * 6
+
+
 def test_rows_are_let_go_with_their_stack(backend):
     _, remote = both(backend, [Panel(normal(5, 100))])
     worker, key = backend._pool.workers[0], remote.stack._key
