@@ -58,7 +58,7 @@ class Group:
         return all(self.last >= (run.planned or 0) for run in self.runs)
 
     def spread(self, metric: str) -> Spread:
-        """Gather a metric by round; rounds in which it was not measured are left out."""
+        """Gather a metric by round, of those in which it was measured."""
         measured = set.intersection(*(run.measured(metric) for run in self.runs))
         rounds = [number for number in self.rounds if number in measured]
         columns = [self.at(metric, number) for number in rounds]
