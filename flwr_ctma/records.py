@@ -120,7 +120,8 @@ class Model:
                 "arrays",
                 "a model with floats that count in distances",
                 list(self._keys)[:10],
-                "Integers and running statistics do not count.",
+                "Integers and running statistics do not count; what is no set of "
+                "floats, such as XGBoost's trees, cannot be averaged.",
             )
 
     def read(self, content: RecordDict) -> Reply | Rejection:

@@ -1,6 +1,7 @@
 """Each example learns under attack thanks to two lines, and would not without them."""
 
 import importlib
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -123,6 +124,19 @@ def test_two_lines_keep_an_existing_app_learning_under_attack(name, monkeypatch)
 def test_every_example_is_tested():
     folders = {path.parent.name for path in EXAMPLES.glob("*/pyproject.toml")}
     assert folders == set(ACCURACIES)
+
+
+def test_the_page_has_the_size_of_every_example_and_of_what_was_added():
+    page = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| \[(\S+)\]\(\1\) \|.*\| (\d+) \| (\d+) \|$", page, re.M)
+    assert table == [(name, *map(str, lines_of(name))) for name in ACCURACIES]
+
+
+def lines_of(name):
+    """Count the lines of an example, and those of them that name this package."""
+    texts = [path.read_text("utf-8") for path in (EXAMPLES / name).glob("*/*.py")]
+    lines = [line for text in texts for line in text.splitlines()]
+    return len(lines), sum("RobustStrategy" in line for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,8 @@ class RobustStrategy(Strategy):
     Raises
     ------
     ValueError
-        As `flwr_ctma.strategy.RobustStrategy` does.
+        As `flwr_ctma.strategy.RobustStrategy` does; and in the first round if secure
+        aggregation hides what single clients sent.
 
     Notes
     -----
@@ -132,6 +133,7 @@ class RobustStrategy(Strategy):
         failures: list[tuple[ClientProxy, FitRes] | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
         """Aggregate the good results and let the strategy inside go on from there."""
+        _refuse_sums(results)
         replies = self._bridge.replies(results, failures)
         arrays, report = self._robust.aggregate_train(server_round, replies)
         parameters = None if arrays is None else parameters_of(arrays)
@@ -183,3 +185,18 @@ def _refuse(strategy: Strategy) -> None:
             if base.__module__.startswith("flwr.") and isinstance(namesake, type):
                 refuse_kind(namesake, type(part).__name__)
         part = getattr(part, "strategy", None)
+
+
+def _refuse_sums(results: list[tuple[ClientProxy, FitRes]]) -> None:
+    """Raise a ValueError if all results hold the very same parameters.
+
+    `SecAggPlusWorkflow` writes the average into every result: rules would find that
+    all clients agree.
+    """
+    if len({id(result.parameters) for _, result in results}) < len(results):
+        raise wrong(
+            "results",
+            "those of single clients",
+            "one average in place of all",
+            "Secure aggregation hides what a robust rule compares: use one of the two.",
+        )
