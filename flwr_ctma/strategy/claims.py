@@ -3,15 +3,18 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from logging import WARNING
 from typing import Any
 
 import numpy as np
 from flwr.app import MetricRecord
+from flwr.common import log
 from numpy.typing import NDArray
 
+from flwr_ctma.aggregators import Budget
 from flwr_ctma.records import Rejection, quote
 
-__all__ = ["bounded_weights", "trimmed_mean", "weight_of"]
+__all__ = ["bounded_weights", "claimed_budget", "trimmed_mean", "weight_of"]
 
 _Shape = int | None  # length of a list; None for a number
 _Keyed = dict[str, tuple[_Shape, Any]]
@@ -131,3 +134,22 @@ def bounded_weights(
     ranked = np.sort(np.asarray(claimed, np.float64))[::-1]
     weights = np.minimum(claimed, ranked[f])
     return weights, float(np.sort(weights)[::-1][:f].sum() / weights.sum())
+
+
+def claimed_budget(
+    metrics: Sequence[MetricRecord], f: int, weighted_by: str | None
+) -> Budget:
+    """Tell a rule what may be Byzantine: rows, or weight if clients claim it."""
+    if weighted_by is None:
+        return Budget(len(metrics), f)
+    claimed = [weight_of(record, weighted_by) for record in metrics]
+    weights, share = bounded_weights(claimed, f)
+    if share < 0.5:
+        return Budget(len(metrics), share, weights)
+    log(
+        WARNING,
+        "\t> The %d largest `%s` are %.0f%% of all: no rule holds against that. "
+        "All nodes count the same in this round.",
+        *(f, weighted_by, 100 * share),
+    )
+    return Budget(len(metrics), f)

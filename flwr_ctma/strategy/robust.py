@@ -1,9 +1,7 @@
 """Robust aggregation for any Flower strategy that averages."""
 
 import math
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from logging import INFO, WARNING
 from typing import Any
 
@@ -15,7 +13,6 @@ from numpy.typing import NDArray
 
 from flwr_ctma.actors import Unavailable
 from flwr_ctma.aggregators import Aggregator, Budget
-from flwr_ctma.errors import wrong
 from flwr_ctma.ledger import Ledger
 from flwr_ctma.records import (
     BUFFERS,
@@ -26,15 +23,16 @@ from flwr_ctma.records import (
     read_metrics,
 )
 from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.strategy.asking import Asking
 from flwr_ctma.strategy.backend import Backend, Held, parse_backend
-from flwr_ctma.strategy.claims import bounded_weights, trimmed_mean, weight_of
-from flwr_ctma.strategy.guarantee import tell
+from flwr_ctma.strategy.claims import claimed_budget, weight_of
+from flwr_ctma.strategy.only import only_reply
 from flwr_ctma.strategy.patience import Patience, PatientGrid
 from flwr_ctma.strategy.refusals import checked_rule, parts, refuse, setting
-from flwr_ctma.strategy.reporting import log_outcome, report, warn_of_majority
+from flwr_ctma.strategy.reporting import log_outcome, report
 from flwr_ctma.strategy.round import Outcome, Round
 from flwr_ctma.strategy.step import Step, take_step
-from flwr_ctma.strategy.tolerance import Tolerance, bearable
+from flwr_ctma.strategy.tolerance import bearable
 
 __all__ = ["RobustStrategy"]
 
@@ -121,8 +119,6 @@ class RobustStrategy(Strategy):
         backend: Backend | str | None = None,
     ) -> None:
         refuse(strategy)
-        if max_violations is not None and max_violations < 1:
-            raise wrong("max_violations", "at least 1, or None", max_violations)
         self.strategy = strategy
         self.aggregator = checked_rule(aggregator, weighted_by is not None)
         self.num_malicious_nodes = num_malicious_nodes
@@ -132,13 +128,12 @@ class RobustStrategy(Strategy):
         self.patience = patience
         self.backend = None if backend is None else parse_backend(backend)
         self.ledger = Ledger()
-        self._tolerance = Tolerance(num_malicious_nodes)
+        self._asking = Asking(self.aggregator, num_malicious_nodes, max_violations)
         self._starts_from_previous = any(
             part.needs_reference for part in parts(self.aggregator)
         )
         self._arrays_key: str = setting(strategy, "arrayrecord_key", "arrays")
         self._weight_key: str = setting(strategy, "weighted_by_key", "num-examples")
-        self._warned: set[tuple[str, int, int]] = set()
         self._arrays = ArrayRecord()
         self._sent: Model | None = None
         self._held: Held | None = None
@@ -173,7 +168,7 @@ class RobustStrategy(Strategy):
 
     def prepare(self, grid: Grid, num_rounds: int) -> Grid:
         """Give the grid to run the rounds on: one that waits as `patience` says."""
-        self._tolerance = replace(self._tolerance, rounds=max(num_rounds, 1))
+        self._asking.expect(num_rounds)
         if self.patience and not isinstance(grid, InProcessGrid | PatientGrid):
             known = (self.num_malicious_nodes, self.patience, self._arrive)
             return PatientGrid(grid, *known)
@@ -188,7 +183,7 @@ class RobustStrategy(Strategy):
     ) -> Iterable[Message]:
         """Let the strategy inside sample nodes; remember what it sends to whom."""
         messages = self.strategy.configure_train(server_round, arrays, config, grid)
-        self._training = self._round(messages, grid, "train")
+        self._training = self._asking.settle("train", messages, grid, self.ledger)
         self._arrays = arrays
         if self._training.asked:
             records = self._training.asked[0].content.array_records
@@ -225,7 +220,7 @@ class RobustStrategy(Strategy):
         if self._starts_from_previous:
             self._previous = step.update
         records = {self._arrays_key: step.arrays}
-        reply = self._reply(self._training, outcome, f, records)
+        reply = only_reply(self._training, outcome, f, self._weight_key, records)
         arrays, metrics = self.strategy.aggregate_train(server_round, [reply])
         if arrays is not None:
             arrays = self._sent.settle(step.arrays, arrays)
@@ -236,7 +231,7 @@ class RobustStrategy(Strategy):
     ) -> Iterable[Message]:
         """Let the strategy inside sample nodes; remember which."""
         messages = self.strategy.configure_evaluate(server_round, arrays, config, grid)
-        self._evaluation = self._round(messages, grid, "evaluate")
+        self._evaluation = self._asking.settle("evaluate", messages, grid, self.ledger)
         return self._evaluation.asked
 
     def aggregate_evaluate(
@@ -249,7 +244,7 @@ class RobustStrategy(Strategy):
         f = self._bearable("evaluate", self._evaluation, outcome)
         if f is None:
             return self._report(self._evaluation, outcome)
-        reply = self._reply(self._evaluation, outcome, f)
+        reply = only_reply(self._evaluation, outcome, f, self._weight_key)
         metrics = self.strategy.aggregate_evaluate(server_round, [reply])
         return self._report(self._evaluation, outcome, metrics)
 
@@ -261,32 +256,6 @@ class RobustStrategy(Strategy):
         """Go on from what `state_dict` gave."""
         self.ledger = Ledger.from_rows(state["ledger"])
         self._previous = state["previous"]
-
-    def _round(self, messages: Iterable[Message], grid: Grid, phase: str) -> Round:
-        """Settle who is asked, and how many of them may be malicious."""
-        asked = list(messages)
-        if not asked:
-            return Round([], 0)
-        size, connected = len(asked), len(list(grid.get_node_ids()))
-        if (phase, size, connected) not in self._warned:
-            self._warned.add((phase, size, connected))
-            warn_of_majority(phase, size, connected, self._tolerance)
-            if phase == "train":
-                tell(self.aggregator, size, self._tolerance.among(size, connected))
-        f = self._tolerance.among(size, connected)
-        excluded = self._excluded(asked)[: min(f, (size - 1) // 2)]
-        if excluded:
-            log(INFO, "configure_%s: Nodes %s are excluded", phase, excluded)
-        asked = [m for m in asked if m.metadata.dst_node_id not in excluded]
-        return Round(asked, f, excluded)
-
-    def _excluded(self, asked: Sequence[Message]) -> list[int]:
-        """Give those who have violated the protocol too often, the worst first."""
-        if self.max_violations is None:
-            return []
-        nodes = {message.metadata.dst_node_id for message in asked}
-        violators = self.ledger.violators(self.max_violations)
-        return [node for node in violators if node in nodes]
 
     def _read(self, content: RecordDict) -> Reply | Rejection:
         if self._sent is None:
@@ -307,39 +276,7 @@ class RobustStrategy(Strategy):
 
     def budget(self, metrics: Sequence[MetricRecord], f: int) -> Budget:
         """Tell the rule what may be Byzantine: rows, or weight if clients claim it."""
-        if self.weighted_by is None:
-            return Budget(len(metrics), f)
-        claimed = [weight_of(record, self.weighted_by) for record in metrics]
-        weights, share = bounded_weights(claimed, f)
-        if share < 0.5:
-            return Budget(len(metrics), share, weights)
-        log(
-            WARNING,
-            "\t> The %d largest `%s` are %.0f%% of all: no rule holds against that. "
-            "All nodes count the same in this round.",
-            *(f, self.weighted_by, 100 * share),
-        )
-        return Budget(len(metrics), f)
-
-    def _reply(
-        self,
-        round_: Round,
-        outcome: Outcome,
-        f: int,
-        records: dict[str, ArrayRecord] | None = None,
-    ) -> Message:
-        """Write the one reply that the strategy inside gets to see."""
-        replies = outcome.replies
-        metrics, faults = trimmed_mean([reply.metrics for reply in replies], f)
-        outcome.misreported = [(outcome.nodes[i], why) for i, why in faults.items()]
-        for node, why in outcome.misreported:
-            log(WARNING, "\t> Not counted of node %d: %s", node, why)
-        weight = metrics.get(self._weight_key)
-        if not isinstance(weight, float) or weight <= 0:
-            metrics[self._weight_key] = 1.0
-        name, _ = Counter(reply.name for reply in replies).most_common(1)[0]
-        content = RecordDict({**(records or {}), name: metrics})
-        return Message(content, reply_to=round_.asked[0])
+        return claimed_budget(metrics, f, self.weighted_by)
 
     def _report(
         self,
