@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from flwr_ctma.errors import wrong
 
-__all__ = ["Counts", "Staleness", "Weighing", "capped"]
+__all__ = ["Alike", "Counts", "Staleness", "Weighing", "capped"]
 
 Float64 = NDArray[np.float64]
 
@@ -45,6 +45,15 @@ class Counts(Weighing):
     def __call__(self, counts: Float64, ages: Float64) -> Float64:
         """The counts."""
         return counts
+
+
+@dataclass(frozen=True)
+class Alike(Weighing):
+    """The same for every client that has delivered: what rules without weights do."""
+
+    def __call__(self, counts: Float64, ages: Float64) -> Float64:
+        """Ones."""
+        return np.ones_like(counts)
 
 
 @dataclass(frozen=True)

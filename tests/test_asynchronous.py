@@ -141,9 +141,9 @@ def test_a_flood_does_not_take_over() -> None:
     shares = [m["largest-share"] for m in result.train_metrics_clientapp.values()]
     assert max(shares) <= (1 / 9 + 0.5) / 2 + 1e-12
     assert error < 0.5
-    counts = {c.row: c.count for c in strategy._clients.values()}
+    counts = {c.row: c.count for c in strategy.contributions.clients.values()}
     assert counts[0] <= 0.31 * sum(counts.values())
-    assert strategy._clients[2].delivered > 1500
+    assert strategy.contributions.clients[2].delivered > 1500
 
 
 def test_without_the_cap_the_same_flood_takes_over() -> None:
@@ -211,8 +211,10 @@ def test_nodes_come_go_and_return() -> None:
     grid = Changing(app(flipped(8)), 9, Fixed((1.0,) * 9))
     result = strategy.start(grid, arrays(np.zeros(12)), 10_000)
     assert np.linalg.norm(result.arrays["x"].numpy() - TARGET) < 0.3
-    assert len(strategy._clients) == 9
-    assert all(client.delivered > 20 for client in strategy._clients.values())
+    assert len(strategy.contributions.clients) == 9
+    assert all(
+        client.delivered > 20 for client in strategy.contributions.clients.values()
+    )
     assert 100 <= grid.now < 110
 
 
@@ -225,7 +227,9 @@ def test_a_straggler_does_not_hold_up_the_others() -> None:
     """Ten times slower: in the time of ten of its answers, all others answer 100."""
     seconds = (10.0,) + (1.0,) * 8
     strategy, grid, *_ = train(durations=Fixed(seconds), max_seconds=100, rounds=9999)
-    counts = sorted(client.delivered for client in strategy._clients.values())
+    counts = sorted(
+        client.delivered for client in strategy.contributions.clients.values()
+    )
     assert counts[0] == 10 and counts[1] >= 99 and grid.now < 111
 
 
@@ -250,7 +254,9 @@ def test_the_cap_holds_and_is_the_largest(counts, f, share) -> None:
     ("settings", "named"),
     [
         ({"num_malicious_nodes": -1}, "num_malicious_nodes"),
-        ({"num_malicious_nodes": 0.3}, "num_malicious_nodes"),
+        ({"num_malicious_nodes": 0.5}, "num_malicious_nodes"),
+        ({"num_malicious_nodes": True}, "num_malicious_nodes"),
+        ({"num_malicious_nodes": 0.3, "max_share": 0.4}, "max_share"),
         ({"max_share": 0.5}, "max_share"),
         ({"arrivals_per_round": 0}, "arrivals_per_round"),
         ({"aggregator": "krum"}, "weights"),

@@ -2,12 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from logging import INFO, WARNING
-from typing import Any
 
-import numpy as np
 from flwr.app import (
     ArrayRecord,
     ConfigRecord,
@@ -18,20 +15,19 @@ from flwr.app import (
 )
 from flwr.common import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result
-from numpy.typing import NDArray
+from flwr.serverapp.strategy import Result, Strategy
 
-from flwr_ctma.aggregators import Aggregator, Budget, CwTM
+from flwr_ctma.aggregators import Aggregator
 from flwr_ctma.errors import wrong
-from flwr_ctma.latest import Latest
 from flwr_ctma.ledger import Ledger
-from flwr_ctma.records import Model, Rejection, Reply
+from flwr_ctma.records import Model, Rejection
 from flwr_ctma.strategy.anytime import AnyTimeSGD
-from flwr_ctma.strategy.claims import trimmed_mean
+from flwr_ctma.strategy.contributions import Contributions
+from flwr_ctma.strategy.inflight import Flight, InFlight
 from flwr_ctma.strategy.refusals import checked_rule
 from flwr_ctma.strategy.round import read_one
-from flwr_ctma.updates import Updates
-from flwr_ctma.weights import Counts, Weighing, capped
+from flwr_ctma.strategy.tally import Tally
+from flwr_ctma.weights import Counts, Weighing
 
 __all__ = ["AsyncRobustStrategy"]
 
@@ -41,39 +37,7 @@ _TICK = 0.02  # seconds between looks for replies
 _LOOK_AROUND = 1.0  # seconds between looks for nodes that came or went
 
 
-@dataclass
-class _Client:
-    """What the server knows of a node, all of it counted by the server."""
-
-    row: int
-    asked: int = 0  # messages it was sent
-    delivered: int = 0  # good replies
-    count: int = 0  # those of them that count
-    asked_at: int = 0  # step of the server that the latest reply's model is from
-    metrics: MetricRecord | None = None
-
-
-@dataclass
-class _Flight:
-    """A message on its way."""
-
-    node: int
-    model: Model
-    step: int
-
-
-@dataclass
-class _Tally:
-    """What happened in a round."""
-
-    arrivals: int = 0
-    steps: int = 0
-    accepted: list[int] = field(default_factory=list)
-    rejected: dict[int, str] = field(default_factory=dict)
-    failed: set[int] = field(default_factory=set)
-
-
-class AsyncRobustStrategy:
+class AsyncRobustStrategy(Strategy):
     """Take a step at every arrival, along a robust average of all latest updates.
 
     The server keeps the latest update u_j of every client and the number s_j of updates
@@ -92,14 +56,15 @@ class AsyncRobustStrategy:
         and with a rate of about 1/n for the updates of ordinary FedAvg clients.
     aggregator : Aggregator | str (default: "ctma(gm)")
         A rule with a weighted form: ctma, gm, cwmed, cwtm.
-    num_malicious_nodes : int
-        f, of all the nodes.
+    num_malicious_nodes : int | float
+        f, of all the nodes. Or λ in [0, 1/2), the share of all updates that malicious
+        nodes deliver, however many they are: it is taken on trust, as in the paper, and
+        a flood is not held back.
     max_share : float | None (default: None)
-        λ, the most that any f clients may hold of the weight, and cause of the steps.
-        Half-way between f/n and 1/2 if None.
+        The λ that any f clients are held to, of the weight and of the steps that they
+        cause. Half-way between f/n and 1/2 if None.
     weighing : Weighing (default: Counts())
-        Counts as in the paper, or `Staleness()` for FedAvg clients; cut so that any f
-        hold at most λ, see `flwr_ctma.weights.capped`.
+        Counts as in the paper, `Staleness()` for FedAvg clients, or `Alike()`.
     arrivals_per_round : int | None (default: None)
         After how many arrivals the model is evaluated; the number of nodes if None.
     max_seconds : float (default: infinity)
@@ -109,12 +74,16 @@ class AsyncRobustStrategy:
 
     Notes
     -----
-    Weights are cut so that any f clients hold at most λ of them. An update of a client
+    Weights are cut so that any f clients hold at most λ of them, see
+    `flwr_ctma.weights.capped`. An update of a client
     whose count is above that cut replaces its last, but is not counted and makes the
     server take no step. So f clients cause λ of the steps and f more at most, whatever
     the pattern of arrivals: a flood neither outvotes the others nor makes the server
     run on along what they sent long ago. Until so many nodes have delivered that this
     can be kept, no step is taken.
+
+    Inside of other strategies, such as `Checkpointed` and `Observed`, a round takes at
+    most an hour, and the rounds that are left after `max_seconds` are empty.
 
     Nodes that come later get work at the next tick; nodes that are gone keep no weight
     until they are back. A reply that is rejected costs its sender the rest of the
@@ -133,12 +102,14 @@ class AsyncRobustStrategy:
     ctma(gm)
     """
 
+    needs_all_replies = True
+
     def __init__(
         self,
         step: AnyTimeSGD,
         aggregator: Aggregator | str = "ctma(gm)",
         *,
-        num_malicious_nodes: int,
+        num_malicious_nodes: int | float,
         max_share: float | None = None,
         weighing: Weighing = Counts(),  # noqa: B008, a frozen value
         arrivals_per_round: int | None = None,
@@ -152,42 +123,31 @@ class AsyncRobustStrategy:
                 step,
                 'For FedAvg clients: AnyTimeSGD(1 / n, "fixed(gamma=1)").',
             )
-        if isinstance(num_malicious_nodes, bool) or not (
-            isinstance(num_malicious_nodes, int) and num_malicious_nodes >= 0
-        ):
-            raise wrong("num_malicious_nodes", "a count", num_malicious_nodes)
-        if max_share is not None and not 0 <= max_share < 0.5:
-            raise wrong(
-                "max_share",
-                "in [0, 0.5)",
-                max_share,
-                "No rule holds against half of the weight.",
-            )
+        _check_budget(num_malicious_nodes, max_share)
         if arrivals_per_round is not None and arrivals_per_round < 1:
             raise wrong("arrivals_per_round", "at least 1", arrivals_per_round)
         self.step = step
         self.aggregator = checked_rule(aggregator, weighted=True)
         self.num_malicious_nodes = num_malicious_nodes
-        self.max_share = max_share
-        self.weighing = weighing
         self.arrivals_per_round = arrivals_per_round
         self.max_seconds = max_seconds
-        self.min_available_nodes = max(min_available_nodes, 2 * num_malicious_nodes + 1)
+        f = num_malicious_nodes if isinstance(num_malicious_nodes, int) else 0
+        self.min_available_nodes = max(min_available_nodes, 2 * f + 1)
         self.ledger = Ledger()
-        self._clients: dict[int, _Client] = {}
-        self._flights: dict[str, _Flight] = {}
-        self._present: set[int] = set()
-        self._latest: dict[str, Latest] = {}
-        self._steps = 0
-        self._share = 0.0
+        self.contributions = Contributions(num_malicious_nodes, max_share, weighing)
+        self._in_flight = InFlight()
+        self._timeout = 3600.0
+        self._began = math.nan
+        self._tally = Tally()
 
     def summary(self) -> None:
         """Log the settings, then those of the step."""
+        held = self.contributions
         log(INFO, "\t├──> Asynchronous robust aggregation:")
         log(INFO, "\t│\t├── Aggregator: %s", self.aggregator)
-        log(INFO, "\t│\t├── Malicious nodes: %d", self.num_malicious_nodes)
-        log(INFO, "\t│\t├── Largest share of the weight: %s", self.max_share or "auto")
-        log(INFO, "\t│\t└── Weighing: %s", self.weighing)
+        log(INFO, "\t│\t├── Malicious nodes: %s", self.num_malicious_nodes)
+        log(INFO, "\t│\t├── Largest share of the weight: %s", held.max_share or "auto")
+        log(INFO, "\t│\t└── Weighing: %s", held.weighing)
         self.step.summary()
 
     def start(
@@ -224,191 +184,160 @@ class AsyncRobustStrategy:
             )
         log(INFO, "Starting %s:", type(self).__name__)
         self.summary()
-        clock = getattr(grid, "clock", time.monotonic)
+        self._timeout = timeout
         config = ConfigRecord() if train_config is None else train_config
         result = Result(arrays=initial_arrays)
-        self._arrays, self._model = initial_arrays, Model(initial_arrays)
         if evaluate_fn:
             _note(result.evaluate_metrics_serverapp, 0, evaluate_fn(0, initial_arrays))
-        self._wait_for_nodes(grid)
-        began = clock()
         for number in range(1, num_rounds + 1):
-            tally = self._round(grid, config, clock, clock() + timeout)
-            result.arrays = self._arrays
-            report = self._report(tally, clock() - began)
+            self.configure_train(number, result.arrays, config, grid)
+            result.arrays, report = self.aggregate_train(number, [])
             log(INFO, "[ROUND %d/%d] %s", number, num_rounds, report)
             result.train_metrics_clientapp[number] = report
             if evaluate_fn:
-                metrics = evaluate_fn(number, self._arrays)
+                metrics = evaluate_fn(number, result.arrays)
                 _note(result.evaluate_metrics_serverapp, number, metrics)
-            if clock() - began >= self.max_seconds:
-                log(INFO, "Ended after %.1f s.", clock() - began)
+            if self._seconds(grid) >= self.max_seconds:
+                log(INFO, "Ended after %.1f s.", self._seconds(grid))
                 break
         return result
 
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Take the arrivals of a round: nothing is left for Flower's loop to send."""
+        if math.isnan(self._began):
+            self._wait_for_nodes(grid)
+            self._began = _clock(grid)
+        self._arrays, self._model = arrays, Model(arrays)
+        self._tally = Tally()
+        end = min(_clock(grid) + self._timeout, self._began + self.max_seconds)
+        self._take_arrivals(grid, config, end)
+        self._elapsed = self._seconds(grid)
+        return []
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Give the model that the round led to, and sum the round up."""
+        self._tally.enter(self.ledger)
+        clients = self.contributions.clients.values()
+        claims = [c.metrics for c in clients if c.metrics is not None]
+        report = self._tally.report(claims, self.num_malicious_nodes)
+        report["largest-share"] = self.contributions.share
+        report["seconds"] = self._elapsed
+        return self._arrays, report
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Ask nobody: nodes are busy training."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Nobody was asked."""
+        return None
+
+    def _seconds(self, grid: Grid) -> float:
+        return _clock(grid) - self._began
+
     def _wait_for_nodes(self, grid: Grid) -> None:
-        while True:
-            self._present = set(grid.get_node_ids())
-            if len(self._present) >= self.min_available_nodes:
-                return
+        while len(nodes := set(grid.get_node_ids())) < self.min_available_nodes:
             log(
                 INFO,
                 "Waiting for nodes to connect: %d of %d.",
-                *(len(self._present), self.min_available_nodes),
+                *(len(nodes), self.min_available_nodes),
             )
             time.sleep(1)
 
-    def _round(
-        self,
-        grid: Grid,
-        config: ConfigRecord,
-        clock: Callable[[], float],
-        deadline: float,
-    ) -> _Tally:
-        """Take arrivals until they are enough, or too late."""
-        tally, looked = _Tally(), -math.inf
+    def _take_arrivals(self, grid: Grid, config: ConfigRecord, deadline: float) -> None:
+        """Let replies come in until they are enough, or it is too late."""
+        looked = -math.inf
         while True:
-            if clock() - looked >= _LOOK_AROUND:
-                self._present, looked = set(grid.get_node_ids()), clock()
-            self._give_work(grid, config, tally)
-            goal = self.arrivals_per_round or len(self._present)
-            if tally.arrivals >= goal or clock() >= deadline:
-                return tally
-            replies = list(grid.pull_messages(list(self._flights)))
-            for reply in replies:
-                self._arrive(reply, tally)
-            if not replies and clock is time.monotonic:
+            if _clock(grid) - looked >= _LOOK_AROUND:
+                self.contributions.present = set(grid.get_node_ids())
+                looked = _clock(grid)
+            self._give_work(grid, config)
+            goal = self.arrivals_per_round or len(self.contributions.present)
+            if self._tally.arrivals >= goal or _clock(grid) >= deadline:
+                return
+            arrivals = self._tally.arrivals
+            for flight, reply in self._in_flight.pull(grid):
+                self._arrive(flight, reply)
+            if self._tally.arrivals == arrivals and not hasattr(grid, "clock"):
                 time.sleep(_TICK)
 
-    def _give_work(self, grid: Grid, config: ConfigRecord, tally: _Tally) -> None:
+    def _give_work(self, grid: Grid, config: ConfigRecord) -> None:
         """Send the model to every node that has none on its way."""
-        busy = {flight.node for flight in self._flights.values()}
-        idle = sorted(self._present - busy - tally.rejected.keys() - tally.failed)
+        busy = self._in_flight.nodes | self._tally.resting()
         messages = []
-        for node in idle:
-            client = self._clients.setdefault(node, _Client(len(self._clients)))
-            client.asked += 1
+        for node in sorted(self.contributions.present - busy):
+            number = self.contributions.ask(node)
             record = RecordDict({self.step.arrayrecord_key: self._arrays})
             record[self.step.configrecord_key] = ConfigRecord(
-                {**config, "server-round": client.asked}
+                {**config, "server-round": number}
             )
             messages.append(Message(record, node, MessageType.TRAIN))
-        if messages:
-            for key, node in zip(grid.push_messages(messages), idle, strict=True):
-                self._flights[key] = _Flight(node, self._model, self._steps)
+        self._tally.failed |= self._in_flight.push(
+            grid, messages, self._model, self.contributions.steps
+        )
 
-    def _arrive(self, message: Message, tally: _Tally) -> None:
+    def _arrive(self, flight: Flight, message: Message) -> None:
         """Inspect a reply; if it is good, take a step."""
-        flight = self._flights.pop(message.metadata.reply_to_message_id, None)
-        if flight is None:
-            return
-        tally.arrivals += 1
+        tally, node = self._tally, flight.node
         reply = read_one(message, flight.model.read)
         if isinstance(reply, str):
-            tally.failed.add(flight.node)
-            log(WARNING, "\t> Nothing from node %d: %s", flight.node, reply)
+            tally.failed.add(node)
+            log(WARNING, "\t> Nothing from node %d: %s", node, reply)
         elif isinstance(reply, Rejection):
-            tally.rejected[flight.node] = reply.reason
-            log(WARNING, "\t> Rejected the reply of node %d: %s", flight.node, reply)
+            tally.rejected[node] = reply.reason
+            log(WARNING, "\t> Rejected the reply of node %d: %s", node, reply)
         else:
-            client = self._clients[flight.node]
-            client.delivered += 1
-            client.asked_at = flight.step
-            client.metrics = reply.metrics
-            tally.accepted.append(flight.node)
-            self._keep(client.row, flight.model, reply)
-            tally.steps += self._count(client) and self._take_step()
-
-    def _keep(self, row: int, model: Model, reply: Reply) -> None:
-        """Put an update, reply less model that was sent, in the place of the last."""
-        for name, positions in (("rows", model.measured), ("buffers", model.buffers)):
-            if not positions:
-                continue
-            update = model.updates([reply], positions).combine(np.ones(1))
-            if name not in self._latest:
-                self._latest[name] = Latest(len(self._clients), update)
-            if len(self._clients) > self._latest[name].n:
-                self._latest[name].grow(len(self._clients))
-            self._latest[name].replace(row, update)
-
-    def _count(self, client: _Client) -> bool:
-        """Count an update, unless the client's count is above the cap already."""
-        counts, _ = self._counts_and_ages()
-        cut = capped(counts, self.num_malicious_nodes, self._limit)
-        if cut is None:  # too few have delivered: one of each counts, for later
-            client.count = max(client.count, 1)
-            return False
-        if cut[client.row] < counts[client.row]:
-            return False
-        client.count += 1
-        return True
-
-    def _counts_and_ages(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """What the server counted of the nodes that are connected, by row."""
-        n = self._latest["rows"].n
-        counts, ages = np.zeros(n), np.zeros(n)
-        for node, client in self._clients.items():
-            if client.count and node in self._present:
-                counts[client.row] = client.count
-                ages[client.row] = self._steps - client.asked_at
-        return counts, ages
-
-    @property
-    def _limit(self) -> float:
-        """λ, the largest share of f clients."""
-        if self.max_share is not None:
-            return self.max_share
-        return (self.num_malicious_nodes / max(len(self._present), 1) + 0.5) / 2
+            tally.accepted.append(node)
+            self.contributions.replace(node, flight.model, flight.step, reply)
+            tally.steps += self.contributions.count(node) and self._take_step()
 
     def _take_step(self) -> bool:
-        """Step along the robust average, unless f clients could hold too much of it."""
-        budget = self._budget()
-        if budget is None:
+        """Step along the robust average, if there is one."""
+        average = self.contributions.average(self._model, self.aggregator)
+        if average is None:
             return False
-        average: dict[int, NDArray[Any]] = {}
-        for name, positions, rule in (
-            ("rows", self._model.measured, self.aggregator),
-            ("buffers", self._model.buffers, CwTM()),
-        ):
-            if positions:
-                rows = Updates(self._latest[name])
-                vector = rule.locate(rows, budget).vector(rows.stack)
-                average.update(zip(positions, vector, strict=True))
-        arrays = self.step.step(self._arrays, self._model.write(average))
-        self._arrays, self._model = arrays, Model(arrays)
-        self._steps += 1
+        self._arrays = self.step.step(self._arrays, self._model.write(average))
+        self._model = Model(self._arrays)
+        self.contributions.steps += 1
         return True
 
-    def _budget(self) -> Budget | None:
-        """Weigh the rows; None if any f of them would hold more than their share."""
-        counts, ages = self._counts_and_ages()
-        weights = np.where(counts > 0, self.weighing(counts, ages), 0.0)
-        cut = capped(weights, self.num_malicious_nodes, self._limit)
-        if cut is None or 2 * self.num_malicious_nodes >= len(self._present):
-            return None
-        heaviest = np.sort(cut)[::-1][: self.num_malicious_nodes]
-        self._share = float(heaviest.sum() / cut.sum())
-        return Budget(len(cut), self._share, cut)
 
-    def _report(self, tally: _Tally, seconds: float) -> MetricRecord:
-        """Enter a round in the ledger and sum it up."""
-        self.ledger.note(
-            tally.accepted,
-            rejected=list(tally.rejected.items()),
-            missing=list(tally.failed),
+def _check_budget(f: int | float, max_share: float | None) -> None:
+    """Raise a ValueError for what is neither a count nor a share."""
+    counted = isinstance(f, int) and not isinstance(f, bool)
+    if not (f >= 0 if counted else isinstance(f, float) and 0 <= f < 0.5):
+        raise wrong(
+            "num_malicious_nodes", "a count, or a share of updates in [0, 0.5)", f
         )
-        records = [c.metrics for c in self._clients.values() if c.metrics is not None]
-        f = self.num_malicious_nodes
-        report = MetricRecord()
-        if len(records) > 2 * f:
-            report.update(trimmed_mean(records, f)[0])
-        report["arrivals"] = tally.arrivals
-        report["steps"] = tally.steps
-        report["replies-rejected"] = len(tally.rejected)
-        report["nodes-rejected"] = list(tally.rejected)
-        report["largest-share"] = self._share
-        report["seconds"] = float(seconds)
-        return report
+    if max_share is None:
+        return
+    if not counted:
+        raise wrong(
+            "max_share",
+            "None where `num_malicious_nodes` is a share, which is not enforced",
+            max_share,
+        )
+    if not 0 <= max_share < 0.5:
+        raise wrong(
+            "max_share",
+            "in [0, 0.5)",
+            max_share,
+            "No rule holds against half of the weight.",
+        )
+
+
+def _clock(grid: Grid) -> float:
+    """Seconds: on the clock of the grid, where it has its own."""
+    clock: Callable[[], float] = getattr(grid, "clock", time.monotonic)
+    return clock()
 
 
 def _note(
