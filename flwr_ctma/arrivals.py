@@ -1,15 +1,15 @@
 """Clients that take their time, on a clock that takes none."""
 
-import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from flwr.app import Message, UserConfig
 from flwr.clientapp import ClientApp
 
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.simulation import InProcessGrid, freeze, thaw
 
 __all__ = ["ArrivalGrid", "Durations", "Fixed", "Proportional"]
 
@@ -102,7 +102,6 @@ class ArrivalGrid(InProcessGrid):
         self._durations = durations
         self._rng = np.random.default_rng(seed)
         self._index = {node: i for i, node in enumerate(self._contexts)}
-        self._ids = itertools.count(1)
         self._waiting: dict[str, tuple[float, Message]] = {}
 
     def clock(self) -> float:
@@ -113,7 +112,8 @@ class ArrivalGrid(InProcessGrid):
         """Hand messages to their nodes, to be answered in time."""
         pushed = []
         for message in messages:
-            key = str(next(self._ids))
+            self._sent += 1
+            key = str(self._sent)
             message.metadata.__dict__["_message_id"] = key
             node = self._index[message.metadata.dst_node_id]
             due = self.now + self._durations(node, self._rng)
@@ -143,6 +143,26 @@ class ArrivalGrid(InProcessGrid):
             waiting.remove(key)
             replies += self._arrive(key)
         return replies
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what a resumed run needs: clock, chance, and what is on its way."""
+        return {
+            **super().state_dict(),
+            "now": self.now,
+            "rng": self._rng.bit_generator.state,
+            "waiting": {
+                key: (due, freeze(message))
+                for key, (due, message) in self._waiting.items()
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave: what was on its way still is."""
+        super().load_state_dict(state)
+        self.now = state["now"]
+        self._rng.bit_generator.state = state["rng"]
+        waiting = state["waiting"].items()
+        self._waiting = {key: (due, thaw(data)) for key, (due, data) in waiting}
 
     def _arrive(self, key: str) -> list[Message]:
         due, message = self._waiting.pop(key)

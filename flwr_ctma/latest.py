@@ -4,7 +4,7 @@ In asynchronous training one arrival changes one row. The Gram matrix then chang
 one row and one column, and a weighted sum in the few rows whose coefficients changed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -107,6 +107,25 @@ class Latest(CpuStack):
             (part * scale).astype(panel.dtype)
             for part, panel in zip(self._sum, self.panels, strict=True)
         ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what `from_state` needs; the sum too, whose bits tell how it came."""
+        return {
+            "rows": [panel.rows for panel in self.panels],
+            "products": self._products,
+            "sum": self._sum,
+            "coefficients": self._coefficients,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Latest":
+        """Give the rows of which `state_dict` told."""
+        latest = cls(0, [])
+        latest.panels = [Panel(np.array(rows)) for rows in state["rows"]]
+        latest._products = np.array(state["products"])
+        latest._sum = [np.array(part) for part in state["sum"]]
+        latest._coefficients = np.array(state["coefficients"])
+        return latest
 
     def _add(self, i: int, coefficient: float) -> None:
         if not coefficient:

@@ -4,21 +4,32 @@ import copy
 import dataclasses
 import threading
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from logging import ERROR
+from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict, UserConfig
 from flwr.app.message.message import make_message
 from flwr.clientapp import ClientApp
 from flwr.common import log
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.serde import (
+    message_from_proto,
+    message_to_proto,
+    recorddict_from_proto,
+    recorddict_to_proto,
+)
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from numpy.typing import NDArray
 
 from flwr_ctma.errors import wrong
 
-__all__ = ["InProcessGrid"]
+__all__ = ["InProcessGrid", "freeze", "thaw"]
 
 _RUN_ID = 1
 _TASK_ID = 1
@@ -144,6 +155,35 @@ class InProcessGrid(Grid):
         """Push the messages and pull their replies."""
         return self.pull_messages(self.push_messages(messages))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Give what a resumed run needs: what nodes keep, and replies not pulled yet.
+
+        Records and messages are in Flower's own bytes.
+        """
+        kept = [context.state for context in self._contexts.values()]
+        return {
+            "sent": self._sent,
+            "kept": [_bytes(recorddict_to_proto(records)) for records in kept],
+            "replies": {key: freeze(reply) for key, reply in self._replies.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave.
+
+        Raises
+        ------
+        ValueError
+            If that had another number of nodes.
+        """
+        kept = state["kept"]
+        if len(kept) != len(self._contexts):
+            raise wrong("grid", f"of {len(kept)} nodes, as saved", len(self._contexts))
+        self._sent = state["sent"]
+        self._replies = {key: thaw(data) for key, data in state["replies"].items()}
+        for context, data in zip(self._contexts.values(), kept, strict=True):
+            proto = ProtoRecordDict.FromString(data.tobytes())
+            context.state = recorddict_from_proto(proto)
+
     def _answer(self, message: Message) -> Message | None:
         node_id = message.metadata.dst_node_id
         if node_id not in self._contexts:
@@ -186,3 +226,17 @@ def _copy(records: RecordDict) -> RecordDict:
             for name, record in records.items()
         }
     )
+
+
+def freeze(message: Message) -> NDArray[np.uint8]:
+    """Write a message as bytes; `thaw` reads them."""
+    return _bytes(message_to_proto(message))
+
+
+def thaw(data: NDArray[np.uint8]) -> Message:
+    """Read what `freeze` wrote."""
+    return message_from_proto(ProtoMessage.FromString(data.tobytes()))
+
+
+def _bytes(proto: Any) -> NDArray[np.uint8]:
+    return np.frombuffer(proto.SerializeToString(), np.uint8)

@@ -71,3 +71,18 @@ def test_rows_nearly_equal_keep_their_distances() -> None:
     exact = rows.astype(np.float64)
     apart = ((exact[:, None] - exact[None]) ** 2).sum(axis=-1)
     np.testing.assert_allclose(Updates(latest).squared_distances(), apart, rtol=1e-4)
+
+
+def test_goes_on_from_its_state_to_the_bit() -> None:
+    rng = np.random.default_rng(5)
+    latest, counts = Latest(5, [np.zeros(30, np.float32), np.zeros(3)]), np.ones(5)
+    for _ in range(40):
+        counts[arrive(latest, rng)] += 1
+        aggregate(latest, "cwmed", counts)
+        aggregate(latest, "mean", counts)
+    again, other = Latest.from_state(latest.state_dict()), np.random.default_rng(6)
+    for rows, rng in ((latest, np.random.default_rng(6)), (again, other)):
+        arrive(rows, rng)
+    ours, theirs = (aggregate(rows, "ctma(gm)", counts) for rows in (latest, again))
+    np.testing.assert_array_equal(ours, theirs)
+    assert not np.shares_memory(latest.panels[0].rows, again.panels[0].rows)
