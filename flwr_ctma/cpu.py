@@ -18,7 +18,8 @@ Span = tuple[int, int, int]  # panel, first column, last column
 # Of a block: it fits a core's share of the cache, and the time to start one NumPy call
 # is small against the time the call takes.
 _BLOCK_BYTES = 2**21
-_MIN_WIDTH = 1024
+# Columns of a cell, a matrix product of its own. A block holds whole cells.
+_CELL = 1024
 # Of a weighted sum of plain rows, which BLAS cuts into blocks of its own.
 _SUM_WIDTH = 2**16
 _MAX_LANES = 16
@@ -96,8 +97,7 @@ class CpuStack(Stack):
             total = np.zeros((size, size))
             scratch = _Scratch()
             for k, a, b in spans:
-                block = self._rows(k, a, b, pivot, scale, scratch)
-                _add_products(block, total)
+                total += _products(self._rows(k, a, b, pivot, scale, scratch))
             return total
 
         spans = [span for span in self._spans() if self.panels[span[0]].measured]
@@ -253,6 +253,24 @@ class CpuStack(Stack):
         total: Float64 = np.sum(found, axis=0) / sum(p.width for p in self.panels)
         return total
 
+    def take(self, rows: "np.ndarray[Any, Any]") -> "CpuStack":
+        """Views of some of the rows."""
+        return CpuStack(
+            [
+                Panel([panel.rows[i] for i in rows], panel.origin, panel.measured)
+                for panel in self.panels
+            ]
+        )
+
+    def hold(self, vectors: Sequence[Vector]) -> "CpuStack":
+        """Vectors as rows of the same panels."""
+        return CpuStack(
+            [
+                Panel([vector[k] for vector in vectors], measured=panel.measured)
+                for k, panel in enumerate(self.panels)
+            ]
+        )
+
     def _mixed(
         self, k: int, a: int, b: int, mixing: Float64 | None, scratch: "_Scratch"
     ) -> Array:
@@ -270,8 +288,8 @@ class CpuStack(Stack):
         """Blocks of columns, the same whatever the number of cores."""
         for k, panel in enumerate(self.panels):
             bytes_per_column = self.n * panel.dtype.itemsize
-            fitting = max(_MIN_WIDTH, _BLOCK_BYTES // bytes_per_column // 16 * 16)
-            step = width or fitting
+            cells = max(1, _BLOCK_BYTES // bytes_per_column // _CELL)
+            step = width or cells * _CELL
             for a in range(0, panel.width, step):
                 yield k, a, min(a + step, panel.width)
 
@@ -317,17 +335,15 @@ def _lanes(spans: list[Span], size: int) -> list[list[Span]]:
     return [spans[i:j] for i, j in pairwise(bounds)]
 
 
-def _add_products(block: Array, total: Float64) -> None:
-    """Add the inner products of a block's rows to a total.
+def _products(block: Array) -> Float64:
+    """Inner products of a block's rows, in float64 from cell to cell.
 
-    A whole number of eights goes to the symmetric product, which does half the work,
-    and the few rows over to a general one: BLAS pads what is not a multiple.
+    All cells in one call: NumPy keeps the interpreter's lock, and with it the other
+    threads, during one product of few rows, but not during a stack of products.
     """
-    even = len(block) - len(block) % 8
-    if even:
-        head = block[:even]
-        total[:even, :even] += head @ head.T
-    if even < len(block):
-        tail = block[even:] @ block.T
-        total[even:] += tail
-        total[:even, even:] += tail[:, :even].T
+    whole = block.shape[1] // _CELL * _CELL
+    cells = block[:, :whole].reshape(len(block), -1, _CELL).swapaxes(0, 1)
+    rest = block[:, whole:]
+    total: Float64 = (cells @ cells.swapaxes(1, 2)).sum(axis=0, dtype=np.float64)
+    total += rest @ rest.T
+    return total
