@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     )
     from flwr_ctma.strategy.attacked import AttackedStrategy as AttackedStrategy
     from flwr_ctma.strategy.checkpointed import Checkpointed as Checkpointed
+    from flwr_ctma.strategy.healthy import Healthy as Healthy
     from flwr_ctma.strategy.observed import Observed as Observed
     from flwr_ctma.strategy.ondisk import OnDiskGrid as OnDiskGrid
     from flwr_ctma.strategy.patience import Patience as Patience
@@ -21,6 +22,7 @@ _HOMES = {
     "AsyncRobustStrategy": "asynchronous",
     "AttackedStrategy": "attacked",
     "Checkpointed": "checkpointed",
+    "Healthy": "healthy",
     "Observed": "observed",
     "OnDiskGrid": "ondisk",
     "Patience": "patience",
@@ -33,6 +35,7 @@ __all__ = [
     "AsyncRobustStrategy",
     "AttackedStrategy",
     "Checkpointed",
+    "Healthy",
     "Observed",
     "OnDiskGrid",
     "Patience",

@@ -1,15 +1,16 @@
 """A strategy around a strategy."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from flwr_ctma.strategy.refusals import prepared
+from flwr_ctma.strategy.refusals import inside, prepared
 
-__all__ = ["Around"]
+__all__ = ["Around", "Evaluate", "close_round_of"]
+
+Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
 class Around(Strategy):
@@ -42,12 +43,27 @@ class Around(Strategy):
         grid: Grid,
         initial_arrays: ArrayRecord,
         num_rounds: int = 3,
-        *args: Any,
-        **kwargs: Any,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Evaluate | None = None,
     ) -> Result:
         """Run the rounds on the grid that the strategies inside ask for."""
-        grid = prepared(self.strategy, grid, num_rounds)
-        return super().start(grid, initial_arrays, num_rounds, *args, **kwargs)
+
+        def evaluate(number: int, arrays: ArrayRecord) -> MetricRecord | None:
+            metrics = evaluate_fn(number, arrays) if evaluate_fn else None
+            close_round_of(self, number, metrics)
+            return metrics
+
+        return super().start(
+            prepared(self.strategy, grid, num_rounds),
+            initial_arrays,
+            num_rounds,
+            timeout,
+            train_config,
+            evaluate_config,
+            evaluate if _listens(self) else evaluate_fn,
+        )
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -72,3 +88,19 @@ class Around(Strategy):
     ) -> MetricRecord | None:
         """Let the strategy inside aggregate the evaluation."""
         return self.strategy.aggregate_evaluate(server_round, replies)
+
+
+def close_round_of(
+    strategy: Strategy, server_round: int, metrics: MetricRecord | None
+) -> None:
+    """Tell a strategy and those inside that a round is over, the innermost first.
+
+    Each that has a `close_round` is told what the server measured, or None.
+    """
+    for part in reversed([*inside(strategy)]):
+        if hasattr(part, "close_round"):
+            part.close_round(server_round, metrics)
+
+
+def _listens(strategy: Strategy) -> bool:
+    return any(hasattr(part, "close_round") for part in inside(strategy))

@@ -1,12 +1,11 @@
 """Runs that go on where they were killed."""
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from logging import INFO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid
@@ -14,12 +13,11 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from flwr_ctma.checkpoint import latest, write
 from flwr_ctma.errors import wrong
-from flwr_ctma.strategy.around import Around
+from flwr_ctma.strategy.around import Around, Evaluate, close_round_of
 from flwr_ctma.strategy.refusals import inside, prepared
+from flwr_ctma.strategy.state import restore, state_of
 
 __all__ = ["Checkpointed"]
-
-Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
 class Checkpointed(Around):
@@ -41,7 +39,8 @@ class Checkpointed(Around):
 
     Notes
     -----
-    State that clients keep in `context.state` is Flower's to keep.
+    On an `InProcessGrid` what clients keep in `context.state`, and what is on its way,
+    is saved as well. In Flower's own runtimes it is not: clients start a new run.
 
     Examples
     --------
@@ -84,6 +83,9 @@ class Checkpointed(Around):
         CheckpointError
             If a round cannot be saved.
         """
+        # Prepared for all rounds, not for those left: the f of a sample depends on
+        # them, and a resumed run is to be the same.
+        self._grid = grid = prepared(self.strategy, grid, num_rounds)
         arrays = self._resume(initial_arrays)
         first = self._finished == 0
 
@@ -95,15 +97,10 @@ class Checkpointed(Around):
             if metrics is not None:
                 self._history.evaluate_metrics_serverapp[number] = metrics
             self._history.arrays = arrays
-            for part in inside(self.strategy):
-                if hasattr(part, "close_round"):
-                    part.close_round(number, metrics)
+            close_round_of(self.strategy, number, metrics)
             self._save(number)
             return metrics
 
-        # Prepared for all rounds, not for those left: the f of a sample depends on
-        # them, and a resumed run is to be the same.
-        grid = prepared(self.strategy, grid, num_rounds)
         self._offset = self._finished
         left = num_rounds - self._finished
         if left > 0:
@@ -154,6 +151,7 @@ class Checkpointed(Around):
         return metrics
 
     _offset = 0
+    _grid: Any
 
     def _save(self, number: int) -> None:
         history = self._history
@@ -162,8 +160,12 @@ class Checkpointed(Around):
             number,
             {
                 "arrays": history.arrays,
-                "strategies": [_state(part) for part in inside(self.strategy)],
+                "strategies": [
+                    {"kind": type(part).__name__, "state": state_of(part)}
+                    for part in inside(self.strategy)
+                ],
                 "random": random.getstate(),
+                "grid": self._grid.state_dict() if _is_simulated(self._grid) else None,
                 "train": _plain(history.train_metrics_clientapp),
                 "evaluate": _plain(history.evaluate_metrics_clientapp),
                 "server": _plain(history.evaluate_metrics_serverapp),
@@ -186,6 +188,13 @@ class Checkpointed(Around):
                 kinds,
                 "Resume with the same strategies, or start in another folder.",
             )
+        if (state["grid"] is not None) != _is_simulated(self._grid):
+            raise wrong(
+                "grid",
+                f"of the kind that the run in {self.folder} was on",
+                type(self._grid).__name__,
+                "Resume where it ran, in one process or in Flower's own runtimes.",
+            )
         if _frame(state["arrays"]) != _frame(initial_arrays):
             raise wrong(
                 "initial_arrays",
@@ -194,8 +203,10 @@ class Checkpointed(Around):
                 "Resume with the same model, or start in another folder.",
             )
         for part, saved in zip(strategies, state["strategies"], strict=True):
-            _restore(part, saved["state"])
+            restore(part, saved["state"])
         random.setstate(state["random"])
+        if state["grid"] is not None:
+            self._grid.load_state_dict(state["grid"])
         for name in ("train", "evaluate", "server"):
             rounds = {k: MetricRecord(v) for k, v in state[name].items()}
             setattr(self._history, _HISTORY[name], rounds)
@@ -213,28 +224,9 @@ _HISTORY = {
 }
 
 
-def _state(strategy: Any) -> dict[str, Any]:
-    """State of one strategy: what it says, or its attributes that hold arrays."""
-    if hasattr(strategy, "state_dict"):
-        state = strategy.state_dict()
-    else:
-        state = {k: v for k, v in vars(strategy).items() if _holds_arrays(v)}
-    return {"kind": type(strategy).__name__, "state": state}
-
-
-def _restore(strategy: Any, state: dict[str, Any]) -> None:
-    if hasattr(strategy, "load_state_dict"):
-        strategy.load_state_dict(state)
-    else:
-        vars(strategy).update(state)
-
-
-def _holds_arrays(value: Any) -> bool:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return bool(value) and all(isinstance(item, np.ndarray) for item in value)
-    return isinstance(value, ArrayRecord | np.ndarray)
+def _is_simulated(grid: Any) -> bool:
+    """Whether the nodes are in this process, and what they keep can be saved."""
+    return hasattr(grid, "state_dict")
 
 
 def _plain(rounds: dict[int, MetricRecord]) -> dict[int, dict[str, Any]]:

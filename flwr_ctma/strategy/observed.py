@@ -8,13 +8,12 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Strategy
 
 from flwr_ctma.strategy.around import Around
 
 __all__ = ["Callback", "Observed"]
 
-Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 Callback = Callable[[dict[str, Any]], object]
 """Takes the line of a round: plain values by name."""
 
@@ -56,33 +55,6 @@ class Observed(Around):
         self._asked: list[Message] = []
         self._line: dict[str, Any] = {}
         self._since = time.monotonic()
-
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Evaluate | None = None,
-    ) -> Result:
-        """Run the rounds; see `flwr.serverapp.strategy.Strategy`."""
-
-        def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            metrics = evaluate_fn(server_round, arrays) if evaluate_fn else None
-            self.close_round(server_round, metrics)
-            return metrics
-
-        return super().start(
-            grid,
-            initial_arrays,
-            num_rounds,
-            timeout,
-            train_config,
-            evaluate_config,
-            measure,
-        )
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
