@@ -1,11 +1,8 @@
 """Runs that are killed, and disks that are full."""
 
-import os
 import random
 import resource
-import shutil
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.app import RecordDict as Records
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Result
+from kills import bits, kill_again_and_again
 
 from flwr_ctma.checkpoint import CheckpointError, latest, write
 from flwr_ctma.simulation import InProcessGrid
@@ -72,10 +70,6 @@ def start(folder: Path | None, rounds: int = ROUNDS, inner=FedAdam) -> Result:
     )
 
 
-def bits(arrays: ArrayRecord) -> list[bytes]:
-    return [array.data for array in arrays.values()]
-
-
 @pytest.mark.parametrize("inner", [FedAvg, FedAdam, FedAvgM])
 @pytest.mark.parametrize("stop", [1, 5])
 def test_resumed_run_ends_with_the_same_bits(tmp_path, inner, stop) -> None:
@@ -98,53 +92,13 @@ def test_another_run_in_the_folder_is_refused(tmp_path) -> None:
         start(tmp_path, inner=FedAvg)
 
 
-def _killed_after(folder: Path, seconds: float) -> bool:
-    """Run in a child until it ends or is killed; tell whether it was killed."""
-    child = os.fork()
-    if child == 0:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(nowhere.fileno(), 2)
-        start(folder)
-        os._exit(0)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if os.waitpid(child, os.WNOHANG) != (0, 0):
-            return False
-        time.sleep(0.001)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status)
-
-
-def _kill_again_and_again(folder: Path, times: int) -> None:
-    """Kill runs at random moments; no finished round is lost, the end is the same."""
-    expected = bits(start(None).arrays)
-    rng = np.random.default_rng(0)
-    began = time.monotonic()
-    start(folder / "timing")
-    whole = time.monotonic() - began
-    kills = runs = 0
-    while kills < times:
-        run, seen = folder / f"run{runs}", -1
-        while _killed_after(run, rng.uniform(0, whole)):
-            kills += 1
-            found = latest(run) if run.exists() else None
-            number = found.number if found else -1
-            assert number >= seen, "a finished round was lost"
-            seen = number
-        assert bits(start(run).arrays) == expected
-        shutil.rmtree(run)
-        runs += 1
-
-
 def test_a_run_that_is_killed_loses_no_finished_round(tmp_path) -> None:
-    _kill_again_and_again(tmp_path, times=12)
+    kill_again_and_again(start, tmp_path, times=12)
 
 
 @pytest.mark.long
 def test_a_run_that_is_killed_two_hundred_times(tmp_path) -> None:
-    _kill_again_and_again(tmp_path, times=200)
+    kill_again_and_again(start, tmp_path, times=200)
 
 
 def test_a_full_disk_is_one_error_and_spoils_nothing(tmp_path) -> None:

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from logging import INFO, WARNING
+from typing import Any
 
 from flwr.app import (
     ArrayRecord,
@@ -138,6 +139,7 @@ class AsyncRobustStrategy(Strategy):
         self._in_flight = InFlight()
         self._timeout = 3600.0
         self._began = math.nan
+        self._elapsed = 0.0
         self._tally = Tally()
 
     def summary(self) -> None:
@@ -208,7 +210,7 @@ class AsyncRobustStrategy(Strategy):
         """Take the arrivals of a round: nothing is left for Flower's loop to send."""
         if math.isnan(self._began):
             self._wait_for_nodes(grid)
-            self._began = _clock(grid)
+            self._began = _clock(grid) - self._elapsed
         self._arrays, self._model = arrays, Model(arrays)
         self._tally = Tally()
         end = min(_clock(grid) + self._timeout, self._began + self.max_seconds)
@@ -239,6 +241,29 @@ class AsyncRobustStrategy(Strategy):
     ) -> MetricRecord | None:
         """Nobody was asked."""
         return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what a resumed run needs.
+
+        Work that is on its way is among it on a grid that can be saved as well, such as
+        `ArrivalGrid`. On Flower's own grids it is lost in a crash: nodes are idle then,
+        and are sent the model that was saved.
+        """
+        return {
+            "contributions": self.contributions.state_dict(),
+            "in-flight": self._in_flight.state_dict(),
+            "step": self.step.state_dict(),
+            "ledger": self.ledger.to_rows(),
+            "elapsed": self._elapsed,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.contributions.load_state_dict(state["contributions"])
+        self._in_flight.load_state_dict(state["in-flight"])
+        self.step.load_state_dict(state["step"])
+        self.ledger = Ledger.from_rows(state["ledger"])
+        self._elapsed, self._began = state["elapsed"], math.nan
 
     def _seconds(self, grid: Grid) -> float:
         return _clock(grid) - self._began

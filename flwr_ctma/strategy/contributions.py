@@ -1,5 +1,6 @@
 """What every client has contributed: its latest update, and how many of them count."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,6 +130,31 @@ class Contributions:
             point = (rule if name == "rows" else CwTM()).locate(rows, budget)
             average.update(zip(positions, point.vector(rows.stack), strict=True))
         return average
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what a resumed run needs, beside who is connected then."""
+        clients = {
+            node: {**vars(client), "metrics": client.metrics and dict(client.metrics)}
+            for node, client in self.clients.items()
+        }
+        latest = {name: rows.state_dict() for name, rows in self.latest.items()}
+        return {
+            "clients": clients,
+            "latest": latest,
+            "steps": self.steps,
+            "share": self.share,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.clients = {node: Client(**c) for node, c in state["clients"].items()}
+        for client in self.clients.values():
+            if client.metrics is not None:
+                client.metrics = MetricRecord({**client.metrics})
+        latest = state["latest"].items()
+        self.latest = {name: Latest.from_state(rows) for name, rows in latest}
+        self.steps = state["steps"]
+        self.share = state["share"]
 
     def _budget(self) -> Budget | None:
         """Weigh the rows; None if any f of them would hold more than their share."""

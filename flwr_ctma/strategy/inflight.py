@@ -1,7 +1,8 @@
 """Messages on their way: at most one for each node."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -39,6 +40,7 @@ class InFlight:
 
     def __init__(self) -> None:
         self._flights: dict[str, Flight] = {}
+        self._lasts = False  # whether the grid can be saved, with what it carries
 
     @property
     def nodes(self) -> set[int]:
@@ -49,6 +51,7 @@ class InFlight:
         self, grid: Grid, messages: Sequence[Message], model: Model, step: int
     ) -> set[int]:
         """Send messages; give the nodes that they did not go out to."""
+        self._lasts = hasattr(grid, "state_dict")
         if not messages:
             return set()
         pushed = set(grid.push_messages(messages))
@@ -67,3 +70,27 @@ class InFlight:
             flight = self._flights.pop(reply.metadata.reply_to_message_id, None)
             if flight is not None:
                 yield flight, reply
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Give the book and the models in it; None where a crash ends all messages."""
+        if not self._lasts:
+            return None
+        models = {id(f.model): f.model for f in self._flights.values()}
+        place = {key: i for i, key in enumerate(models)}
+        return {
+            "models": [model.write({}) for model in models.values()],
+            "flights": [
+                (key, flight.node, place[id(flight.model)], flight.step)
+                for key, flight in self._flights.items()
+            ],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from what `state_dict` gave; None leaves the book as it is."""
+        if state is None:
+            return
+        models = [Model(arrays) for arrays in state["models"]]
+        self._flights = {
+            key: Flight(node, models[i], step)
+            for key, node, i, step in state["flights"]
+        }
