@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
@@ -135,6 +135,48 @@ def test_late_replies_are_never_pulled(clock):
     for _ in range(3):
         assert len(grid.send_and_receive(ask(grid), timeout=3600)) == 4
     assert len(inner.pulled) == 12
+
+
+class Mortal(Timed):
+    """Nodes that are no longer connected: what is sent to them is lost at once."""
+
+    dead = frozenset()
+
+    def get_node_ids(self):
+        return [node for node in super().get_node_ids() if node not in self.dead]
+
+    def pull_messages(self, message_ids):
+        return [
+            reply
+            for reply in super().pull_messages(message_ids)
+            if reply.metadata.src_node_id not in self.dead
+        ]
+
+
+@pytest.mark.parametrize("f", [2, 0.25])
+def test_up_to_f_dead_nodes_are_still_asked(clock, f):
+    inner = Mortal(clock, [1] * 7)
+    grid = PatientGrid(inner, f)
+    first, second, third, *others = everyone = grid.get_node_ids()
+    for dead in ({second}, {second, third}):
+        inner.dead = dead
+        assert sorted(grid.get_node_ids()) == everyone
+    inner.dead = {first, second, third}
+    assert sorted(grid.get_node_ids()) == sorted([second, third, *others])
+    inner.dead = frozenset()
+    assert grid.get_node_ids() == everyone
+
+
+def test_a_strategy_that_wants_all_nodes_does_not_wait_for_the_dead(clock):
+    inner = Mortal(clock, [1, 1, 1, 1])
+    grid = PatientGrid(inner, 1)
+    everyone = len(grid.get_node_ids())
+    inside = FedAvg(min_train_nodes=everyone, min_available_nodes=everyone)
+    inner.dead = {grid.get_node_ids()[0]}
+    initial = ArrayRecord({"w": Array(np.zeros(3))})
+    messages = list(inside.configure_train(1, initial, ConfigRecord(), grid))
+    assert len(messages) == everyone
+    assert len(grid.send_and_receive(messages, timeout=100)) == everyone - 1
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,10 @@ class Patience:
 class PatientGrid(Grid):
     """A Grid that goes on without the last f replies when their grace is over.
 
+    Up to f nodes that were connected and no longer are stay among those there are to
+    ask: a strategy that waits until so many nodes are connected would wait for ever for
+    one that is dead.
+
     Late replies are not pulled: each round asks for the replies to its own messages.
     Content that cannot be decoded ends the run in Flower; here it costs the replies
     that were pulled with it, and from then on replies are pulled one by one.
@@ -108,6 +112,8 @@ class PatientGrid(Grid):
         self.patience = patience
         self._arrived = arrived
         self._tolerance = Tolerance(num_malicious_nodes)
+        self._seen: dict[int, None] = {}
+        self._most = 0
         self._one_by_one = False
 
     def send_and_receive(
@@ -151,7 +157,7 @@ class PatientGrid(Grid):
 
     def _spare(self, asked: int) -> int:
         """Give f of the nodes asked, but not half of them."""
-        connected = len(list(self.grid.get_node_ids()))
+        connected = len(list(self.get_node_ids()))
         return min(self._tolerance.among(asked, connected), (asked - 1) // 2)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -177,8 +183,13 @@ class PatientGrid(Grid):
         return self.grid.push_messages(messages)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Get node ids."""
-        return self.grid.get_node_ids()
+        """Get the nodes that are connected, and up to f that were."""
+        connected = list(self.grid.get_node_ids())
+        self._seen.update(dict.fromkeys(connected))
+        self._most = max(self._most, len(connected))
+        lost = [node for node in self._seen if node not in set(connected)]
+        missing = min(self._most - len(connected), self._tolerance.of(self._most))
+        return connected + lost[-missing:] if missing else connected
 
     def get_nodes(self) -> Iterable[Any]:
         """Get nodes."""
