@@ -1,0 +1,102 @@
+"""Asynchronous training in Flower's own runtimes."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from flwr_ctma.engines import Ray
+from flwr_ctma.processes import (
+    free_address,
+    last_run,
+    process,
+    spell_config,
+    superlink,
+)
+from flwr_ctma.runs import RunFolder
+
+APP = Path(__file__).parent / "asyncapp"
+
+
+def rows(folder):
+    """What the server knew of each partition at the end."""
+    text = (folder / "nodes.json").read_text()
+    return {int(partition): row for partition, row in json.loads(text).items()}
+
+
+def test_ray_simulation_learns_though_a_node_lies_and_another_is_slow(tmp_path):
+    config = {"seconds": 0.02, "slow": 4, "output": str(tmp_path / "run")}
+    with Ray(APP) as ray:
+        for _ in ray.run({**config, "num-rounds": 20}, 5, tmp_path / "log.txt"):
+            pass
+    lines = RunFolder(tmp_path / "run").rounds()
+    assert lines[0]["loss"] > 0.3 and lines[-1]["loss"] < 0.02
+    delivered = {i: row["delivered"] for i, row in rows(tmp_path / "run").items()}
+    assert sum(delivered.values()) == sum(line["arrivals"] for line in lines[1:]) >= 100
+    assert delivered[4] < min(delivered[i] for i in range(4))
+
+
+class Deployment:
+    """A SuperLink on loopback, and SuperNodes that come and go."""
+
+    def __init__(self, folder, stack):
+        self.folder, self.stack = folder, stack
+        self.env, self.address = stack.enter_context(superlink())
+        self.nodes = {}
+
+    def join(self, partition):
+        log = self.stack.enter_context((self.folder / f"{partition}.log").open("wb"))
+        host, _, port = free_address().partition(":")
+        command = ["flower-supernode", "--insecure", "--superlink", self.address]
+        command += ["--host", host, "--port", port]
+        command += ["--node-config", f"partition-id={partition} num-partitions=9"]
+        node = self.stack.enter_context(process(command, log, self.env))
+        self.nodes[partition] = node
+
+    def kill(self, partition):
+        """With all that it started, as a machine that loses its power."""
+        os.killpg(self.nodes[partition].pid, signal.SIGKILL)
+
+    def begin(self, config):
+        command = ["flwr", "run", str(APP), "--run-config", spell_config(config)]
+        subprocess.run(command, env=self.env, check=True, capture_output=True)
+
+    def end(self, patience):
+        deadline = time.monotonic() + patience
+        while not (status := last_run(self.env)[0]).startswith("finished"):
+            assert time.monotonic() < deadline, f"The run is still {status}."
+            time.sleep(3)
+        return status
+
+
+def wait_for_rounds(folder, number, patience=300):
+    deadline = time.monotonic() + patience
+    while len(RunFolder(folder).rounds()) <= number:
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
+@pytest.mark.long
+def test_deployment_goes_on_while_nodes_are_slow_die_and_come(tmp_path):
+    """Partition 0 lies, 1 is ten times slower, 2 is killed, and 5 comes later."""
+    output = tmp_path / "run"
+    config = {"seconds": 2.0, "slow": 1, "output": str(output), "max-seconds": 240.0}
+    with ExitStack() as stack:
+        deployment = Deployment(tmp_path, stack)
+        for partition in range(5):
+            deployment.join(partition)
+        deployment.begin({**config, "num-rounds": 1000})
+        wait_for_rounds(output, 2)
+        deployment.kill(2)
+        deployment.join(5)
+        assert deployment.end(patience=400) == "finished:completed"
+    lines, found = RunFolder(output).rounds(), rows(output)
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert [i for i, row in found.items() if not row["weighs"]] == [2]
+    assert found.keys() == set(range(6)) and found[2]["delivered"] > 0
+    assert found[1]["delivered"] < found[3]["delivered"]
