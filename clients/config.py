@@ -13,6 +13,9 @@ from clients.optimizers import Optimization, parse_optimizer
 from flwr_ctma import parse_aggregator
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.errors import wrong
+from flwr_ctma.paces import parse_pace
+from flwr_ctma.strategy.refusals import checked_rule
+from flwr_ctma.weights import parse_weighing
 
 __all__ = ["RunConfig"]
 
@@ -74,6 +77,18 @@ class RunConfig:
         Share of the clients that train in a round, in (0, 1].
     fraction_evaluate : float
         Share of the clients that evaluate after a round, in [0, 1].
+    asynchronous : bool
+        Whether the server takes a step at every arrival in place of rounds; a round is
+        then as many arrivals as there are nodes.
+    weighing : str
+        What the clients' latest updates count there: `counts`, `alike` (as in rules
+        without weights) or `staleness`.
+    malicious_share : float
+        λ in [0, 0.5), the share of all updates that malicious clients deliver: taken on
+        trust. If 0, any num-malicious-nodes clients are held below half of the weight.
+    arrivals : str
+        `real`, or how fast clients answer on a virtual clock, in one process:
+        `uniform`, `id`, `id2` (in proportion to it), `straggler`, or a CSV file.
     seed : int
         Fixes partitions, initial model, mini-batches and noise.
     device : str
@@ -107,6 +122,10 @@ class RunConfig:
     evaluate_on: str
     fraction_train: float
     fraction_evaluate: float
+    asynchronous: bool
+    weighing: str
+    malicious_share: float
+    arrivals: str
     seed: int
     device: str
     output: str
@@ -130,7 +149,7 @@ class RunConfig:
                 raise wrong(key, f"set, to a value of type {_name(kind)}", None)
             value = run_config[key]
             fits = (int, float) if kind is float else kind
-            if not isinstance(value, fits) or isinstance(value, bool):  # type: ignore[arg-type]
+            if not isinstance(value, fits) or isinstance(value, bool) != (kind is bool):  # type: ignore[arg-type]
                 raise wrong(key, f"of type {_name(kind)}", value)
         return cls(**{key.replace("-", "_"): run_config[key] for key in kinds})
 
@@ -174,7 +193,10 @@ class RunConfig:
         )
         parse_attack(self.attack)
         parse_optimizer(self.optimizer)
+        parse_weighing(self.weighing)
+        parse_pace(self.arrivals)
         self._require_tolerable()
+        self._require_served()
 
     def _require_tolerable(self) -> None:
         if self.aggregator == "fedavg":
@@ -190,6 +212,26 @@ class RunConfig:
             f"at least 0 and less than half of num-nodes = {self.num_nodes}",
             0 <= 2 * self.num_malicious_nodes < self.num_nodes,
             "No rule withstands a malicious half.",
+        )
+
+    def _require_served(self) -> None:
+        """Check what only one of rounds and single arrivals has."""
+        self._require("malicious_share", "in [0, 0.5)", 0 <= self.malicious_share < 0.5)
+        if not self.asynchronous:
+            for name, value in (("malicious_share", 0), ("weighing", "counts")):
+                self._require(
+                    name, f"{value} in rounds", getattr(self, name) == value, _SWITCH
+                )
+            return
+        for name, value in (("fraction_train", 1), ("fraction_evaluate", 0)):
+            expected = f"{value} where `asynchronous` is true: all nodes only train"
+            self._require(name, expected, getattr(self, name) == value)
+        weighted = self.aggregator != "fedavg" and _takes_weights(self.aggregator)
+        self._require(
+            "aggregator",
+            "a rule with a weighted form where `asynchronous` is true",
+            weighted,
+            "Such are mean, cwmed, cwtm, gm, and ctma over these.",
         )
 
     def keys(self) -> dict[str, Any]:
@@ -223,6 +265,17 @@ class RunConfig:
     def _require(self, name: str, expected: str, holds: bool, remedy: str = "") -> None:
         if not holds:
             raise wrong(_key(name), expected, getattr(self, name), remedy)
+
+
+_SWITCH = "It is for `asynchronous=true`."
+
+
+def _takes_weights(aggregator: str) -> bool:
+    try:
+        checked_rule(aggregator, weighted=True)
+    except ValueError:
+        return False
+    return True
 
 
 # The apps ask at every message. Types are part of the key, as 1 equals True.

@@ -16,7 +16,7 @@ from flwr.serverapp.server_app import LoadServerAppError
 from flwr.supercore.object_ref import load_app
 
 from flwr_ctma.errors import wrong
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.paces import grid_of
 
 __all__ = ["FlowerApp"]
 
@@ -92,7 +92,7 @@ class FlowerApp:
     def simulate(self, num_nodes: int, run_config: Mapping[str, Any]) -> None:
         """Run it in this process, the clients one after the other."""
         server_app, client_app = self.load()
-        grid = InProcessGrid(client_app, num_nodes, dict(run_config))
+        grid = grid_of(client_app, num_nodes, run_config)
         server_app(
             grid, Context(grid.run.run_id, 1, {}, RecordDict(), dict(run_config))
         )

@@ -18,7 +18,7 @@ from flwr_ctma.aggregators import parse_aggregator
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.errors import wrong
 from flwr_ctma.flower_app import FlowerApp
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.paces import grid_of
 from flwr_ctma.swept import Ended, Run, evaluated, held
 from flwr_ctma.workers import one_core_each
 
@@ -157,7 +157,7 @@ def _run(app: Path, run: Run, folder: Path, commit: str) -> Ended:
     server_app, client_app = _app(app)
     began = time.monotonic()
     config = {**run.config, "output": str(folder.resolve())}
-    grid = InProcessGrid(client_app, int(config["num-nodes"]), config)
+    grid = grid_of(client_app, int(config["num-nodes"]), config)
     server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), config))
     seconds = time.monotonic() - began
     ending = json.dumps({"seconds": seconds, "commit": commit}) + "\n"

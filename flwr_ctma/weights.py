@@ -2,13 +2,15 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flwr_ctma.errors import wrong
+from flwr_ctma.spec import check_fields, parse, spell
 
-__all__ = ["Alike", "Counts", "Staleness", "Weighing", "capped"]
+__all__ = ["Alike", "Counts", "Staleness", "Weighing", "capped", "parse_weighing"]
 
 Float64 = NDArray[np.float64]
 
@@ -19,6 +21,13 @@ _ROUNDING = 1e-9
 
 class Weighing(ABC):
     """What clients' latest updates count before the cap."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __str__(self) -> str:
+        """Spell it as `parse_weighing` reads it."""
+        return spell(self, _WEIGHINGS)
 
     @abstractmethod
     def __call__(self, counts: Float64, ages: Float64) -> Float64:
@@ -72,6 +81,7 @@ class Staleness(Weighing):
     power: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.power >= 0:
             raise wrong("power", "at least 0", self.power)
 
@@ -79,6 +89,29 @@ class Staleness(Weighing):
         """Smaller the older the model that was trained."""
         discounts: Float64 = (1.0 + ages) ** -self.power
         return discounts
+
+
+_WEIGHINGS: dict[str, type] = {
+    "counts": Counts,
+    "staleness": Staleness,
+    "alike": Alike,
+}
+
+
+def parse_weighing(text: str) -> Weighing:
+    """Build what a run-config spells: `counts`, `staleness(power=1)`, `alike`.
+
+    Raises
+    ------
+    ValueError
+        If the text spells none.
+
+    Examples
+    --------
+    >>> parse_weighing("staleness(power=1)")
+    Staleness(power=1.0)
+    """
+    return cast(Weighing, parse(text, _WEIGHINGS, "weighing"))
 
 
 def capped(weights: Float64, f: int, share: float) -> Float64 | None:

@@ -2,8 +2,8 @@
 
 import random
 import time
+from collections.abc import Callable
 from logging import INFO
-from typing import Any
 
 import torch
 from flwr.app import (
@@ -16,7 +16,6 @@ from flwr.app import (
 )
 from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg, Strategy
 from safetensors.torch import save_file
 
 from clients.config import RunConfig
@@ -29,10 +28,12 @@ from clients.task import (
 )
 from flwr_ctma.attacks import Backdoor, parse_attack
 from flwr_ctma.attacks.base import parts
+from flwr_ctma.attacks.grid import AttackedGrid
 from flwr_ctma.errors import wrong
 from flwr_ctma.runs import RunFolder
-from flwr_ctma.strategy import AnyTimeSGD, AttackedStrategy, Observed, RobustStrategy
+from flwr_ctma.strategy import Observed
 from server.journal import Journal
+from server.strategies import attack_of_arrivals, build_strategy
 
 __all__ = ["app"]
 
@@ -46,12 +47,16 @@ def main(grid: Grid, context: Context) -> None:
     """Train, and measure the model on held-out examples."""
     config = RunConfig.of(context.run_config)
     random.seed(config.seed)  # Flower's strategies sample nodes with it
+    clock = clock_of(grid, config)
     device = find_device(config.device)
     held_out = load_held_out(config).to(device)
     stamped = with_trigger(held_out, config)
     model = build_model(held_out, config).to(device)
     partitions = call_roll(grid, config.num_nodes)
+    began = clock() if clock else 0.0
     strategy = build_strategy(config)
+    if config.asynchronous:
+        grid = AttackedGrid(grid, attack_of_arrivals(config), seed=config.seed)
     if config.folder:
         folder = RunFolder(config.folder)
         folder.begin(config.keys())
@@ -65,6 +70,8 @@ def main(grid: Grid, context: Context) -> None:
         metrics = MetricRecord({"accuracy": accuracy, "loss": loss})
         if stamped is not None:
             metrics["backdoor-success"] = evaluate(model, stamped)[1]
+        if clock:
+            metrics["virtual-seconds"] = clock() - began
         return metrics
 
     result = strategy.start(
@@ -78,6 +85,19 @@ def main(grid: Grid, context: Context) -> None:
         save_file(trained, config.folder / "model.safetensors")
 
 
+def clock_of(grid: Grid, config: RunConfig) -> Callable[[], float] | None:
+    """Give the virtual clock of the grid, if it has one."""
+    clock: Callable[[], float] | None = getattr(grid, "clock", None)
+    if config.arrivals != "real" and clock is None:
+        raise wrong(
+            "arrivals",
+            "`real` where clients run at a pace of their own",
+            config.arrivals,
+            "`flwr-ctma simulate` and `flwr-ctma sweep` have a virtual clock.",
+        )
+    return clock
+
+
 def with_trigger(held_out: Examples, config: RunConfig) -> Examples | None:
     """Stamp the examples that a backdoor is to mislabel, and label them as it would.
 
@@ -89,34 +109,6 @@ def with_trigger(held_out: Examples, config: RunConfig) -> Examples | None:
             labels = torch.full_like(others.labels, attack.target)
             return Examples(attack.stamp(others.images), labels, held_out.num_classes)
     return None
-
-
-def build_strategy(config: RunConfig) -> Strategy:
-    """Build what averages and steps, around it a robust rule, around that an attack."""
-    sampling: dict[str, Any] = {
-        "fraction_train": config.fraction_train,
-        "fraction_evaluate": config.fraction_evaluate,
-        "min_train_nodes": config.num_sampled,
-        "min_available_nodes": config.num_nodes,
-    }
-    strategy: Strategy
-    if config.steps_on == "clients":
-        strategy = FedAvg(**sampling)
-    else:
-        strategy = AnyTimeSGD(
-            config.learning_rate,
-            config.optimization.schedule,
-            weight_decay=config.weight_decay,
-            radius=config.optimization.radius,
-            **sampling,
-        )
-    if config.aggregator != "fedavg":
-        strategy = RobustStrategy(
-            strategy, config.aggregator, num_malicious_nodes=config.num_malicious_nodes
-        )
-    # Attacks that see the honest updates act here, on vectors or on models as they are
-    # sent; to all others this is nothing.
-    return AttackedStrategy(strategy, config.attack, seed=config.seed)
 
 
 def call_roll(grid: Grid, num_nodes: int) -> dict[int, int]:

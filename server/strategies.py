@@ -1,0 +1,79 @@
+"""What the ServerApp aggregates with: in rounds, or at every arrival."""
+
+from typing import Any
+
+from flwr.serverapp.strategy import FedAvg, Strategy
+
+from clients.config import RunConfig
+from flwr_ctma import parse_aggregator
+from flwr_ctma.attacks import Attack, parse_attack
+from flwr_ctma.schedules import Fixed
+from flwr_ctma.strategy import (
+    AnyTimeSGD,
+    AsyncRobustStrategy,
+    AttackedStrategy,
+    RobustStrategy,
+)
+from flwr_ctma.weights import parse_weighing
+
+__all__ = ["attack_of_arrivals", "build_strategy"]
+
+
+def build_strategy(config: RunConfig) -> Strategy:
+    """Build what averages and steps, around it a robust rule, around that an attack."""
+    sampling: dict[str, Any] = {
+        "fraction_train": config.fraction_train,
+        "fraction_evaluate": config.fraction_evaluate,
+        "min_train_nodes": config.num_sampled,
+        "min_available_nodes": config.num_nodes,
+    }
+    strategy: Strategy
+    if config.asynchronous:
+        return _at_every_arrival(config)
+    if config.steps_on == "clients":
+        strategy = FedAvg(**sampling)
+    else:
+        strategy = AnyTimeSGD(
+            config.learning_rate,
+            config.optimization.schedule,
+            weight_decay=config.weight_decay,
+            radius=config.optimization.radius,
+            **sampling,
+        )
+    if config.aggregator != "fedavg":
+        strategy = RobustStrategy(
+            strategy, config.aggregator, num_malicious_nodes=config.num_malicious_nodes
+        )
+    # Attacks that see the honest updates act here, on vectors or on models as they are
+    # sent; to all others this is nothing.
+    return AttackedStrategy(strategy, config.attack, seed=config.seed)
+
+
+def attack_of_arrivals(config: RunConfig) -> Attack:
+    """Aim the attack, if it needs that, for colluders whose replies come one by one."""
+    rule = parse_aggregator(config.aggregator)
+    return parse_attack(config.attack).against(rule, _malicious(config))
+
+
+def _at_every_arrival(config: RunConfig) -> Strategy:
+    if config.steps_on == "clients":  # each arrival is one of n updates of the model
+        step = AnyTimeSGD(1 / config.num_nodes, Fixed(gamma=1.0))
+    else:
+        step = AnyTimeSGD(
+            config.learning_rate,
+            config.optimization.schedule,
+            weight_decay=config.weight_decay,
+            radius=config.optimization.radius,
+        )
+    return AsyncRobustStrategy(
+        step,
+        config.aggregator,
+        num_malicious_nodes=_malicious(config),
+        weighing=parse_weighing(config.weighing),
+        min_available_nodes=config.num_nodes,
+    )
+
+
+def _malicious(config: RunConfig) -> int | float:
+    """λ if it is known, or else f, which is then enforced."""
+    return float(config.malicious_share) or config.num_malicious_nodes
