@@ -219,6 +219,8 @@ class RobustStrategy(Strategy):
             return self._arrays, self._report(self._training, outcome)
         if self._starts_from_previous:
             self._previous = step.update
+        else:
+            step.update.clear()  # memory for a model, which the strategy inside needs
         records = {self._arrays_key: step.arrays}
         reply = only_reply(self._training, outcome, f, self._weight_key, records)
         arrays, metrics = self.strategy.aggregate_train(server_round, [reply])
