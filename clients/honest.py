@@ -1,19 +1,15 @@
 """The honest client: it trains the model that it is sent on its own examples."""
 
-from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from clients.config import RunConfig
+from clients.flat import FlatNetwork
 from clients.task import Examples, build_model, evaluate, find_device, load_train
-from flwr_ctma import npy
 from flwr_ctma.attacks import poison
 from flwr_ctma.errors import wrong
 from flwr_ctma.optim import load_state_record, state_record
@@ -34,7 +30,7 @@ def introduce(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Reply with the model that this client's steps lead to, or one with its vector."""
     config = RunConfig.of(context.run_config)
-    examples, model, weights = _load(message, context, config)
+    examples, network = _load(message, context, config)
     sent = message.content.config_records["config"]
     images, labels = poison(examples.images, examples.labels, sent)  # if ordered to
     examples = Examples(images, labels, examples.num_classes)
@@ -45,52 +41,34 @@ def train(message: Message, context: Context) -> Message:
     ]
     if config.steps_on == "clients":
         optimizer = config.optimization.local(
-            weights, model.buffers(), config.learning_rate, config.weight_decay
+            network.weights,
+            network.buffers,
+            config.learning_rate,
+            config.weight_decay,
         )
         steps = [[batch] for batch in batches]
     else:
-        optimizer = config.optimization.vector(weights, model.buffers())
+        optimizer = config.optimization.vector(network.weights, network.buffers)
         steps = [batches]
     load_state_record(optimizer, context.state.array_records.get("optimizer"))
-    model.train()
+    network.model.train()
     losses = [
-        float(optimizer.step(_closure(model, weights, step, config.clip_norm)))
+        float(optimizer.step(partial(network.evaluate, step, config.clip_norm)))
         for step in steps
     ]
     context.state["optimizer"] = state_record(optimizer)
     metrics = {"num-examples": len(examples), "train-loss": float(np.mean(losses))}
-    return _reply(message, metrics, ArrayRecord(model.state_dict()))
+    return _reply(message, metrics, network.record())
 
 
 @app.evaluate()
 def test(message: Message, context: Context) -> Message:
     """Measure the model on this client's examples: its share of the objective."""
     config = RunConfig.of(context.run_config)
-    examples, model, _ = _load(message, context, config)
-    loss, accuracy = evaluate(model, examples)
+    examples, network = _load(message, context, config)
+    loss, accuracy = evaluate(network.model, examples)
     metrics = {"num-examples": len(examples), "loss": loss, "accuracy": accuracy}
     return _reply(message, metrics)
-
-
-def _closure(
-    model: nn.Module, weights: nn.Parameter, batches: list[Examples], clip_norm: float
-) -> Callable[[], float]:
-    """Evaluate the mean loss of some batches, and its gradient, clipped."""
-
-    def closure() -> float:
-        model.zero_grad()
-        total = 0.0
-        for batch in batches:
-            loss: Tensor = functional.cross_entropy(model(batch.images), batch.labels)
-            (loss / len(batches)).backward()  # type: ignore[no-untyped-call]
-            total += loss.item() / len(batches)
-        gradients = [x.grad for x in model.parameters() if x.grad is not None]
-        weights.grad = parameters_to_vector(gradients)
-        if clip_norm > 0:
-            nn.utils.clip_grad_norm_(weights, clip_norm)
-        return total
-
-    return closure
 
 
 def _batch(examples: Examples, size: int, rng: np.random.Generator) -> Examples:
@@ -100,42 +78,25 @@ def _batch(examples: Examples, size: int, rng: np.random.Generator) -> Examples:
 
 def _load(
     message: Message, context: Context, config: RunConfig
-) -> tuple[Examples, nn.Module, nn.Parameter]:
-    """Load the client's examples, the model that the server sent, and its weights."""
+) -> tuple[Examples, FlatNetwork]:
+    """Load the client's examples, and the model that the server sent."""
     # One core a client: Ray runs as many clients as there are cores, and sums of
     # floats come out the same wherever they run.
     torch.set_num_threads(1)
     device = find_device(config.device)
     examples = load_train(config, *partition_of(context))
-    model, weights = _scratch(
-        examples.images.shape[1:], examples.num_classes, config, device
-    )
-    model.load_state_dict(_tensors(message.content.array_records["arrays"]))
-    return examples.to(device), model, weights
+    shape = examples.images.shape[1:]
+    network = _network(shape, examples.num_classes, config, device)
+    network.load(message.content.array_records["arrays"])
+    return examples.to(device), network
 
 
 @lru_cache(maxsize=1)
-def _scratch(
+def _network(
     shape: tuple[int, ...], num_classes: int, config: RunConfig, device: torch.device
-) -> tuple[nn.Module, nn.Parameter]:
-    """Build a model to load into: one will do for all clients of a process.
-
-    Its parameters are views of one vector, so that an optimizer has one tensor to step
-    along and to keep, where it would have dozens.
-    """
+) -> FlatNetwork:
     like = Examples(torch.empty(0, *shape), torch.empty(0), num_classes)
-    model = build_model(like, config).to(device)
-    weights = nn.Parameter(parameters_to_vector(model.parameters()).detach())
-    vector_to_parameters(weights.data, model.parameters())
-    return model, weights
-
-
-def _tensors(record: ArrayRecord) -> dict[str, Tensor]:
-    tensors = {}
-    for key, array in record.items():
-        _, shape, flat = npy.view(array.data)
-        tensors[key] = torch.from_numpy(flat.copy()).view(shape)
-    return tensors
+    return FlatNetwork(build_model(like, config).to(device))
 
 
 def partition_of(context: Context) -> tuple[int, int]:

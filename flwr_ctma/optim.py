@@ -181,10 +181,11 @@ class Mu2SGD(Optimizer):
         self, closure: Callable[[], Any]
     ) -> tuple[Any, dict[Tensor, Tensor]]:
         """Loss and clipped gradients, which are the optimizer's to keep."""
-        self.zero_grad(set_to_none=True)
+        parameters = [x for group in self.param_groups for x in group["params"]]
+        for x in parameters:
+            x.grad = None
         with torch.enable_grad():
             loss = closure()
-        parameters = (x for group in self.param_groups for x in group["params"])
         gradients = {x: x.grad for x in parameters if x.grad is not None}
         if self.clip is not None and gradients:
             shrink = (self.clip / _norm(gradients.values())).clamp(max=1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from flwr_ctma import npy
+from flwr_ctma.arrays import to_array
 
 __all__ = ["load_state_record", "state_record"]
 
@@ -45,14 +46,13 @@ def state_record(optimizer: Optimizer) -> ArrayRecord:
     True
     """
     kind = type(optimizer).__name__
-    return ArrayRecord(
-        {
-            f"{kind}.{index}.{name}": value
-            for index, state in optimizer.state_dict()["state"].items()
-            for name, value in state.items()
-            if isinstance(value, Tensor)
-        }
-    )
+    record = ArrayRecord()
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                array = to_array(value.detach().cpu().numpy())
+                record[f"{kind}.{index}.{name}"] = array
+    return record
 
 
 def load_state_record(optimizer: Optimizer, record: ArrayRecord | None) -> bool:

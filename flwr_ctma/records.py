@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from flwr_ctma import npy
+from flwr_ctma.arrays import numbers, to_array
 from flwr_ctma.errors import wrong
 from flwr_ctma.updates import Panel, Updates
 
@@ -180,7 +181,7 @@ class Model:
             if i in self.buffers:
                 settled[t.key] = robust[t.key]
             elif t.key in settled and settled[t.key].dtype != t.dtype.name:
-                settled[t.key] = t.write(settled[t.key].numpy())
+                settled[t.key] = t.write(numbers(settled[t.key]))
         return ArrayRecord(settled)
 
     def _difference(self, found: Collection[str]) -> str:
@@ -271,7 +272,7 @@ class _Tensor:
         elif self.dtype != values.dtype:
             whole = np.rint(values) if self.dtype.kind in "iu" else values
             values = whole.clip(*_range(self.dtype)).astype(self.dtype)
-        return Array(np.asarray(values).reshape(self.shape))
+        return to_array(np.asarray(values).reshape(self.shape))
 
 
 def _view(key: str, array: Array, shape: tuple[int, ...] | None = None) -> npy.Numbers:

@@ -220,12 +220,21 @@ def _copy(records: RecordDict) -> RecordDict:
     """
     return RecordDict(
         {
-            name: ArrayRecord(dict(record))
+            name: _copy_arrays(record)
             if isinstance(record, ArrayRecord)
             else copy.deepcopy(record)
             for name, record in records.items()
         }
     )
+
+
+def _copy_arrays(record: ArrayRecord) -> ArrayRecord:
+    copied = record.copy()
+    for name, array in record.items():
+        if not isinstance(array.data, bytes):
+            raise TypeError(f"The data of {name} are not bytes")
+        copied[name] = copy.copy(array)
+    return copied
 
 
 def freeze(message: Message) -> NDArray[np.uint8]:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from flwr_ctma import npy
+from flwr_ctma.arrays import numbers, to_array
 
 __all__ = [
     "WEIGHT",
@@ -70,7 +70,7 @@ def updates(reply: Message, message: Message) -> dict[tuple[str, str], NDArray[A
     sent = message.content.array_records
     for record, arrays in reply.content.array_records.items():
         for key, array in arrays.items():
-            model = _numbers(array)
+            model = numbers(array)
             if model.dtype.kind == "f":
                 # Overflow is what the attacker may well want.
                 with np.errstate(over="ignore", invalid="ignore"):
@@ -89,7 +89,7 @@ def map_updates(
     for (record, key), update in updates(reply, message).items():
         with np.errstate(over="ignore", invalid="ignore"):
             model = _sent(sent, record, key, update) + change(update)
-            records[record][key] = Array(np.asarray(model, update.dtype))
+            records[record][key] = to_array(np.asarray(model, update.dtype))
     return replace(reply, {name: ArrayRecord(r) for name, r in records.items()})
 
 
@@ -104,19 +104,10 @@ def _sent(
     if record not in records and len(records) == 1:
         record = next(iter(records))
     if record in records and key in records[record]:
-        array = _numbers(records[record][key])
+        array = numbers(records[record][key])
         if array.shape == like.shape:
             return array.astype(like.dtype, copy=False)
     return np.zeros_like(like)
-
-
-def _numbers(array: Array) -> NDArray[Any]:
-    """View an array where its bytes are; or as Flower reads it, what is not plain."""
-    try:
-        dtype, shape, flat = npy.view(array.data)
-        return flat.view(dtype).reshape(shape)
-    except ValueError:
-        return array.numpy()
 
 
 def map_metrics(reply: M, change: Callable[[str, bool, float], float]) -> M:

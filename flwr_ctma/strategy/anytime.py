@@ -6,12 +6,13 @@ from math import hypot, inf
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
+from flwr_ctma.arrays import numbers, to_array
 from flwr_ctma.errors import wrong
 from flwr_ctma.records import BUFFERS
 from flwr_ctma.schedules import Fixed, Schedule, parse_schedule
@@ -130,16 +131,16 @@ class AnyTimeSGD(FedAvg):
         alpha, _, gamma = self.schedule(self._t)
         x, lead = {}, {}
         for name in (key for key in average if _is_parameter(key, sent)):
-            x[name] = sent[name].numpy()
+            x[name] = numbers(sent[name])
             dtype = np.result_type(x[name], np.float32)
-            momentum = np.subtract(x[name], average[name].numpy(), dtype=dtype)
+            momentum = np.subtract(x[name], numbers(average[name]), dtype=dtype)
             momentum += self.weight_decay * x[name]
             lead[name] = self._lead.get(name, 0.0) - self.eta * alpha * momentum
         if self.radius is not None:
             lead = _projected(x, lead, self.radius)
         self._lead = {name: (1 - gamma) * value for name, value in lead.items()}
         moved = {
-            name: Array(np.asarray(x[name] + gamma * lead[name], x[name].dtype))
+            name: to_array(np.asarray(x[name] + gamma * lead[name], x[name].dtype))
             for name in x
         }
         return ArrayRecord({**average, **moved})

@@ -1,0 +1,80 @@
+"""A network whose weights are one vector, as optimizers and messages take them."""
+
+from collections.abc import Sequence
+
+import torch
+from flwr.app import ArrayRecord
+from torch import nn
+from torch.nn import functional
+
+from clients.task import Examples
+from flwr_ctma.arrays import numbers, to_array
+from flwr_ctma.errors import wrong
+
+__all__ = ["FlatNetwork"]
+
+
+class FlatNetwork:
+    """A network to load models into: one will do for all clients of a process.
+
+    Its parameters are views of one vector, so that an optimizer has one tensor to step
+    along and to keep, where it would have dozens.
+
+    Parameters
+    ----------
+    model : nn.Module
+
+    Attributes
+    ----------
+    weights : nn.Parameter of shape (d,)
+        All parameters of the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._parameters = tuple(model.parameters())
+        self.weights = nn.Parameter(
+            nn.utils.parameters_to_vector(self._parameters).detach()
+        )
+        nn.utils.vector_to_parameters(self.weights.data, self._parameters)
+        self.buffers = tuple(model.buffers())
+        self._state = model.state_dict()  # the very tensors, by name
+
+    def load(self, record: ArrayRecord) -> None:
+        """Take over a model as it was sent.
+
+        Raises
+        ------
+        ValueError
+            If it is one of another network.
+        """
+        if record.keys() != self._state.keys():
+            raise wrong("arrays", f"those of {list(self._state)}", list(record))
+        for name, tensor in self._state.items():
+            sent = torch.from_numpy(numbers(record[name]).copy())
+            tensor.copy_(sent.view(tensor.shape))
+
+    def record(self) -> ArrayRecord:
+        """Give the model as it is sent."""
+        record = ArrayRecord()
+        for name, tensor in self._state.items():
+            record[name] = to_array(tensor.cpu().numpy())
+        return record
+
+    def evaluate(self, batches: Sequence[Examples], clip_norm: float) -> float:
+        """Find the mean loss of some batches; its gradient is put into the weights.
+
+        The gradient is clipped to a norm, if that is not 0.
+        """
+        total, gradient = 0.0, torch.zeros_like(self.weights, requires_grad=False)
+        for batch in batches:
+            logits = self.model(batch.images)
+            loss = functional.cross_entropy(logits, batch.labels) / len(batches)
+            found = torch.autograd.grad(loss, self._parameters)
+            gradient += nn.utils.parameters_to_vector(found)
+            total += loss.item()
+        if clip_norm > 0:
+            norm = torch.linalg.vector_norm(gradient)
+            gradient *= (clip_norm / (norm + 1e-6)).clamp(max=1)
+        self.weights.grad = gradient
+        return total
