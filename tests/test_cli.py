@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+import flwr_ctma
+from flwr_ctma.cli import app
 from flwr_ctma.comparison import Job, Scenario, curves, jobs, table
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +89,85 @@ def test_app_with_other_keys_is_not_compared():
     assert "an app whose run-config has aggregator" in done.stderr
 
 
+def run(*words, **env):
+    return subprocess.run(
+        [*COMMAND, *words], capture_output=True, text=True, env=os.environ | env
+    )
+
+
+def test_version():
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"flwr-ctma {flwr_ctma.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["comapre"], "No such command 'comapre'"),
+        (["compare", "--atack", "alie"], "No such option"),
+        (["compare", "--engine", "mpi"], "is not one of 'ray', 'in-process'"),
+        (["simulate", "--num-nodes", "0"], "x>=1"),
+        (["sweep"], "Missing argument 'FILE'"),
+    ],
+)
+def test_line_that_cannot_be_read_exits_with_2(words, said):
+    found = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+    assert found.exit_code == 2
+    assert said in found.output
+    assert "Traceback" not in found.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["compare", "no/app"], "no/app"),
+        (["simulate", "no/app"], "no/app"),
+        (["tournament", "no/app"], "no/app"),
+        (["sweep", "no.toml"], "no.toml"),
+        (["report", "no/run"], "no/run"),
+        (["compare", str(ROOT), "--output", "a-file/run"], "a-file/run"),
+        (["tournament", str(ROOT), "--output", "a-file/run"], "a-file"),
+        (
+            ["sweep", "grid.toml", "--app", str(ROOT), "--output", "a-file/run"],
+            "a-file",
+        ),
+        (["report", "runs", "--output", "a-file/page.html"], "a-file"),
+    ],
+)
+def test_what_is_not_there_or_cannot_be_written_is_a_sentence(
+    words, said, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("a-file").touch()
+    Path("grid.toml").write_text("axes = { seed = [1] }")
+    Path("runs").mkdir()
+    Path("runs", "rounds.jsonl").write_text('{"round": 0, "accuracy": 0.5}\n')
+    Path("runs", "config.json").write_text("{}")
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 1, found.exception
+    assert said in found.stderr
+    assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("flwr-ctma com", "compare"),
+        ("flwr-ctma compare --eng", "--engine"),
+        ("flwr-ctma compare --engine ", "ray\nin-process"),
+    ],
+)
+def test_shell_completes_commands_options_and_values(words, completed):
+    """As the script asks that `flwr-ctma --install-completion` installs for bash."""
+    env = {
+        "_FLWR_CTMA_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    found = CliRunner().invoke(app, prog_name="flwr-ctma", env=env)
+    assert found.output.strip() == completed
+
+
 def processes_of(marker):
     """Find the processes that have the marker in their environment."""
     found = []
@@ -118,7 +200,7 @@ def test_interrupted_comparison_leaves_no_process(tmp_path, end):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
     process.send_signal(end)
-    assert process.wait(60) != 0
+    assert process.wait(60) == 128 + end
     deadline = time.monotonic() + 30
     while processes_of(marker) and time.monotonic() < deadline:
         time.sleep(0.2)

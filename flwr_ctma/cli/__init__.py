@@ -1,7 +1,14 @@
-"""The command line: `flwr-ctma` and its commands, one in each file."""
+"""The command line: `flwr-ctma` and its commands, one in each file.
+
+It exits with 0 if all went well, 1 if something failed or a value is wrong, 2 if the
+line cannot be read, and 130 after Ctrl-C.
+"""
+
+from typing import Annotated
 
 import typer
 
+from flwr_ctma import __version__
 from flwr_ctma.cli.compare import compare
 from flwr_ctma.cli.report import report
 from flwr_ctma.cli.simulate import simulate
@@ -10,14 +17,30 @@ from flwr_ctma.cli.tournament import tournament
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
-    help="Byzantine-robust federated learning for Flower.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 for command in (compare, tournament, sweep, report, simulate):
     app.command()(command)
+
+
+def _show_version(wished: bool) -> None:
+    if wished:
+        print(f"flwr-ctma {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the version and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Byzantine-robust federated learning for Flower."""
 
 
 def main() -> None:

@@ -24,6 +24,6 @@ def in_a_sentence() -> Iterator[None]:
     """End with the sentence of an error that is the user's to mend, not a traceback."""
     try:
         yield
-    except (ValueError, RunFailed) as error:
+    except (ValueError, OSError, RunFailed) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from error
