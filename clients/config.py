@@ -85,7 +85,8 @@ class RunConfig:
         without weights) or `staleness`.
     malicious_share : float
         λ in [0, 0.5), the share of all updates that malicious clients deliver: taken on
-        trust. If 0, any num-malicious-nodes clients are held below half of the weight.
+        trust (of clients that count alike, they are num-malicious-nodes). If 0, any
+        num-malicious-nodes clients are held below half of the weight.
     arrivals : str
         `real`, or how fast clients answer on a virtual clock, in one process:
         `uniform`, `id`, `id2` (in proportion to it), `straggler`, or a CSV file.

@@ -14,7 +14,7 @@ from flwr_ctma.strategy import (
     AttackedStrategy,
     RobustStrategy,
 )
-from flwr_ctma.weights import parse_weighing
+from flwr_ctma.weights import Alike, parse_weighing
 
 __all__ = ["attack_of_arrivals", "build_strategy"]
 
@@ -75,5 +75,9 @@ def _at_every_arrival(config: RunConfig) -> Strategy:
 
 
 def _malicious(config: RunConfig) -> int | float:
-    """λ if it is known, or else f, which is then enforced."""
-    return float(config.malicious_share) or config.num_malicious_nodes
+    """Their share of the weight if it is known, or else f, which is then enforced."""
+    if not config.malicious_share:
+        return config.num_malicious_nodes
+    if isinstance(parse_weighing(config.weighing), Alike):
+        return config.num_malicious_nodes / config.num_nodes
+    return float(config.malicious_share)
