@@ -1,5 +1,6 @@
 """What one faulty client of twelve can do to a round: nothing but lose its reply."""
 
+import io
 import pickle
 
 import numpy as np
@@ -122,6 +123,20 @@ def header(shape):
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
 
 
+def saved(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def with_keys(name, keys):
+    def spoil(content):
+        content[name].update(dict.fromkeys(keys, next(iter(content[name].values()))))
+
+    return spoil
+
+
+THOUSANDS, MEGABYTE = [f"layer{i}" for i in range(5000)], ["k\n" * 500_000]
 METRICS = {
     "extra metric key": (with_metric("accuracy", 1.0), "misreporting"),
     "no num-examples": (without("metrics", "num-examples"), "misreporting"),
@@ -131,6 +146,8 @@ METRICS = {
     "num-examples NaN": (with_metric("num-examples", float("nan")), "misreporting"),
     "num-examples 1e30": (with_metric("num-examples", 1e30), "counted"),
     "loss is a list": (with_metric("loss", [1.0, 2.0]), "misreporting"),
+    "5 000 metric keys": (with_keys("metrics", THOUSANDS), "misreporting"),
+    "a metric key of 1 MB": (with_keys("metrics", MEGABYTE), "misreporting"),
     "loss is missing": (without("metrics", "loss"), "misreporting"),
     "loss 1e300": (with_metric("loss", 1e300), "counted"),
     "loss NaN": (with_metric("loss", float("nan")), "misreporting"),
@@ -144,14 +161,17 @@ METRICS = {
 }
 ARRAYS = {
     "missing array key": (without("arrays", "w"), "keys"),
-    "extra array key": (lambda c: c["arrays"].update(x=c["arrays"]["w"]), "keys"),
+    "extra array key": (with_keys("arrays", ["x"]), "keys"),
+    "5 000 array keys": (with_keys("arrays", THOUSANDS), "keys"),
+    "an array key of 1 MB": (with_keys("arrays", MEGABYTE), "keys"),
     "no ArrayRecord": (without("arrays"), "records"),
     "empty ArrayRecord": (emptied, "keys"),
     "2 ArrayRecords": (with_record("more", record(SHARED)), "records"),
     "wrong shape": (with_array(lambda w: w[:2]), "shape"),
     "transposed": (with_array(np.transpose), "shape"),
     "size 0": (with_array(lambda w: w[:0]), "shape"),
-    "header of too many": (with_data(header((10**6, 10**6))), "shape"),
+    "header of 1e12 numbers": (with_data(header((10**6, 10**6))), "shape"),
+    "header of leading zeros": (with_data(header("(03, 20)") + bytes(240)), "header"),
     "header of too few bytes": (with_data(header((3, 20)) + b"abc"), "length"),
     "all NaN": (with_array(lambda w: w * np.nan), "not-finite"),
     "one NaN": (with_array(one_nan), "not-finite"),
@@ -166,6 +186,13 @@ ARRAYS = {
     "no bytes": (with_data(b""), "header"),
     "unknown stype": (with_data(b"", "torch"), "stype"),
     "complex64": (with_array(lambda w: w.astype(np.complex64)), "header"),
+    "objects": (with_data(saved(np.full((3, 20), None))), "header"),
+    "structures": (with_data(saved(np.zeros((3, 20), "f4,f4"))), "header"),
+    "big-endian": (with_array(lambda w: w.astype(">f4")), "counted"),
+    "Fortran order": (with_array(np.asfortranarray), "counted"),
+    "float64": (with_array(np.float64), "counted"),
+    "negative zeros": (with_array(lambda w: np.full_like(w, -0.0)), "trimmed"),
+    "denormals": (with_array(lambda w: np.full_like(w, 1e-45)), "trimmed"),
     "strings": (with_array(lambda w: w.astype(str)), "header"),
     "poisoned buffer": (poisoned_buffer, "counted"),
 }

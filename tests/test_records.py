@@ -182,6 +182,8 @@ LYING = "{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }\n"
         (header((LYING % "1000000, 1000000").encode()), "shape"),
         (header((LYING % ("1," * 100)).encode()), "header"),
         (header((LYING % ("-" * 900 + "1,")).encode()), "header"),
+        (header((LYING % "02, 3").encode()) + bytes(24), "header"),
+        (header((LYING % "2, 00").encode()), "header"),
         (header(b"(" * 1500 + b"\n"), "header"),
         (header((LYING % "2, 3").encode(), b"\x03\x00"), "header"),
         (b"\x93NUMPY\x01\x00\xff\xff" + (LYING % "2, 3").encode(), "header"),
