@@ -27,6 +27,10 @@ class _Worker:
     def load(self, key: Key, panels: list[Panel]) -> None:
         self._stacks[key] = CpuStack(panels)
 
+    def take(self, key: Key, source: Key, rows: Any) -> None:
+        if source in self._stacks:
+            self._stacks[key] = self._stacks[source].take(rows)
+
     def ask(self, key: Key, method: str, given: tuple[Any, ...]) -> Any:
         """Answer; None if a worker that died was to hold this shard."""
         if key not in self._stacks:
@@ -95,6 +99,10 @@ class Pool:
     def load(self, i: int, key: int, panels: list[Panel]) -> None:
         """Give a worker its shard of a stack."""
         _connected(lambda: self.workers[i].load.remote((key, i), panels))
+
+    def take(self, i: int, key: int, source: int, rows: Any) -> None:
+        """Let a worker keep some rows of a stack, if it has that, as another."""
+        _connected(lambda: self.workers[i].take.remote((key, i), (source, i), rows))
 
     def ask(self, i: int, key: int, method: str, given: tuple[Any, ...]) -> Any:
         """Ask a worker about its shard; see `answers`."""

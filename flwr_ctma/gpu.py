@@ -1,5 +1,6 @@
 """Rows in a torch tensor: on a GPU, or in a dtype that NumPy lacks."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,14 @@ class TorchStack(Stack):
         ]
         total: Float64 = np.sum(found, axis=0) / self.rows.shape[1]
         return total
+
+    def take(self, rows: "np.ndarray[Any, Any]") -> "TorchStack":
+        """A copy of some of the rows."""
+        return TorchStack(self.rows[torch.as_tensor(rows, device=self.rows.device)])
+
+    def hold(self, vectors: Sequence[Vector]) -> "TorchStack":
+        """Vectors as rows."""
+        return TorchStack(torch.stack([vector[0] for vector in vectors]))
 
     def _empty(self) -> torch.Tensor:
         return torch.empty(

@@ -82,6 +82,11 @@ class Latest(CpuStack):
         self._products[i] = self._products[:, i] = np.sum(found, axis=0)
         vars(self).pop("moments", None)
 
+    @property
+    def has_moments(self) -> bool:
+        """True: they are kept up to date."""
+        return True
+
     @cached_property
     def moments(self) -> Moments:
         """Inner products of the rows, about a pivot only where digits would be lost."""

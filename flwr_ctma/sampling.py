@@ -10,13 +10,12 @@ Local Updates", ICML 2024. The probabilities are exact.
 """
 
 import math
-from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
 
 from flwr_ctma.errors import wrong
 
-__all__ = ["min_sample_size", "tolerated"]
+__all__ = ["beyond", "min_sample_size", "tolerated"]
 
 
 def tolerated(
@@ -100,7 +99,19 @@ def min_sample_size(
 
 
 @lru_cache(maxsize=1024)
-def _tolerated(n: int, b: int, sampled: int, rounds: int, confidence: float) -> int:
+def beyond(n: int, b: int, sampled: int) -> tuple[float, ...]:
+    """Probabilities that a sample holds more than k malicious nodes, k = 0, …, n̂.
+
+    Parameters
+    ----------
+    n, b, sampled
+        See `tolerated`.
+
+    Examples
+    --------
+    >>> beyond(4, 2, 2)
+    (0.8333333333333334, 0.16666666666666666, 0.0)
+    """
     least, most = max(0, sampled - (n - b)), min(b, sampled)
     # Ways to draw k malicious nodes, for k = least, …, most; the division is exact.
     ways = [math.comb(b, least) * math.comb(n - b, sampled - least)]
@@ -108,11 +119,16 @@ def _tolerated(n: int, b: int, sampled: int, rounds: int, confidence: float) -> 
         more = ways[-1] * (b - k) * (sampled - k)
         ways.append(more // ((k + 1) * (n - b - sampled + k + 1)))
     total = math.comb(n, sampled)
-    for f, upto in enumerate(accumulate(ways), start=least):
-        beyond = float(Fraction(total - upto, total))
-        if beyond < 1 and rounds * math.log1p(-beyond) >= math.log(confidence):
-            return f
-    return most
+    upto = [0] * least + list(accumulate(ways)) + [total] * (sampled - most)
+    return tuple((total - few) / total for few in upto)
+
+
+def _tolerated(n: int, b: int, sampled: int, rounds: int, confidence: float) -> int:
+    return next(
+        f
+        for f, p in enumerate(beyond(n, b, sampled))
+        if p < 1 and rounds * math.log1p(-p) >= math.log(confidence)
+    )
 
 
 def _check(n: int, b: int, rounds: int, confidence: float) -> None:

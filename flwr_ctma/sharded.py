@@ -97,13 +97,18 @@ class ShardedStack(Stack):
     A shard that is lost with its worker is built again from the rows that came.
     """
 
-    def __init__(self, rows: CpuStack, pool: Pool) -> None:
+    def __init__(
+        self, rows: CpuStack, pool: Pool, source: "ShardedStack | None" = None
+    ) -> None:
         self._local, self._pool, self._key = rows, pool, next(pool.keys)
-        self._shards = _cut(rows, len(pool.workers))
+        self._shards: list[list[Span]] = (
+            source._shards if source else _cut(rows, len(pool.workers))
+        )
         self._widths = [sum(b - a for _, a, b in shard) for shard in self._shards]
         weakref.finalize(self, pool.drop, self._key, len(self._shards)).atexit = False
-        for i in range(len(self._shards)):
-            self._load(i)
+        if source is None:
+            for i in range(len(self._shards)):
+                self._load(i)
 
     @property
     def n(self) -> int:
@@ -147,6 +152,17 @@ class ShardedStack(Stack):
         found = self._ask("shares", kernel, mixing)
         total: Float64 = np.average(found, axis=0, weights=self._widths)
         return total
+
+    def take(self, rows: "np.ndarray[Any, Any]") -> "ShardedStack":
+        """Some of the rows, which the workers have already."""
+        taken = ShardedStack(self._local.take(rows), self._pool, self)
+        for i in range(len(self._shards)):
+            self._pool.take(i, taken._key, self._key, rows)
+        return taken
+
+    def hold(self, vectors: Sequence[Vector]) -> CpuStack:
+        """Vectors as rows in this process."""
+        return self._local.hold(vectors)
 
     def _joined(self, parts: Sequence[Vector]) -> Vector:
         panels = self._local.panels

@@ -71,9 +71,11 @@ def spell(value: Any, table: Mapping[str, type]) -> str:
     parts = []
     for field in dataclasses.fields(value):
         item = getattr(value, field.name)
+        if item == field.default:
+            continue
         if not _scalars(field.type):
             parts.append(spell(item, table))
-        elif item != field.default:
+        else:
             written = str(item).lower() if isinstance(item, bool) else item
             parts.append(f"{field.name.replace('_', '-')}={written}")
     return f"{name}({', '.join(parts)})" if parts else name

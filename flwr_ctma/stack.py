@@ -6,6 +6,7 @@ among the rows, so that rows that differ by little keep the digits of their dist
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -129,6 +130,19 @@ class Stack(ABC):
     @abstractmethod
     def shares(self, kernel: Kernel, mixing: Float64 | None) -> Float64:
         """Mean over coordinates of the weight that a kernel gives to each row."""
+
+    @abstractmethod
+    def take(self, rows: "NDArray[np.intp]") -> "Stack":
+        """Some of the rows, where they are."""
+
+    @abstractmethod
+    def hold(self, vectors: Sequence[Vector]) -> "Stack":
+        """Vectors that were computed from these rows, as rows of their own."""
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether inner products are at hand, so that they cost no pass."""
+        return "moments" in vars(self)
 
     def check_finite(self) -> None:
         """Raise a ValueError that names the rows which hold NaN or absurd numbers."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flwr_ctma.cpu import CpuStack, Panel
 from flwr_ctma.errors import wrong
@@ -27,6 +28,8 @@ from flwr_ctma.stack import (
 )
 
 __all__ = ["Float64", "Kernel", "Panel", "Stack", "Updates", "Vector"]
+
+Index = NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +118,29 @@ class Updates:
     def mix(self, matrix: Float64) -> "Updates":
         """Rows become `matrix @ rows`; nothing is computed yet."""
         return Updates(self.stack, self.expand(matrix), self.reference)
+
+    def take(self, rows: "Index") -> tuple["Updates", "Index"]:
+        """Some of the rows, and which rows of the stack are kept for them."""
+        if self.mixing is None:
+            return Updates(self.stack.take(rows)), rows
+        mixing = self.mixing[rows]
+        kept = np.flatnonzero(mixing.any(axis=0))
+        if self.reference is not None:
+            kept = np.union1d(kept, [self.reference])
+        if len(kept) == self.stack.n:
+            return Updates(self.stack, mixing, self.reference), kept
+        place = None
+        if self.reference is not None:
+            place = int(np.searchsorted(kept, self.reference))
+        return Updates(self.stack.take(kept), mixing[:, kept], place), kept
+
+    def hold(self, vectors: Sequence[Vector]) -> "Updates":
+        """Vectors that were computed from these rows, beside the same reference."""
+        if self.reference is None:
+            return Updates(self.stack.hold(vectors))
+        n = len(vectors)
+        start = self.stack.take(np.array([self.reference])).combine(np.ones(1))
+        return Updates(self.stack.hold([*vectors, start]), np.eye(n, n + 1), n)
 
     def expand(self, coefficients: Float64) -> Float64:
         """Coefficients of these rows as coefficients of the rows of the stack."""

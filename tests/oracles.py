@@ -7,6 +7,7 @@ with the paper.
 """
 
 from itertools import combinations
+from math import comb
 
 import numpy as np
 
@@ -236,3 +237,39 @@ def arc(base, x, f, **given):
         for row, length in zip(x, lengths, strict=True)
     ]
     return base(np.array(clipped), f, **given)
+
+
+def hierarchical(within, x, f, across=None, size=3, seed=0, failure=1e-6):
+    n = len(x)
+    m = max(1, n // size)
+    if m == 1:
+        return within(x, f)
+    k, lost = burden(n, f, m, failure)
+    order = np.random.default_rng(seed).permutation(n)
+    sizes = [n // m + (j < n % m) for j in range(m)]
+    ends = np.cumsum(sizes)
+    found = [
+        within(x[sorted(order[e - s : e])], k) for s, e in zip(sizes, ends, strict=True)
+    ]
+    return (across or within)(np.array(found), lost)
+
+
+def burden(n, b, m, failure):
+    """Byzantine rows for each group, lost groups: the pair with the widest margins."""
+    s, most = n // m, -(-n // m)
+    allowed = [
+        (k, lost)
+        for k in range(s)
+        for lost in range(m)
+        if 2 * k < s and 2 * lost < m and loss(n, b, m, most, k, lost) <= failure
+    ]
+    return max(allowed, key=lambda pair: (s - 2 * pair[0]) * (m - 2 * pair[1]))
+
+
+def loss(n, b, m, s, k, lost):
+    """Chernoff's bound: the least of E[exp(t X)] / exp(t (F + 1)) over t, by search."""
+    if (k + 1) * (lost + 1) > b:
+        return 0.0
+    p = sum(comb(b, i) * comb(n - b, s - i) for i in range(k + 1, s + 1)) / comb(n, s)
+    t = np.linspace(0, 40, 40_001)
+    return np.exp(m * np.log1p(p * np.expm1(t)) - t * (lost + 1)).min()

@@ -98,6 +98,10 @@ def of_pairs(f):
     return 4 * f + 1
 
 
+def of_thirds(f):
+    return {0: 1, 1: 3, 2: 9}[f]
+
+
 MEAN = {"mean": "a middle of the rows, not their mean"}
 NORMS = {"translation": "norms are about zero, the model that was sent"}
 INDEX = {"permutation": "the trusted row is given by its index"}
@@ -106,6 +110,7 @@ EQUALS = dict.fromkeys(
     ["oracle", "permutation"],
     "of subsets of the same diameter the first found is taken",
 )
+GROUPS = PLACES | {"mean": "groups of different size count the same"}
 MUTUAL = {"permutation": "two rows that are each other's nearest tie for a last place"}
 UNITS = {"scaling": "the radius is in the units of the rows"}
 SCALED = {"average": "rows are scaled before they are averaged"}
@@ -246,6 +251,28 @@ TABLE = [
         (1.78125, 0.4625, -1.1375),
         of_pairs,
         exempt=PLACES | {"mean": "buckets of different size count the same"},
+    ),
+    Rule(
+        "hierarchical(ctma(gm), size=3, seed=0)",
+        partial(o.hierarchical, partial(o.ctma, o.gm)),
+        (0.483333, 0.483333, -1.9),
+        of_thirds,
+        flat=True,
+        exempt=GROUPS,
+    ),
+    Rule(
+        "hierarchical(cwtm, ctma(cwmed), size=3, seed=1)",
+        partial(o.hierarchical, o.cwtm, across=partial(o.ctma, o.cwmed), seed=1),
+        (2.65, 1.425, -1.175),
+        of_thirds,
+        exempt=GROUPS,
+    ),
+    Rule(
+        "ctma(hierarchical(nnm(cwmed), size=3, seed=0))",
+        partial(o.ctma, partial(o.hierarchical, partial(o.nnm, o.cwmed))),
+        (1.255556, 1.522222, -1.666667),
+        of_thirds,
+        exempt=PLACES,
     ),
     Rule(
         "arc(mean)",

@@ -165,6 +165,17 @@ def test_a_shard_whose_worker_is_killed_in_its_work_is_built_again(backend, tmp_
     np.testing.assert_array_equal(row, normal(3, 90_000)[1])
 
 
+def test_rows_that_were_taken_outlive_the_worker_they_were_taken_on(backend):
+    local, remote = both(backend, [Panel(normal(9, 90_000))])
+    some = np.array([1, 4, 8])
+    (part, _), (same, _) = remote.take(some), local.take(some)
+    np.testing.assert_allclose(part.gram(), same.gram(), rtol=1e-12)
+    ray.kill(backend._pool.workers[1])
+    np.testing.assert_allclose(part.gram(), same.gram(), rtol=1e-12)
+    (late, _) = remote.take(some)  # of a shard that its new worker does not have
+    np.testing.assert_array_equal(late.combine(np.ones(3)), same.combine(np.ones(3)))
+
+
 def test_a_shard_that_kills_every_worker_ends_the_question(backend, monkeypatch):
     monkeypatch.setattr(sharded, "_REBUILDS", 1)
     _, remote = both(backend, [Panel(normal(5, 100))])

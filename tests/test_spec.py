@@ -24,6 +24,7 @@ from flwr_ctma.aggregators import (
     DnC,
     FLTrust,
     GeometricMedian,
+    Hierarchical,
     Krum,
     MeaMed,
     Mean,
@@ -54,6 +55,14 @@ NESTED = st.recursive(
         st.builds(ARC, held),
         st.builds(
             Bucketing, held, st.none() | st.integers(1, 99), st.integers(0, 2**64)
+        ),
+        st.builds(
+            Hierarchical,
+            held,
+            st.none() | held,
+            st.none() | st.integers(1, 99),
+            st.floats(0, 0.99),
+            st.none() | st.integers(0, 2**64),
         ),
     ),
     max_leaves=4,

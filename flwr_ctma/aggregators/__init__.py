@@ -26,6 +26,7 @@ from flwr_ctma.aggregators.cwtm import CwTM
 from flwr_ctma.aggregators.dnc import DnC
 from flwr_ctma.aggregators.fltrust import FLTrust
 from flwr_ctma.aggregators.geometric_median import GeometricMedian
+from flwr_ctma.aggregators.hierarchical import Hierarchical
 from flwr_ctma.aggregators.krum import Krum, MultiKrum
 from flwr_ctma.aggregators.mda import MDA
 from flwr_ctma.aggregators.meamed import MeaMed
@@ -55,6 +56,7 @@ __all__ = [
     "DnC",
     "FLTrust",
     "GeometricMedian",
+    "Hierarchical",
     "Krum",
     "MeaMed",
     "Mean",
@@ -68,6 +70,7 @@ RULES: dict[str, type] = {
     "nnm": NNM,
     "bucketing": Bucketing,
     "arc": ARC,
+    "hierarchical": Hierarchical,
     "mean": Mean,
     "cwmed": CwMed,
     "cwtm": CwTM,

@@ -125,6 +125,10 @@ class Point(ABC):
     def influence(self, stack: Stack) -> Float64:
         """How much each row of the stack counts in the vector."""
 
+    def weights(self) -> Float64 | None:
+        """The influence, if it is the same in every coordinate."""
+        return None
+
 
 @dataclass(frozen=True, eq=False)
 class Combination(Point):
@@ -137,7 +141,11 @@ class Combination(Point):
         return stack.combine(self.coefficients)
 
     def squared_distances(self, rows: Updates) -> Float64:
-        """From inner products alone: the vector is not computed."""
+        """From inner products, if they are at hand: the vector is not computed."""
+        if not rows.stack.has_moments:
+            found = rows.stack.deviations(self.vector(rows.stack), rows.mixing)
+            if np.isfinite(found).all():
+                return found
         c = self.coefficients
         moments = rows.stack.moments
         if rows.mixing is None and np.isclose(c.sum(), 1.0, rtol=1e-12):
@@ -147,6 +155,10 @@ class Combination(Point):
         return squared_distances(moments.about_pivot(np.vstack([matrix, c])))[-1, :-1]
 
     def influence(self, stack: Stack) -> Float64:
+        """The coefficients."""
+        return self.coefficients
+
+    def weights(self) -> Float64:
         """The coefficients."""
         return self.coefficients
 

@@ -9,7 +9,6 @@ from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
 from flwr_ctma.aggregators import Aggregator, Budget, CwTM
-from flwr_ctma.aggregators.base import Combination
 from flwr_ctma.records import Model, Reply
 from flwr_ctma.stack import Stack
 
@@ -91,9 +90,6 @@ def take_step(
         rows_apart = sent.updates(replies, sent.buffers)
         found = CwTM().locate(rows_apart, budget).vector(rows_apart.stack)
         update.update(zip(sent.buffers, found, strict=True))
-    return Step(
-        sent.write(update),
-        vector,
-        distances,
-        point.coefficients[: rows.n] if isinstance(point, Combination) else None,
-    )
+    weights = point.weights()
+    influence = None if weights is None else weights[: rows.n]
+    return Step(sent.write(update), vector, distances, influence)
