@@ -1,0 +1,48 @@
+"""Seconds per round of a deployment in which one client of four is silent.
+
+    python tests/benchmark/silence.py                    about ten minutes
+    python tests/benchmark/silence.py --timeout 120      Flower's default is 3600
+
+A SuperLink and four SuperNodes on loopback, and an app whose clients have next to
+nothing to compute: most of a round is what Flower's processes take to start. From the
+second round on, the ClientApp of the first client sleeps, while its SuperNode lives on
+and says so. Medians over the rounds after the first.
+"""
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from deployment import DEPLOYED, deployment, journal, run
+
+ROUNDS = 4
+
+
+def seconds(**config):
+    """Time the rounds after the first."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "journal")
+        config |= {"num-server-rounds": ROUNDS, "journal": str(path)}
+        with deployment(Path(folder), 4) as (env, _):
+            run(DEPLOYED, config, env)
+        rounds = journal(path)
+    return statistics.median(r["seconds"] for r in rounds[1:])
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--timeout", type=float, default=60.0, help="of a round")
+    timeout = parser.parse_args().timeout
+    print("| strategy | timeout | nobody silent | one silent |\n|---|---|---|---|")
+    for name, robust in (("`FedAvg`", False), ("`RobustStrategy`", True)):
+        settings = {"robust": robust, "timeout": 3600.0 if robust else timeout}
+        answered, silent = (seconds(silent=count, **settings) for count in (0, 1))
+        print(f"| {name} | {settings['timeout']:.0f} | {answered:.1f} | {silent:.1f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""A SuperLink and SuperNodes on loopback, for tests and timings of deployments."""
+
+import json
+import subprocess
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from flwr_ctma.processes import (
+    free_address,
+    last_run,
+    process,
+    spell_config,
+    superlink,
+)
+
+DEPLOYED = Path(__file__).parent / "deployed"
+
+
+@contextmanager
+def deployment(folder, nodes):
+    """Yield the environment of `flwr`, and the processes of the SuperNodes."""
+    with ExitStack() as stack:
+        # Left in reverse order: a SuperNode whose SuperLink is gone hangs.
+        env, address = stack.enter_context(superlink())
+        running = []
+        for partition in range(nodes):
+            log = stack.enter_context((folder / f"node-{partition}.log").open("wb"))
+            host, _, port = free_address().partition(":")
+            node = f"partition-id={partition} num-partitions={nodes}"
+            command = ["flower-supernode", "--insecure", "--superlink", address]
+            command += ["--host", host, "--port", port, "--node-config", node]
+            running.append(stack.enter_context(process(command, log, env)))
+        yield env, running
+
+
+def run(app, config, env):
+    """Run an app to its end; give what it printed."""
+    streamed = subprocess.run(
+        ["flwr", "run", app, "--stream", "--run-config", spell_config(config)],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    status, _ = last_run(env)
+    assert status == "finished:completed", streamed.stdout
+    return streamed.stdout
+
+
+def journal(path):
+    """Give what the app in `deployed` has noted of its rounds so far."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if "\n" in line]
+
+
+def wait_for(path, condition, seconds=300):
+    """Wait until the rounds noted so far fulfil a condition; give them."""
+    deadline = time.monotonic() + seconds
+    while not condition(rounds := journal(path)):
+        assert time.monotonic() < deadline, rounds
+        time.sleep(0.2)
+    return rounds
