@@ -1,5 +1,6 @@
 """Rows in memory, visited in blocks of columns that stay in the cache."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,9 +18,10 @@ Span = tuple[int, int, int]  # panel, first column, last column
 
 # Of a block: it fits a core's share of the cache, and the time to start one NumPy call
 # is small against the time the call takes.
-_BLOCK_BYTES = 2**21
-# Columns of a cell, a matrix product of its own. A block holds whole cells.
-_CELL = 1024
+_BLOCK_BYTES = 3 * 2**20
+# Columns of a cell, a matrix product of its own. A block holds whole cells; were they a
+# power of two, all rows of a column would compete for the same lines of the cache.
+_CELL = 1008
 # Of a weighted sum of plain rows, which BLAS cuts into blocks of its own.
 _SUM_WIDTH = 2**16
 _MAX_LANES = 16
@@ -95,9 +97,8 @@ class CpuStack(Stack):
 
         def lane(spans: list[Span]) -> Float64:
             total = np.zeros((size, size))
-            scratch = _Scratch()
             for k, a, b in spans:
-                total += _products(self._rows(k, a, b, pivot, scale, scratch))
+                total += _products(self._rows(k, a, b, pivot, scale))
             return total
 
         spans = [span for span in self._spans() if self.panels[span[0]].measured]
@@ -111,14 +112,13 @@ class CpuStack(Stack):
         b: int,
         pivot: int | None,
         scale: Float64 | None,
-        scratch: "_Scratch",
     ) -> Array:
         panel = self.panels[k]
         if pivot is None and scale is None:
             view = panel.view(a, b)
             if view is not None:
                 return view
-        out = scratch("rows", self.n + (pivot is not None), b - a, panel.dtype)
+        out = _scratch(self.n + (pivot is not None), b - a, panel.dtype)
         if scale is not None:
             return self._scaled_rows(k, a, b, pivot, scale, out)
         if pivot is None:
@@ -144,9 +144,8 @@ class CpuStack(Stack):
 
         def lane(spans: list[Span]) -> Float64:
             most = np.zeros(self.n)
-            scratch = _Scratch()
             for k, a, b in spans:
-                block = scratch("rows", self.n, b - a, np.dtype(np.float64))
+                block = _scratch(self.n, b - a, np.dtype(np.float64))
                 self.panels[k].load(a, b, block)
                 np.maximum(most, np.abs(block).max(axis=1, initial=0.0), out=most)
             return most
@@ -167,14 +166,13 @@ class CpuStack(Stack):
         ]
 
         def lane(spans: list[Span]) -> None:
-            scratch = _Scratch()
             for k, a, b in spans:
                 # `matmul` reads a view where it is; `dot` would copy it first.
                 c = coefficients.astype(vector[k].dtype)
                 block = self.panels[k].view(a, b)
                 if block is None:
                     c = c[used]
-                    block = scratch("rows", len(used), b - a, c.dtype)
+                    block = _scratch(len(used), b - a, c.dtype)
                     chosen[k].load(a, b, block)
                 np.matmul(c, block, out=vector[k][a:b])
 
@@ -189,9 +187,9 @@ class CpuStack(Stack):
         vector = self._empty()
 
         def lane(spans: list[Span]) -> bool:
-            scratch, finite = _Scratch(), True
+            finite = True
             for k, a, b in spans:
-                block = scratch.copy(self._mixed(k, a, b, mixing, scratch))
+                block = _scratch.copy(self._mixed(k, a, b, mixing))
                 finite &= _seems_finite(block)
                 vector[k][a:b] = kernel.value(block)
             return finite
@@ -204,32 +202,32 @@ class CpuStack(Stack):
         """Apply a kernel block by block, measuring while the block is in the cache."""
         vector = self._empty()
 
-        def value(k: int, a: int, b: int, block: Array, scratch: "_Scratch") -> Array:
+        def value(k: int, a: int, b: int, block: Array) -> Array:
             values: Array = vector[k][a:b]
-            values[:] = kernel.value(scratch.copy(block))
+            values[:] = kernel.value(_scratch.copy(block))
             return values
 
         return Columns(vector, self._deviations(value, mixing))
 
     def deviations(self, vector: Vector, mixing: Float64 | None) -> Float64:
         """Squared distance of each row to a vector."""
-        return self._deviations(lambda k, a, b, block, scratch: vector[k][a:b], mixing)
+        return self._deviations(lambda k, a, b, block: vector[k][a:b], mixing)
 
     def _deviations(
         self,
-        centre: "Callable[[int, int, int, Array, _Scratch], Array]",
+        centre: "Callable[[int, int, int, Array], Array]",
         mixing: Float64 | None,
     ) -> Float64:
         rows = self.n if mixing is None else len(mixing)
 
         def lane(spans: list[Span]) -> tuple[Float64, bool]:
             total = np.zeros(rows)
-            scratch, finite = _Scratch(), True
+            finite = True
             for k, a, b in spans:
-                block = self._mixed(k, a, b, mixing, scratch)
-                middle = centre(k, a, b, block, scratch)
+                block = self._mixed(k, a, b, mixing)
+                middle = centre(k, a, b, block)
                 if self.panels[k].measured:
-                    apart = scratch("copy", rows, b - a, block.dtype)
+                    apart = _scratch.beside(block)
                     np.subtract(block, middle, out=apart)
                     total += np.einsum("ij,ij->i", apart, apart)
                 else:
@@ -245,7 +243,7 @@ class CpuStack(Stack):
         """Mean over coordinates of the weight that a kernel gives to each row."""
 
         def visit(span: Span) -> Float64:
-            block = self._mixed(*span, mixing, _Scratch())
+            block = self._mixed(*span, mixing)
             total: Float64 = kernel.weights(block).sum(axis=1)
             return total
 
@@ -271,13 +269,11 @@ class CpuStack(Stack):
             ]
         )
 
-    def _mixed(
-        self, k: int, a: int, b: int, mixing: Float64 | None, scratch: "_Scratch"
-    ) -> Array:
-        block = self._rows(k, a, b, None, None, scratch)
+    def _mixed(self, k: int, a: int, b: int, mixing: Float64 | None) -> Array:
+        block = self._rows(k, a, b, None, None)
         if mixing is None:
             return block
-        out = scratch("mixed", len(mixing), b - a, block.dtype)
+        out = _scratch.beside(block, len(mixing))
         mixed: Array = np.matmul(mixing.astype(block.dtype), block, out=out)
         return mixed
 
@@ -294,27 +290,41 @@ class CpuStack(Stack):
                 yield k, a, min(a + step, panel.width)
 
 
-class _Scratch:
-    """Arrays that a lane uses again from block to block."""
+class _Scratch(threading.local):
+    """Two arrays that a thread uses again from block to block, and from call to call.
+
+    New ones would be new pages, which cost more to get than to fill.
+    """
+
+    def __init__(self) -> None:
+        self._held = [np.empty(0), np.empty(0)]
+
+    def __call__(self, rows: int, width: int, dtype: "np.dtype[Any]") -> Array:
+        """Give the first array, in a shape."""
+        return self._shaped(0, rows, width, dtype)
+
+    def beside(self, block: Array, rows: int | None = None) -> Array:
+        """Give the array that the block is not in, as wide as the block."""
+        n, width = block.shape
+        slot = int(block.base is self._held[0])
+        return self._shaped(slot, rows or n, width, block.dtype)
 
     def copy(self, block: Array) -> Array:
         """Copy a block that is to be overwritten."""
-        rows, width = block.shape
-        copy = self("copy", rows, width, block.dtype)
+        copy = self.beside(block)
         np.copyto(copy, block)
         return copy
 
-    def __init__(self) -> None:
-        self._held: dict[str, Array] = {}
-
-    def __call__(
-        self, name: str, rows: int, width: int, dtype: "np.dtype[Any]"
+    def _shaped(
+        self, slot: int, rows: int, width: int, dtype: "np.dtype[Any]"
     ) -> Array:
         size = rows * width
-        held = self._held.get(name)
-        if held is None or held.size < size or held.dtype != dtype:
-            held = self._held[name] = np.empty(size, dtype)
-        return held[:size].reshape(rows, width)
+        if self._held[slot].size < size or self._held[slot].dtype != dtype:
+            self._held[slot] = np.empty(size, dtype)
+        return self._held[slot][:size].reshape(rows, width)
+
+
+_scratch = _Scratch()
 
 
 def _seems_finite(block: Array) -> bool:
@@ -329,14 +339,14 @@ def _lanes(spans: list[Span], size: int) -> list[list[Span]]:
     As many lanes as leave their (size, size) sums small against the rows.
     """
     columns = sum(b - a for _, a, b in spans)
-    affordable = max(1, columns // (16 * size))
+    affordable = max(1, columns // (32 * size))
     count = max(1, min(_MAX_LANES, affordable, len(spans)))
     bounds = np.linspace(0, len(spans), count + 1).astype(int)
     return [spans[i:j] for i, j in pairwise(bounds)]
 
 
-def _products(block: Array) -> Float64:
-    """Inner products of a block's rows, in float64 from cell to cell.
+def _products(block: Array, first: int = 0) -> Float64:
+    """Inner products of the rows from the first on with all, in float64 between cells.
 
     All cells in one call: NumPy keeps the interpreter's lock, and with it the other
     threads, during one product of few rows, but not during a stack of products.
@@ -344,6 +354,8 @@ def _products(block: Array) -> Float64:
     whole = block.shape[1] // _CELL * _CELL
     cells = block[:, :whole].reshape(len(block), -1, _CELL).swapaxes(0, 1)
     rest = block[:, whole:]
-    total: Float64 = (cells @ cells.swapaxes(1, 2)).sum(axis=0, dtype=np.float64)
-    total += rest @ rest.T
+    total: Float64 = (cells[:, first:] @ cells.swapaxes(1, 2)).sum(
+        axis=0, dtype=np.float64
+    )
+    total += rest[first:] @ rest.T
     return total

@@ -5,7 +5,7 @@ wire i holds the smaller value and wire j the larger. Run on whole rows, a compa
 `minimum` and `maximum` over all columns, which is what processors do fastest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ __all__ = ["nearest_mean", "network", "ordered", "ranked_mean"]
 # Above this many rows the vector sort of `np.sort` on columns laid out contiguously
 # overtakes the network: measured on AVX-512, float32.
 _NETWORK_LIMIT = 48
+# What is sorted at a time: it stays in a core's own cache.
+_SORTED_BYTES = 2**18
 
 
 class Comparator(NamedTuple):
@@ -91,7 +93,7 @@ def ranked_mean(block: Any, coefficients: Sequence[float]) -> Any:
     total = sum(coefficients)
     if isinstance(block, np.ndarray) and len(block) > _NETWORK_LIMIT:
         share = np.asarray(coefficients, block.dtype) / block.dtype.type(total)
-        return np.sort(block.T.copy(), axis=1) @ share
+        return np.concatenate([columns @ share for columns in _sorted(block)])
     rows = ordered(block, coefficients)
     counted = [
         row if c == 1 else row * c
@@ -131,24 +133,38 @@ def nearest_mean(block: Any, k: int) -> Any:
     """
     n = len(block)
     if isinstance(block, np.ndarray) and n > _NETWORK_LIMIT:
-        values = np.sort(block.T.copy(), axis=1)
-        median = (values[:, (n - 1) // 2] / 2 + values[:, n // 2] / 2)[:, None]
-        window = values[:, :k].copy()
-        for j in range(0, n - k, k):
-            out, into = values[:, j : min(j + k, n - k)], values[:, j + k : j + 2 * k]
-            kept = window[:, : out.shape[1]]
-            np.copyto(kept, into, where=(median - out) > (into - median))
-        return window.mean(axis=1)
+        return np.concatenate([_window_mean(c, k) for c in _sorted(block)])
     rows = ordered(block, range(1, n + 1))
     median = rows[(n - 1) // 2] / 2 + rows[n // 2] / 2
-    slots = rows[:k]
+    replace = _replacer(median, median.shape)
     for j, (out, into) in enumerate(zip(rows[: n - k], rows[k:], strict=True)):
-        moved = (median - out) > (into - median)
-        slots[j % k] = _where(moved, into, slots[j % k])
-    total = slots[0]
-    for row in slots[1:]:
-        total = total + row
-    return total / k
+        replace(rows[j % k], out, into)
+    mean = rows[0]
+    for row in rows[1:k]:
+        mean += row
+    mean /= k
+    return mean
+
+
+def _sorted(block: Any) -> Iterator[Any]:
+    """Columns of a block as sorted rows, a few at a time."""
+    n, width = block.shape
+    step = max(1, _SORTED_BYTES // (n * block.itemsize))
+    for a in range(0, width, step):
+        columns = block[:, a : a + step].T.copy()
+        columns.sort(axis=1)
+        yield columns
+
+
+def _window_mean(values: Any, k: int) -> Any:
+    n = values.shape[1]
+    median = (values[:, (n - 1) // 2] / 2 + values[:, n // 2] / 2)[:, None]
+    window = values[:, :k].copy()
+    for j in range(0, n - k, k):
+        out, into = values[:, j : min(j + k, n - k)], values[:, j + k : j + 2 * k]
+        kept = window[:, : out.shape[1]]
+        _replacer(median, kept.shape)(kept, out, into)
+    return window.mean(axis=1)
 
 
 def ordered(block: Any, coefficients: Sequence[float]) -> list[Any]:
@@ -168,8 +184,33 @@ def ordered(block: Any, coefficients: Sequence[float]) -> list[Any]:
     return wires
 
 
-def _where(chosen: Any, a: Any, b: Any) -> Any:
-    return np.where(chosen, a, b) if isinstance(a, np.ndarray) else a.where(chosen, b)
+def _replacer(median: Any, shape: tuple[int, ...]) -> Callable[[Any, Any, Any], None]:
+    """What puts into a row each number that is nearer to the median than what goes out.
+
+    Bit by bit, as a choice by `where` would cost a branch for every number; and in the
+    same few arrays every time, as new ones would be new pages.
+    """
+    if not isinstance(median, np.ndarray):
+        return lambda row, out, into: row.copy_(
+            into.where((median - out) > (into - median), row)
+        )
+    below, above = np.empty((2, *shape), median.dtype)
+    moved = np.empty(shape, bool)
+    integer = np.dtype(f"i{median.itemsize}")
+    change, mask = below.view(integer), above.view(integer)
+
+    def replace(row: Any, out: Any, into: Any) -> None:
+        np.subtract(median, out, out=below)
+        np.subtract(into, median, out=above)
+        np.greater(below, above, out=moved)
+        np.copyto(mask, moved)
+        np.negative(mask, out=mask)
+        bits = row.view(integer)
+        np.bitwise_xor(bits, into.view(integer), out=change)
+        np.bitwise_and(change, mask, out=change)
+        np.bitwise_xor(bits, change, out=bits)
+
+    return replace
 
 
 def _extrema(block: Any) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ import numpy as np
 from flwr.app import Message
 
 from flwr_ctma import parallel
-from flwr_ctma.cpu import CpuStack, Span, _lanes, _Scratch
+from flwr_ctma.cpu import CpuStack, Span, _lanes, _products
 from flwr_ctma.records import Model, Reply
 from flwr_ctma.stack import Float64, Moments, pivot_of
 from flwr_ctma.strategy.round import Read, read_one
@@ -90,10 +90,9 @@ def _strip(stack: CpuStack, first: int) -> Float64:
     shape = (stack.n - first, stack.n)
 
     def lane(spans: list[Span]) -> Float64:
-        total, scratch = np.zeros(shape), _Scratch()
+        total = np.zeros(shape)
         for k, a, b in spans:
-            block = stack._rows(k, a, b, None, None, scratch)
-            total += block[first:] @ block.T
+            total += _products(stack._rows(k, a, b, None, None), first)
         return total
 
     lanes = _lanes(list(stack._spans()), stack.n)
