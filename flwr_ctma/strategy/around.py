@@ -6,9 +6,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from flwr_ctma.strategy.refusals import inside, prepared
+from flwr_ctma.strategy.refusals import inside, prepared, setting
 
-__all__ = ["Around", "Evaluate", "close_round_of"]
+__all__ = ["Around", "Evaluate", "close_round_of", "loop_of"]
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -55,7 +55,8 @@ class Around(Strategy):
             close_round_of(self, number, metrics)
             return metrics
 
-        return super().start(
+        return loop_of(self.strategy)(
+            self,
             prepared(self.strategy, grid, num_rounds),
             initial_arrays,
             num_rounds,
@@ -100,6 +101,15 @@ def close_round_of(
     for part in reversed([*inside(strategy)]):
         if hasattr(part, "close_round"):
             part.close_round(server_round, metrics)
+
+
+def loop_of(strategy: Strategy) -> Callable[..., Result]:
+    """Give what runs the rounds: Flower's loop, or that of the strategy inside.
+
+    It is called with the outermost strategy, then as `Strategy.start` is.
+    """
+    loop: Callable[..., Result] = setting(strategy, "loop", Strategy.start)
+    return loop
 
 
 def _listens(strategy: Strategy) -> bool:

@@ -26,6 +26,7 @@ from flwr_ctma.strategy.anytime import AnyTimeSGD
 from flwr_ctma.strategy.contributions import Contributions
 from flwr_ctma.strategy.inflight import Flight, InFlight
 from flwr_ctma.strategy.refusals import checked_rule
+from flwr_ctma.strategy.reporting import bytes_of
 from flwr_ctma.strategy.round import read_one
 from flwr_ctma.strategy.tally import Tally
 from flwr_ctma.weights import Counts, Weighing
@@ -82,9 +83,6 @@ class AsyncRobustStrategy(Strategy):
     the pattern of arrivals: a flood neither outvotes the others nor makes the server
     run on along what they sent long ago. Until so many nodes have delivered that this
     can be kept, no step is taken.
-
-    Inside of other strategies, such as `Checkpointed` and `Observed`, a round takes at
-    most an hour, and the rounds that are left after `max_seconds` are empty.
 
     Nodes that come later get work at the next tick; nodes that are gone keep no weight
     until they are back. A reply that is rejected costs its sender the rest of the
@@ -177,6 +175,29 @@ class AsyncRobustStrategy(Strategy):
         ValueError
             For an `evaluate_config`: nodes are busy training, and evaluate nothing.
         """
+        return self.loop(
+            self,
+            grid,
+            initial_arrays,
+            num_rounds,
+            timeout,
+            train_config,
+            evaluate_config,
+            evaluate_fn,
+        )
+
+    def loop(
+        self,
+        outer: Strategy,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int,
+        timeout: float,
+        train_config: ConfigRecord | None,
+        evaluate_config: ConfigRecord | None,
+        evaluate_fn: Evaluate | None,
+    ) -> Result:
+        """Run the rounds of the outermost strategy around this one, in time."""
         if evaluate_config is not None:
             raise wrong(
                 "evaluate_config",
@@ -184,24 +205,26 @@ class AsyncRobustStrategy(Strategy):
                 "given",
                 "Nodes only train here: evaluate on the server with `evaluate_fn`.",
             )
-        log(INFO, "Starting %s:", type(self).__name__)
-        self.summary()
+        log(INFO, "Starting %s:", type(outer).__name__)
+        outer.summary()
         self._timeout = timeout
         config = ConfigRecord() if train_config is None else train_config
         result = Result(arrays=initial_arrays)
         if evaluate_fn:
             _note(result.evaluate_metrics_serverapp, 0, evaluate_fn(0, initial_arrays))
         for number in range(1, num_rounds + 1):
-            self.configure_train(number, result.arrays, config, grid)
-            result.arrays, report = self.aggregate_train(number, [])
+            if self._elapsed >= self.max_seconds:
+                log(INFO, "Ended after %.1f s.", self._elapsed)
+                break
+            outer.configure_train(number, result.arrays, config, grid)
+            arrays, report = outer.aggregate_train(number, [])
+            if arrays is not None:
+                result.arrays = arrays
             log(INFO, "[ROUND %d/%d] %s", number, num_rounds, report)
-            result.train_metrics_clientapp[number] = report
+            _note(result.train_metrics_clientapp, number, report)
             if evaluate_fn:
                 metrics = evaluate_fn(number, result.arrays)
                 _note(result.evaluate_metrics_serverapp, number, metrics)
-            if self._seconds(grid) >= self.max_seconds:
-                log(INFO, "Ended after %.1f s.", self._seconds(grid))
-                break
         return result
 
     def configure_train(
@@ -215,6 +238,7 @@ class AsyncRobustStrategy(Strategy):
         self._tally = Tally()
         end = min(_clock(grid) + self._timeout, self._began + self.max_seconds)
         self._take_arrivals(grid, config, end)
+        self._tally.waiting = self._in_flight.nodes
         self._elapsed = self._seconds(grid)
         return []
 
@@ -222,6 +246,9 @@ class AsyncRobustStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord, MetricRecord]:
         """Give the model that the round led to, and sum the round up."""
+        if self._tally.steps:
+            delivered = sorted(set(self._tally.accepted))
+            self._tally.trimmed = self.contributions.trimmed(delivered)
         self._tally.enter(self.ledger)
         clients = self.contributions.clients.values()
         claims = [c.metrics for c in clients if c.metrics is not None]
@@ -285,7 +312,8 @@ class AsyncRobustStrategy(Strategy):
                 self.contributions.present = set(grid.get_node_ids())
                 looked = _clock(grid)
             self._give_work(grid, config)
-            goal = self.arrivals_per_round or len(self.contributions.present)
+            # With no node connected it waits for one.
+            goal = self.arrivals_per_round or len(self.contributions.present) or 1
             if self._tally.arrivals >= goal or _clock(grid) >= deadline:
                 return
             arrivals = self._tally.arrivals
@@ -305,14 +333,22 @@ class AsyncRobustStrategy(Strategy):
                 {**config, "server-round": number}
             )
             messages.append(Message(record, node, MessageType.TRAIN))
-        self._tally.failed |= self._in_flight.push(
+        lost = self._in_flight.push(
             grid, messages, self._model, self.contributions.steps
         )
+        self.contributions.present -= lost  # until the next look around
+        self._tally.sent += bytes_of(
+            m for m in messages if m.metadata.dst_node_id not in lost
+        )
 
-    def _arrive(self, flight: Flight, message: Message) -> None:
+    def _arrive(self, flight: Flight, came: Message | Rejection | str) -> None:
         """Inspect a reply; if it is good, take a step."""
         tally, node = self._tally, flight.node
-        reply = read_one(message, flight.model.read)
+        if isinstance(came, Message):
+            tally.received += bytes_of([came])
+            reply = read_one(came, flight.model.read)
+        else:
+            reply = came
         if isinstance(reply, str):
             tally.failed.add(node)
             log(WARNING, "\t> Nothing from node %d: %s", node, reply)

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from flwr_ctma.checkpoint import latest, write
 from flwr_ctma.errors import wrong
-from flwr_ctma.strategy.around import Around, Evaluate, close_round_of
+from flwr_ctma.strategy.around import Around, Evaluate, close_round_of, loop_of
 from flwr_ctma.strategy.refusals import inside, prepared
 from flwr_ctma.strategy.state import restore, state_of
 
@@ -104,7 +104,7 @@ class Checkpointed(Around):
         self._offset = self._finished
         left = num_rounds - self._finished
         if left > 0:
-            Strategy.start(
+            loop_of(self.strategy)(
                 self,
                 grid,
                 arrays,

@@ -1,6 +1,6 @@
 """What every client has contributed: its latest update, and how many of them count."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +82,7 @@ class Contributions:
     latest: dict[str, Latest] = field(default_factory=dict)
     steps: int = 0
     share: float = 0.0
+    _influence: Float64 | None = None
 
     def ask(self, node: int) -> int:
         """Note that a node is sent a message; give how many it has been sent."""
@@ -128,8 +129,19 @@ class Contributions:
         for name, positions in _parts(model).items():
             rows = Updates(self.latest[name])
             point = (rule if name == "rows" else CwTM()).locate(rows, budget)
+            if name == "rows":
+                self._influence = point.weights()
             average.update(zip(positions, point.vector(rows.stack), strict=True))
         return average
+
+    def trimmed(self, nodes: Iterable[int]) -> list[int]:
+        """Give those of some nodes whose updates counted nothing at the last step.
+
+        None of them where a rule works coordinate by coordinate.
+        """
+        if self._influence is None:
+            return []
+        return [n for n in nodes if self._influence[self.clients[n].row] == 0]
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a resumed run needs, beside who is connected then."""

@@ -7,7 +7,8 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from flwr_ctma.records import Model
+from flwr_ctma.records import Model, Rejection
+from flwr_ctma.strategy.patience import UNDECODABLE
 
 __all__ = ["Flight", "InFlight"]
 
@@ -41,6 +42,7 @@ class InFlight:
     def __init__(self) -> None:
         self._flights: dict[str, Flight] = {}
         self._lasts = False  # whether the grid can be saved, with what it carries
+        self._one_by_one = False
 
     @property
     def nodes(self) -> set[int]:
@@ -64,12 +66,27 @@ class InFlight:
                 lost.add(node)
         return lost
 
-    def pull(self, grid: Grid) -> Iterator[tuple[Flight, Message]]:
-        """Give each reply that has come, with the message that it answers."""
-        for reply in list(grid.pull_messages(list(self._flights))):
-            flight = self._flights.pop(reply.metadata.reply_to_message_id, None)
-            if flight is not None:
-                yield flight, reply
+    def pull(self, grid: Grid) -> Iterator[tuple[Flight, Message | Rejection | str]]:
+        """Give each reply that has come, with the message that it answers.
+
+        Content that cannot be decoded raises in Flower, and takes the replies with it
+        that were pulled with it. All that may be lost is given up; from then on replies
+        are pulled one by one, and who sends such content is known.
+        """
+        keys = list(self._flights)
+        for batch in [[key] for key in keys] if self._one_by_one else [keys]:
+            try:
+                replies = list(grid.pull_messages(batch))
+            except UNDECODABLE as error:
+                why = f"a reply cannot be decoded ({type(error).__name__})"
+                lost = Rejection("undecodable", why) if self._one_by_one else why
+                yield from [(self._flights.pop(key), lost) for key in batch]
+                self._one_by_one = True
+                continue
+            for reply in replies:
+                flight = self._flights.pop(reply.metadata.reply_to_message_id, None)
+                if flight is not None:
+                    yield flight, reply
 
     def state_dict(self) -> dict[str, Any] | None:
         """Give the book and the models in it; None where a crash ends all messages."""

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from flwr_ctma.strategy.around import Around
+from flwr_ctma.strategy.reporting import bytes_of
 
 __all__ = ["Callback", "Observed"]
 
@@ -64,7 +65,7 @@ class Observed(Around):
         self._asked = list(super().configure_train(server_round, arrays, config, grid))
         self._line = {
             "asked": [message.metadata.dst_node_id for message in self._asked],
-            "bytes-sent": _bytes(self._asked),
+            "bytes-sent": bytes_of(self._asked),
         }
         return self._asked
 
@@ -83,7 +84,7 @@ class Observed(Around):
             for message in self._asked
             if message.metadata.message_id not in answered
         ]
-        self._line["bytes-received"] = _bytes(replies)
+        self._line["bytes-received"] = bytes_of(replies)
         arrays, metrics = super().aggregate_train(server_round, replies)
         for key, value in (metrics or {}).items():
             self._line[key.removeprefix("nodes-")] = value
@@ -94,7 +95,7 @@ class Observed(Around):
     ) -> Iterable[Message]:
         """Note what is sent."""
         asked = list(super().configure_evaluate(server_round, arrays, config, grid))
-        self._line["bytes-sent"] = self._line.get("bytes-sent", 0) + _bytes(asked)
+        self._line["bytes-sent"] = self._line.get("bytes-sent", 0) + bytes_of(asked)
         return asked
 
     def aggregate_evaluate(
@@ -117,15 +118,3 @@ class Observed(Around):
                 callback(line)
             except Exception as error:
                 log(WARNING, "%r: %s: %s", callback, type(error).__name__, error)
-
-
-def _bytes(messages: Iterable[Message]) -> int:
-    """Sum up the sizes of all arrays, whatever they hold."""
-    return sum(
-        len(array.data)
-        for message in messages
-        if message.has_content()
-        for record in message.content.array_records.values()
-        for array in record.values()
-        if isinstance(array.data, bytes)
-    )

@@ -16,10 +16,10 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from flwr_ctma.errors import wrong
 from flwr_ctma.strategy.tolerance import Tolerance
 
-__all__ = ["Patience", "PatientGrid"]
+__all__ = ["UNDECODABLE", "Patience", "PatientGrid"]
 
 # What decoding raises at content that a modified SuperNode can upload.
-_UNDECODABLE = (
+UNDECODABLE = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -168,7 +168,7 @@ class PatientGrid(Grid):
         for batch in batches:
             try:
                 replies += self.grid.pull_messages(batch)
-            except _UNDECODABLE as error:
+            except UNDECODABLE as error:
                 self._one_by_one = True
                 log(
                     WARNING,

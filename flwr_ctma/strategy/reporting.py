@@ -1,14 +1,15 @@
 """What a user is told of a round: in the log, and in its metrics."""
 
+from collections.abc import Iterable
 from logging import INFO, WARNING
 
-from flwr.app import MetricRecord
+from flwr.app import Message, MetricRecord
 from flwr.common import log
 
 from flwr_ctma.strategy.round import Outcome, Round
 from flwr_ctma.strategy.tolerance import Tolerance, needed
 
-__all__ = ["log_outcome", "report", "warn_of_majority"]
+__all__ = ["bytes_of", "log_outcome", "report", "warn_of_majority"]
 
 
 def warn_of_majority(
@@ -74,4 +75,16 @@ def report(
             "nodes-misreporting": [node for node, _ in outcome.misreported],
             **({"nodes-excluded": round_.excluded} if round_.excluded else {}),
         }
+    )
+
+
+def bytes_of(messages: Iterable[Message]) -> int:
+    """Sum up the sizes of all arrays, whatever they hold."""
+    return sum(
+        len(array.data)
+        for message in messages
+        if message.has_content()
+        for record in message.content.array_records.values()
+        for array in record.values()
+        if isinstance(array.data, bytes)
     )

@@ -25,13 +25,23 @@ class Tally:
     rejected : dict of str by node
         Why a reply was rejected.
     failed : set of int
-        Nodes of which nothing came, or that could not be reached.
+        Nodes that answered with an error, or whose answer was lost.
+    waiting : set of int
+        Nodes with work on their way at the end.
+    trimmed : list of int, or None
+        Nodes whose updates counted nothing at the last step; None without any step.
+    sent, received : int
+        Bytes, in arrays.
     """
 
     steps: int = 0
     accepted: list[int] = field(default_factory=list)
     rejected: dict[int, str] = field(default_factory=dict)
     failed: set[int] = field(default_factory=set)
+    waiting: set[int] = field(default_factory=set)
+    trimmed: list[int] | None = None
+    sent: int = 0
+    received: int = 0
 
     @property
     def arrivals(self) -> int:
@@ -46,6 +56,7 @@ class Tally:
         """Note in the ledger what each node did."""
         ledger.note(
             self.accepted,
+            trimmed=self.trimmed or [],
             rejected=list(self.rejected.items()),
             missing=list(self.failed),
         )
@@ -68,7 +79,12 @@ class Tally:
         report["steps"] = self.steps
         report["replies-accepted"] = len(self.accepted)
         report["replies-rejected"] = len(self.rejected)
-        report["nodes-asked"] = sorted({*self.accepted, *self.resting()})
-        report["nodes-missing"] = sorted(self.failed)
+        heard = {*self.accepted, *self.rejected}
+        report["nodes-asked"] = sorted(heard | self.failed | self.waiting)
+        report["nodes-missing"] = sorted((self.failed | self.waiting) - heard)
         report["nodes-rejected"] = list(self.rejected)
+        if self.trimmed is not None:
+            report["nodes-trimmed"] = self.trimmed
+        report["bytes-sent"] = self.sent
+        report["bytes-received"] = self.received
         return report
