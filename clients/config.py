@@ -14,6 +14,7 @@ from flwr_ctma import parse_aggregator
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.errors import wrong
 from flwr_ctma.paces import parse_pace
+from flwr_ctma.strategy.backend import parse_backend
 from flwr_ctma.strategy.refusals import checked_rule
 from flwr_ctma.weights import parse_weighing
 
@@ -90,6 +91,9 @@ class RunConfig:
     arrivals : str
         `real`, or how fast clients answer on a virtual clock, in one process:
         `uniform`, `id`, `id2` (in proportion to it), `straggler`, or a CSV file.
+    backend : str
+        Where the server holds the replies of a round: `local`, `streaming` or `ray`,
+        with its settings: `ray(workers=2, cpus=0)`.
     seed : int
         Fixes partitions, initial model, mini-batches and noise.
     device : str
@@ -127,6 +131,7 @@ class RunConfig:
     weighing: str
     malicious_share: float
     arrivals: str
+    backend: str
     seed: int
     device: str
     output: str
@@ -196,6 +201,7 @@ class RunConfig:
         parse_optimizer(self.optimizer)
         parse_weighing(self.weighing)
         parse_pace(self.arrivals)
+        parse_backend(self.backend)
         self._require_tolerable()
         self._require_served()
 
@@ -227,6 +233,11 @@ class RunConfig:
         for name, value in (("fraction_train", 1), ("fraction_evaluate", 0)):
             expected = f"{value} where `asynchronous` is true: all nodes only train"
             self._require(name, expected, getattr(self, name) == value)
+        self._require(
+            "backend",
+            "local where `asynchronous` is true: there are no rounds",
+            self.backend == "local",
+        )
         weighted = self.aggregator != "fedavg" and _takes_weights(self.aggregator)
         self._require(
             "aggregator",

@@ -42,7 +42,10 @@ def build_strategy(config: RunConfig) -> Strategy:
         )
     if config.aggregator != "fedavg":
         strategy = RobustStrategy(
-            strategy, config.aggregator, num_malicious_nodes=config.num_malicious_nodes
+            strategy,
+            config.aggregator,
+            num_malicious_nodes=config.num_malicious_nodes,
+            backend=config.backend,
         )
     # Attacks that see the honest updates act here, on vectors or on models as they are
     # sent; to all others this is nothing.

@@ -119,6 +119,6 @@ def run(backend, rule, monkeypatch):
 @pytest.mark.parametrize("rule", ["ctma(gm)", "nnm(ctma(cwmed))", "krum", "cwtm"])
 def test_a_run_that_streams_is_the_run_that_does_not(rule, monkeypatch):
     found, strips = run("streaming", rule, monkeypatch)
-    expected, none = run(None, rule, monkeypatch)
+    expected, none = run("local", rule, monkeypatch)
     assert strips == 2 * 2 and none == 0  # after 8 replies, 16 and all
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)

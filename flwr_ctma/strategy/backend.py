@@ -1,6 +1,7 @@
 """Where the rows of a round are held, by name."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from flwr.app import Message
@@ -12,9 +13,7 @@ from flwr_ctma.spec import parse
 from flwr_ctma.stack import Stack
 from flwr_ctma.strategy.streaming import Streaming
 
-__all__ = ["Backend", "Held", "parse_backend"]
-
-_BACKENDS = {"ray": RayBackend, "streaming": Streaming}
+__all__ = ["Backend", "Held", "Local", "parse_backend"]
 
 
 class Held(Protocol):
@@ -34,6 +33,25 @@ class Backend(Protocol):
         """Begin a round, in which this model was sent."""
 
 
+@dataclass(frozen=True)
+class Local:
+    """Hold rows in this process, viewed as they came, and wait for all of them."""
+
+    def begin(self, sent: Any, read: Any) -> "Local":
+        """Begin a round."""
+        return self
+
+    def arrive(self, messages: Sequence[Message]) -> None:
+        """Wait for the others."""
+
+    def place(self, rows: CpuStack) -> CpuStack:
+        """Leave them where they are."""
+        return rows
+
+
+_BACKENDS = {"local": Local, "ray": RayBackend, "streaming": Streaming}
+
+
 def parse_backend(backend: Backend | str) -> Backend:
     """Give the backend that was named.
 
@@ -48,5 +66,5 @@ def parse_backend(backend: Backend | str) -> Backend:
         found: Backend = parse(backend, _BACKENDS, "backend")
         return found
     if not hasattr(backend, "begin"):
-        raise wrong("backend", '"ray", "streaming", a RayBackend, or None', backend)
+        raise wrong("backend", '"local", "streaming", "ray" or a RayBackend', backend)
     return backend

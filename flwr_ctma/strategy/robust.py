@@ -70,10 +70,11 @@ class RobustStrategy(Strategy):
     patience : Patience | None (default: Patience())
         How long `start` waits for the last f replies when the others are in; None: as
         long as Flower does. Inside another strategy, start that with a `PatientGrid`.
-    backend : Backend | str | None (default: None)
-        Where the rows of a round are held: "ray", by the workers of a Ray cluster (a
-        round in which those fail is skipped); "streaming", here, with inner products
-        taken as replies arrive; None, here, with the same bits in whatever order.
+    backend : Backend | str (default: "local")
+        Where the rows of a round are held: "local", here, with the same bits in
+        whatever order they come; "streaming", here, with inner products taken as they
+        do; "ray", by the workers of a Ray cluster (a round in which those fail is
+        skipped).
 
     Attributes
     ----------
@@ -116,7 +117,7 @@ class RobustStrategy(Strategy):
         unmeasured: Collection[str] = BUFFERS,
         max_violations: int | None = None,
         patience: Patience | None = Patience(),  # noqa: B008, a frozen value
-        backend: Backend | str | None = None,
+        backend: Backend | str = "local",
     ) -> None:
         refuse(strategy)
         self.strategy = strategy
@@ -126,7 +127,7 @@ class RobustStrategy(Strategy):
         self.unmeasured = tuple(unmeasured)
         self.max_violations = max_violations
         self.patience = patience
-        self.backend = None if backend is None else parse_backend(backend)
+        self.backend = parse_backend(backend)
         self.ledger = Ledger()
         self._asking = Asking(self.aggregator, num_malicious_nodes, max_violations)
         self._starts_from_previous = any(
@@ -189,8 +190,7 @@ class RobustStrategy(Strategy):
             records = self._training.asked[0].content.array_records
             sent = records.get(self._arrays_key, arrays)
             self._sent = Model(sent, self.unmeasured)
-            if self.backend:
-                self._held = self.backend.begin(self._sent, self._read)
+            self._held = self.backend.begin(self._sent, self._read)
         return self._training.asked
 
     def aggregate_train(

@@ -176,7 +176,7 @@ def last(n: int, d: int) -> None:
             rule, _, backend = name.partition(" ")
             if name != "FedAvg":
                 strategy = RobustStrategy(
-                    inner, rule, num_malicious_nodes=n // 5, backend=backend or None
+                    inner, rule, num_malicious_nodes=n // 5, backend=backend or "local"
                 )
             grid = ArrivalGrid(ClientApp(), n, Fixed((1.0,) * n))
             asked = list(strategy.configure_train(1, sent, ConfigRecord(), grid))
