@@ -160,6 +160,7 @@ class CpuStack(Stack):
         used = np.flatnonzero(coefficients)
         if not used.size:
             return vector
+        few = 4 * used.size < self.n
         chosen = [
             Panel([panel.rows[int(i)] for i in used], panel.origin)
             for panel in self.panels
@@ -169,7 +170,7 @@ class CpuStack(Stack):
             for k, a, b in spans:
                 # `matmul` reads a view where it is; `dot` would copy it first.
                 c = coefficients.astype(vector[k].dtype)
-                block = self.panels[k].view(a, b)
+                block = None if few else self.panels[k].view(a, b)
                 if block is None:
                     c = c[used]
                     block = _scratch(len(used), b - a, c.dtype)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import TypeVar
 
@@ -11,7 +12,7 @@ from threadpoolctl import ThreadpoolController
 
 from flwr_ctma.errors import wrong
 
-__all__ = ["run"]
+__all__ = ["one_blas_thread", "run"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -20,10 +21,8 @@ R = TypeVar("R")
 def run(task: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """Apply a task to every item on all cores; results in the order of the items.
 
-    BLAS is held to one thread meanwhile: the cores are busy with whole tasks, and how
-    BLAS splits a sum among threads would show in its last bits. The number of threads
-    is the number of usable cores, or `FLWR_CTMA_NUM_THREADS`. Overflow is no warning:
-    whoever called looks at the result.
+    The number of threads is the number of usable cores, or `FLWR_CTMA_NUM_THREADS`.
+    Overflow is no warning: whoever called looks at the result.
     """
 
     def quiet(item: T) -> R:
@@ -31,10 +30,21 @@ def run(task: Callable[[T], R], items: Iterable[T]) -> list[R]:
             return task(item)
 
     work = list(items)
-    with _blas().limit(limits=1, user_api="blas"):
+    with one_blas_thread():
         if len(work) <= 1:
             return [quiet(item) for item in work]
         return list(_pool().map(quiet, work))
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Hold BLAS to one thread.
+
+    Its threads wait for work by spinning, on cores that whole tasks are to have, which
+    makes a product of small matrices a hundred times as slow; and how it splits a sum
+    among them would show in the last bits.
+    """
+    held: AbstractContextManager[object] = _blas().limit(limits=1, user_api="blas")
+    return held
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from flwr_ctma.errors import wrong
+from flwr_ctma.parallel import one_blas_thread
 from flwr_ctma.spec import check_fields, spell
 from flwr_ctma.stack import Columns, Float64, Kernel, Stack, Vector, squared_distances
 from flwr_ctma.updates import Updates
@@ -297,7 +298,8 @@ class Aggregator(ABC):
             reference that it cannot use.
         """
         rows, budget = self._prepare(updates, f, weights, reference)
-        vector = self.locate(rows, budget).vector(rows.stack)
+        with one_blas_thread():
+            vector = self.locate(rows, budget).vector(rows.stack)
         return _like(updates, vector)
 
     def aggregate(
@@ -312,13 +314,14 @@ class Aggregator(ABC):
         See `__call__` for the parameters and `Aggregate` for the result.
         """
         rows, budget = self._prepare(updates, f, weights, reference)
-        point = self.locate(rows, budget)
-        distances = np.sqrt(point.squared_distances(rows))
-        return Aggregate(
-            _like(updates, point.vector(rows.stack)),
-            _of_clients(point.influence(rows.stack), rows),
-            distances,
-        )
+        with one_blas_thread():
+            point = self.locate(rows, budget)
+            distances = np.sqrt(point.squared_distances(rows))
+            return Aggregate(
+                _like(updates, point.vector(rows.stack)),
+                _of_clients(point.influence(rows.stack), rows),
+                distances,
+            )
 
     def __str__(self) -> str:
         """How the rule is spelled in a run-config: `ctma(gm)`."""
