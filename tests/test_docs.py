@@ -23,8 +23,10 @@ from threadpoolctl import threadpool_limits
 from flwr_ctma.mods import ByzantineMod
 from flwr_ctma.simulation import InProcessGrid
 
-BY_NAME = {page.name: page for page in PAGES}
-ELSEWHERE = {"CONTRIBUTING.md": "test_contributing.py"}  # what runs a page's Python
+ELSEWHERE = {  # the tests that run blocks of a page in another way
+    ("CONTRIBUTING.md", "python"): "test_contributing.py",
+    ("docs/deployment.md", "bash"): "test_secured.py",
+}
 READERS = {"toml": tomllib.loads, "json": json.loads, "yaml": yaml.safe_load}
 SOURCES = (ROOT / "mkdocs.yml").exists()  # not where the wheel is tested
 PUBLIC = [
@@ -68,11 +70,10 @@ def given(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_of_a_page_works(page, given):
     """Python in the order of the page; commands are in test_docs_commands.py."""
-    if page.name in ELSEWHERE:
-        assert page.name in (Path(__file__).parent / ELSEWHERE[page.name]).read_text()
-        return
     for block in page.blocks():
-        if block.language == "python":
+        if test := ELSEWHERE.get((page.name, block.language)):
+            assert page.path.name in (Path(__file__).parent / test).read_text()
+        elif block.language == "python":
             run(block, given, page)
         elif block.language in READERS:
             READERS[block.language](block.text)
