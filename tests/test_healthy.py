@@ -13,10 +13,18 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi
 
 import server.app
+from flwr_ctma.arrivals import ArrivalGrid, Fixed
 from flwr_ctma.flower_app import FlowerApp
 from flwr_ctma.runs import RunFolder
 from flwr_ctma.simulation import InProcessGrid
-from flwr_ctma.strategy import Checkpointed, Healthy, Observed, RobustStrategy
+from flwr_ctma.strategy import (
+    AnyTimeSGD,
+    AsyncRobustStrategy,
+    Checkpointed,
+    Healthy,
+    Observed,
+    RobustStrategy,
+)
 
 N, F = 7, 2
 INITIAL = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3)
@@ -34,7 +42,7 @@ def clients(rate=0.3, wild=(), lie=None, called="loss"):
     @app.train()
     def train(message, context):
         client = context.node_config["partition-id"]
-        number = message.content["config"]["server-round"]
+        number = message.content["config"].get("server-round", 0)
         w = message.content["arrays"]["w"].numpy()
         gradient = w - client / 10
         moved = w - rate * gradient + (1e6 if number in wild else 0)
@@ -190,6 +198,18 @@ def test_it_belongs_outside_and_takes_no_factor_below_one():
         RobustStrategy(Healthy(FedAvg()), num_malicious_nodes=1)
     with pytest.raises(ValueError, match="`factor` should be above 1"):
         Healthy(FedAvg(), factor=1.0)
+
+
+def test_arrivals_are_watched_but_not_taken_back():
+    """Work that is on its way belongs to no round."""
+    inside = AsyncRobustStrategy(
+        AnyTimeSGD(30.0, "fixed(gamma=1)"), num_malicious_nodes=1
+    )
+    with pytest.raises(ValueError, match="`rollback` should be False"):
+        Healthy(inside, rollback=True)
+    grid = ArrivalGrid(clients(called="error"), N, Fixed((1.0,) * N))
+    result = Healthy(inside).start(grid, record(INITIAL), 5, timeout=1e6)
+    assert alarms(result)
 
 
 APP = FlowerApp(Path(__file__).parent.parent)

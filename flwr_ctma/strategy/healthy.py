@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import Strategy
 from flwr_ctma.errors import wrong
 from flwr_ctma.records import BUFFERS
 from flwr_ctma.strategy.around import Around
-from flwr_ctma.strategy.refusals import inside
+from flwr_ctma.strategy.refusals import inside, setting
 from flwr_ctma.strategy.state import restore, state_of
 
 __all__ = ["Healthy"]
@@ -46,7 +46,8 @@ class Healthy(Around):
     Raises
     ------
     ValueError
-        If factor is not above 1.
+        If factor is not above 1, or the strategy inside is asynchronous and should roll
+        back: work that is on its way cannot be taken back.
 
     Notes
     -----
@@ -79,6 +80,13 @@ class Healthy(Around):
         super().__init__(strategy)
         if not factor > 1:
             raise wrong("factor", "above 1", factor)
+        if rollback and setting(strategy, "loop", None):
+            raise wrong(
+                "rollback",
+                "False around a strategy that waits for nobody",
+                rollback,
+                "Work on its way cannot be taken back: lower the learning rate.",
+            )
         self.rollback = rollback
         self.factor = factor
         self._steps: list[float] = []
