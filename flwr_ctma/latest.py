@@ -65,6 +65,14 @@ class Latest(CpuStack):
         self._coefficients = np.pad(self._coefficients, (0, more))
         vars(self).pop("moments", None)
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all rows but these, of which there is one at least."""
+        self.panels = [Panel(np.asarray(panel.rows)[rows]) for panel in self.panels]
+        self._products = self._products[np.ix_(rows, rows)]
+        self._sum = [np.zeros(panel.width) for panel in self.panels]
+        self._coefficients = np.zeros(len(rows))
+        vars(self).pop("moments", None)
+
     def replace(self, i: int, row: Sequence[Array]) -> None:
         """Put a new row in the place of row i: one pass over all rows."""
         self._add(i, -self._coefficients[i])

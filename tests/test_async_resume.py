@@ -8,6 +8,7 @@ from flwr.serverapp.strategy import Result
 from kills import bits, kill_again_and_again
 
 from flwr_ctma.arrivals import ArrivalGrid, Proportional
+from flwr_ctma.checkpoint import latest
 from flwr_ctma.momentum import CorrectedMomentum
 from flwr_ctma.simulation import InProcessGrid
 from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy, Checkpointed
@@ -77,3 +78,51 @@ def test_a_run_that_is_killed_loses_no_finished_round(tmp_path) -> None:
 @pytest.mark.long
 def test_a_run_that_is_killed_two_hundred_times(tmp_path) -> None:
     kill_again_and_again(start, tmp_path, times=200)
+
+
+class Flowers(ArrivalGrid):
+    """As Flower's own: it cannot be saved. Its nodes have other ids, or the same."""
+
+    def __init__(self, first=None):
+        super().__init__(client, NODES, Proportional())
+        if first is not None:
+            contexts = enumerate(self._contexts.values(), first)
+            self._contexts = dict(contexts)
+            self._index = {node: i for i, node in enumerate(self._contexts)}
+
+    @property
+    def state_dict(self):
+        raise AttributeError
+
+
+def resumed(folder, grid, rounds=6):
+    """The strategy as it is after five rounds, and when it has gone on from there."""
+    start(folder, rounds=5, grid=Flowers())
+    before = latest(folder).state["strategies"][0]["state"]
+    start(folder, rounds, grid)
+    return before, latest(folder).state["strategies"][0]["state"]
+
+
+def test_what_is_lost_on_flowers_grids_is_a_message_a_node(tmp_path) -> None:
+    """The nodes have the same ids, as SuperNodes whose SuperLink lives on."""
+    before, after = (s["contributions"] for s in resumed(tmp_path, Flowers()))
+    assert after["steps"] > before["steps"]
+    assert after["clients"].keys() == before["clients"].keys()
+    for node, client in after["clients"].items():
+        was = before["clients"][node]
+        assert was["asked"] == was["delivered"] + 1  # one is on its way
+        assert client["asked"] == client["delivered"] + 2  # one of them is lost
+        assert client["delivered"] >= was["delivered"]
+        assert client["count"] >= was["count"]
+
+
+def test_nodes_with_other_ids_start_anew_and_the_model_goes_on(tmp_path) -> None:
+    """As Ray's do: a simulation draws node ids anew for every run."""
+    before, after = resumed(tmp_path, Flowers(first=100), rounds=10)
+    assert before["step"]["t"] < after["step"]["t"]
+    contributions = after["contributions"]
+    assert set(contributions["clients"]) <= set(range(100, 100 + NODES))
+    assert contributions["latest"]["rows"]["rows"][0].shape == (NODES, 12)
+    assert len(contributions["clients"]) == NODES
+    error = np.linalg.norm(latest(tmp_path).state["arrays"]["x"].numpy() - TARGET)
+    assert error < np.linalg.norm(TARGET) / 2

@@ -86,3 +86,17 @@ def test_goes_on_from_its_state_to_the_bit() -> None:
     ours, theirs = (aggregate(rows, "ctma(gm)", counts) for rows in (latest, again))
     np.testing.assert_array_equal(ours, theirs)
     assert not np.shares_memory(latest.panels[0].rows, again.panels[0].rows)
+
+
+def test_rows_that_are_dropped_leave_no_trace() -> None:
+    rng = np.random.default_rng(7)
+    rows, counts = Latest(6, [np.zeros(30)]), np.arange(1.0, 7.0)
+    for _ in range(40):
+        arrive(rows, rng)
+    aggregate(rows, "mean", counts)
+    kept = np.asarray(rows.panels[0].rows)[[4, 1, 5]]
+    rows.keep([4, 1, 5])
+    for rule in ("mean", "ctma(gm)"):
+        found = aggregate(rows, rule, counts[:3])
+        expected = parse_aggregator(rule)(kept, f=0.3, weights=counts[:3])
+        np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -233,6 +233,9 @@ class AsyncRobustStrategy(Strategy):
         """Take the arrivals of a round: nothing is left for Flower's loop to send."""
         if math.isnan(self._began):
             self._wait_for_nodes(grid)
+            if self.contributions.clients:  # resumed, where nodes may be others
+                here = {*grid.get_node_ids()} | self._in_flight.nodes
+                self.contributions.forget_all_but(here)
             self._began = _clock(grid) - self._elapsed
         self._arrays, self._model = arrays, Model(arrays)
         self._tally = Tally()
@@ -274,7 +277,8 @@ class AsyncRobustStrategy(Strategy):
 
         Work that is on its way is among it on a grid that can be saved as well, such as
         `ArrivalGrid`. On Flower's own grids it is lost in a crash: nodes are idle then,
-        and are sent the model that was saved.
+        and are sent the model that was saved. Nodes are known by their ids; what was
+        known of those that are not there when the run is resumed is dropped.
         """
         return {
             "contributions": self.contributions.state_dict(),

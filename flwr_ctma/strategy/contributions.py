@@ -1,6 +1,6 @@
 """What every client has contributed: its latest update, and how many of them count."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,9 +100,26 @@ class Contributions:
             update = model.updates([reply], positions).combine(np.ones(1))
             if name not in self.latest:
                 self.latest[name] = Latest(len(self.clients), update)
-            if len(self.clients) > self.latest[name].n:
-                self.latest[name].grow(len(self.clients))
+            self._make_room()
             self.latest[name].replace(client.row, update)
+
+    def forget_all_but(self, nodes: Set[int]) -> None:
+        """Drop what was known of all other nodes, with their rows."""
+        kept = {n: client for n, client in self.clients.items() if n in nodes}
+        self._make_room()
+        rows = [client.row for client in kept.values()]
+        self.latest = self.latest if rows else {}
+        for latest in self.latest.values():
+            latest.keep(rows)
+        for row, client in enumerate(kept.values()):
+            client.row = row
+        self.clients = kept
+
+    def _make_room(self) -> None:
+        """Give every client a row."""
+        for latest in self.latest.values():
+            if len(self.clients) > latest.n:
+                latest.grow(len(self.clients))
 
     def count(self, node: int) -> bool:
         """Count an update, unless the client's count is above the cap already."""
