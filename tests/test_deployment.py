@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deployment import DEPLOYED, deployment, run, wait_for
+from deployment import DEPLOYED, deployment, journal, run, wait_for
 from safetensors.numpy import load_file
 
+from flwr_ctma.engines import Ray
 from flwr_ctma.processes import last_run, process, spell_config
 from flwr_ctma.runs import RunFolder
 
@@ -33,6 +34,20 @@ def test_deployed_app_trains_against_a_malicious_node(tmp_path):
     assert [r["replies-accepted"] for r in rounds[1:]] == [NODES - 1, NODES - 1]
     model = load_file(output / "model.safetensors")
     assert all(np.isfinite(array).all() for array in model.values())
+
+
+@pytest.mark.long
+def test_a_silent_client_of_a_simulation_costs_a_grace(tmp_path):
+    """The timeout is an hour."""
+    path = tmp_path / "journal"
+    config = {"silent": 1, "sleeps": 0.0, "grace": 1.0, "journal": str(path)}
+    with Ray(DEPLOYED) as ray:
+        for _ in ray.run(config, 4, tmp_path / "log.txt"):
+            pass
+    rounds = journal(path)
+    assert [r["replies-accepted"] for r in rounds] == [4, 3, 3, 3, 3]
+    assert all(r["seconds"] < 300 for r in rounds)
+    assert rounds[-1]["distance"] < 10 < 100 < rounds[0]["distance"]
 
 
 @pytest.mark.long
