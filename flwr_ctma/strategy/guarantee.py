@@ -5,7 +5,7 @@ from logging import INFO, WARNING
 
 from flwr.common import log
 
-from flwr_ctma.aggregators import CTMA, Aggregator
+from flwr_ctma.aggregators import CTMA, Aggregator, Hierarchical
 from flwr_ctma.strategy.refusals import parts
 
 __all__ = ["caveats", "promise", "tell"]
@@ -40,7 +40,9 @@ def promise(rule: Aggregator, n: int, f: int) -> str:
         if kappa is not None
         else "no bound on the error is known"
     )
-    return f"{rule} with f = {f} of {n}: {known}"
+    chance = sum(p.failure for p in parts(rule) if isinstance(p, Hierarchical))
+    but = f", but for a chance of {chance:g} in each round" if chance else ""
+    return f"{rule} with f = {f} of {n}: {known}{but}"
 
 
 def caveats(rule: Aggregator, n: int, f: int) -> Iterator[str]:
