@@ -266,13 +266,13 @@ def robust(backend):
 
 
 def test_a_run_on_workers_is_the_run_without(backend):
-    np.testing.assert_allclose(run(robust(backend)), run(robust(None)), atol=1e-7)
+    np.testing.assert_allclose(run(robust(backend)), run(robust("local")), atol=1e-7)
 
 
 def test_a_worker_lost_in_a_round_is_not_felt(backend):
     strategy = robust(backend)
     strategy.backend = Fading(backend)
-    np.testing.assert_allclose(run(strategy), run(robust(None)), atol=1e-7)
+    np.testing.assert_allclose(run(strategy), run(robust("local")), atol=1e-7)
 
 
 def test_a_round_that_workers_cannot_do_keeps_the_model(backend, monkeypatch):
