@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from logging import WARNING
 from typing import Any, Protocol, TypeVar
 
@@ -32,7 +33,9 @@ class _Placed(Protocol):
     """Something of a node that has arrays."""
 
     node: int
-    layout: Layout
+
+    @property
+    def layout(self) -> Layout: ...
 
 
 P = TypeVar("P", bound=_Placed)
@@ -54,14 +57,21 @@ class Seen:
         self.marked = MALICIOUS in reply.content
         self.reply = messages.replace(reply, {MALICIOUS: None})
         self.asked = asked
-        try:
-            self._updates = messages.updates(reply, asked)
-        except Exception:  # a malformed reply: whatever it is, it is no update
-            self._updates = {}
-        self.layout: Layout = tuple(
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Names, shapes and dtypes of what the reply adds to the model."""
+        return tuple(
             (*name, update.shape, update.dtype)
             for name, update in self._updates.items()
         )
+
+    @cached_property
+    def _updates(self) -> dict[tuple[str, str], NDArray[Any]]:
+        try:
+            return messages.updates(self.reply, self.asked)
+        except Exception:  # a malformed reply: whatever it is, it is no update
+            return {}
 
     @property
     def metrics(self) -> MetricRecord:
@@ -71,7 +81,7 @@ class Seen:
 
     def take(self) -> list[NDArray[Any]]:
         """Give the update, array by array, and forget it: models are large."""
-        taken = [update.ravel() for update in self._updates.values()]
+        taken = [self._updates[record, key].ravel() for record, key, *_ in self.layout]
         self._updates = {}
         return taken
 
