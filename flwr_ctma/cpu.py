@@ -11,7 +11,7 @@ import numpy as np
 from flwr_ctma import parallel
 from flwr_ctma.stack import Columns, Float64, Kernel, Stack, Vector
 
-__all__ = ["CpuStack", "Panel"]
+__all__ = ["CpuStack", "Panel", "Span", "in_lanes"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Span = tuple[int, int, int]  # panel, first column, last column
@@ -102,7 +102,7 @@ class CpuStack(Stack):
             return total
 
         spans = [span for span in self._spans() if self.panels[span[0]].measured]
-        lanes = _lanes(spans, size)
+        lanes = in_lanes(spans, size)
         return sum(parallel.run(lane, lanes), np.zeros((size, size)))
 
     def _rows(
@@ -150,7 +150,7 @@ class CpuStack(Stack):
                 np.maximum(most, np.abs(block).max(axis=1, initial=0.0), out=most)
             return most
 
-        found = parallel.run(lane, _lanes(list(self._spans()), 1))
+        found = parallel.run(lane, in_lanes(list(self._spans()), 1))
         most: Float64 = np.max([*found, np.zeros(self.n)], axis=0)
         return most
 
@@ -178,7 +178,9 @@ class CpuStack(Stack):
                 np.matmul(c, block, out=vector[k][a:b])
 
         plain = all(panel.view(0, 1) is not None for panel in self.panels)
-        parallel.run(lane, _lanes(list(self._spans(_SUM_WIDTH if plain else None)), 1))
+        parallel.run(
+            lane, in_lanes(list(self._spans(_SUM_WIDTH if plain else None)), 1)
+        )
         if not all(np.isfinite(part).all() for part in vector):
             self.check_finite()
         return vector
@@ -195,7 +197,7 @@ class CpuStack(Stack):
                 vector[k][a:b] = kernel.value(block)
             return finite
 
-        if not all(parallel.run(lane, _lanes(list(self._spans()), 1))):
+        if not all(parallel.run(lane, in_lanes(list(self._spans()), 1))):
             self.check_finite()
         return vector
 
@@ -235,7 +237,7 @@ class CpuStack(Stack):
                     finite &= _seems_finite(block)
             return total, finite and bool(np.isfinite(total).all())
 
-        found = parallel.run(lane, _lanes(list(self._spans()), 1))
+        found = parallel.run(lane, in_lanes(list(self._spans()), 1))
         if not all(finite for _, finite in found):
             self.check_finite()
         return sum((total for total, _ in found), np.zeros(rows))
@@ -334,7 +336,7 @@ def _seems_finite(block: Array) -> bool:
     return bool(np.isfinite(np.dot(flat, flat)))
 
 
-def _lanes(spans: list[Span], size: int) -> list[list[Span]]:
+def in_lanes(spans: list[Span], size: int) -> list[list[Span]]:
     """Deal blocks into lanes of neighbours, each summed in order by one thread.
 
     As many lanes as leave their (size, size) sums small against the rows.

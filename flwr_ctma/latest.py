@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flwr_ctma import parallel
-from flwr_ctma.cpu import Array, CpuStack, Panel
+from flwr_ctma.cpu import Array, CpuStack, Panel, Span, in_lanes
 from flwr_ctma.stack import Float64, Moments, Vector, pivot_of
 
 __all__ = ["Latest"]
@@ -20,6 +20,8 @@ __all__ = ["Latest"]
 _FEW = 3
 # Coefficients that differ by less are the same: rounding of their common scale.
 _SAME = 1e-12
+# Columns of a sum in float64 that stay in a core's cache while rows are added.
+_SUM_WIDTH = 2**14
 
 
 class Latest(CpuStack):
@@ -75,18 +77,21 @@ class Latest(CpuStack):
 
     def replace(self, i: int, row: Sequence[Array]) -> None:
         """Put a new row in the place of row i: one pass over all rows."""
-        self._add(i, -self._coefficients[i])
-        for panel, part in zip(self.panels, row, strict=True):
-            panel.rows[i][:] = part
-        self._add(i, self._coefficients[i])
+        coefficient = self._coefficients[i]
 
-        def strip(span: tuple[int, int, int]) -> Float64:
-            k, a, b = span
-            block = np.asarray(self.panels[k].rows)[:, a:b]
-            products: Float64 = (block @ block[i]).astype(np.float64)
+        def lane(spans: list[Span]) -> Float64:
+            products = np.zeros(self.n)
+            for k, a, b in spans:
+                block = np.asarray(self.panels[k].rows)[:, a:b]
+                new = np.asarray(row[k][a:b], block.dtype)
+                if coefficient:
+                    change = np.subtract(new, block[i], dtype=np.float64)
+                    self._sum[k][a:b] += coefficient * change
+                block[i] = new
+                products += block @ new
             return products
 
-        found = parallel.run(strip, self._spans())
+        found = parallel.run(lane, in_lanes(list(self._spans()), 1))
         self._products[i] = self._products[:, i] = np.sum(found, axis=0)
         vars(self).pop("moments", None)
 
@@ -112,14 +117,21 @@ class Latest(CpuStack):
         if _FEW * len(changed) > self.n:
             self._sum = [part.astype(np.float64) for part in super().combine(wanted)]
             self._coefficients = wanted.copy()
-        else:
-            for i in changed:
-                self._add(int(i), wanted[i] - self._coefficients[i])
-                self._coefficients[i] = wanted[i]
-        return [
-            (part * scale).astype(panel.dtype)
-            for part, panel in zip(self._sum, self.panels, strict=True)
-        ]
+            changed = changed[:0]
+        changes = wanted[changed] - self._coefficients[changed]
+        self._coefficients[changed] = wanted[changed]
+        vector = self._empty()
+
+        def lane(spans: list[Span]) -> None:
+            for k, a, b in spans:
+                total = self._sum[k][a:b]
+                for i, change in zip(changed, changes, strict=True):
+                    row = self.panels[k].rows[int(i)][a:b]
+                    total += np.multiply(row, change, dtype=np.float64)
+                np.multiply(total, scale, out=vector[k][a:b], casting="unsafe")
+
+        parallel.run(lane, in_lanes(list(self._spans(_SUM_WIDTH)), 1))
+        return vector
 
     def state_dict(self) -> dict[str, Any]:
         """Give what `from_state` needs; the sum too, whose bits tell how it came."""
@@ -139,17 +151,6 @@ class Latest(CpuStack):
         latest._sum = [np.array(part) for part in state["sum"]]
         latest._coefficients = np.array(state["coefficients"])
         return latest
-
-    def _add(self, i: int, coefficient: float) -> None:
-        if not coefficient:
-            return
-
-        def visit(span: tuple[int, int, int]) -> None:
-            k, a, b = span
-            row = self.panels[k].rows[i][a:b]
-            self._sum[k][a:b] += np.multiply(row, coefficient, dtype=np.float64)
-
-        parallel.run(visit, self._spans(2**14))
 
 
 def _common_scale(new: Float64, old: Float64) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 from flwr.app import Message
 
 from flwr_ctma import parallel
-from flwr_ctma.cpu import CpuStack, Span, _lanes, _products
+from flwr_ctma.cpu import CpuStack, Span, in_lanes, _products
 from flwr_ctma.records import Model, Reply
 from flwr_ctma.stack import Float64, Moments, pivot_of
 from flwr_ctma.strategy.round import Read, read_one
@@ -95,7 +95,7 @@ def _strip(stack: CpuStack, first: int) -> Float64:
             total += _products(stack._rows(k, a, b, None, None), first)
         return total
 
-    lanes = _lanes(list(stack._spans()), stack.n)
+    lanes = in_lanes(list(stack._spans()), stack.n)
     return sum(parallel.run(lane, lanes), np.zeros(shape))
 
 
