@@ -7,7 +7,7 @@ import numpy as np
 from flwr.app import Message
 
 from flwr_ctma import parallel
-from flwr_ctma.cpu import CpuStack, Span, in_lanes, _products
+from flwr_ctma.cpu import CpuStack, Span, _products, in_lanes
 from flwr_ctma.records import Model, Reply
 from flwr_ctma.stack import Float64, Moments, pivot_of
 from flwr_ctma.strategy.round import Read, read_one
