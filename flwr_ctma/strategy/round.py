@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
 
+from flwr_ctma import parallel
 from flwr_ctma.errors import wrong
 from flwr_ctma.records import Rejection, Reply, quote
 
@@ -94,11 +95,11 @@ class Round:
                 first[key] = reply
             else:
                 outcome.ignored += 1
+        answered = [key for key in nodes if key in first]
+        reads = parallel.run(lambda key: read_one(first[key], read), answered)
+        known = dict(zip(answered, reads, strict=True))
         for key, node in nodes.items():
-            if key not in first:
-                outcome.missing.append((node, "no reply"))
-                continue
-            found = read_one(first[key], read)
+            found = known.get(key, "no reply")
             if isinstance(found, Reply):
                 outcome.accepted.append((node, found))
             elif isinstance(found, Rejection):
