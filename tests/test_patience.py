@@ -179,6 +179,14 @@ def test_a_strategy_that_wants_all_nodes_does_not_wait_for_the_dead(clock):
     assert len(grid.send_and_receive(messages, timeout=100)) == everyone - 1
 
 
+def test_messages_do_not_outlive_the_round_by_hours(clock):
+    grid = PatientGrid(Timed(clock, [1, 1, 1]), 1)
+    for timeout, set_to, ttl in [(300, None, 600), (300, 60, 60), (None, None, 43200)]:
+        messages = [Message(RecordDict(), 2, "train", ttl=set_to)]
+        grid.send_and_receive(messages, timeout=timeout)
+        assert messages[0].metadata.ttl == ttl
+
+
 @pytest.mark.parametrize(
     "wrap", [lambda inner: inner, lambda inner: AttackedStrategy(inner, "alie", 1)]
 )

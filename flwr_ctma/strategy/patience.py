@@ -78,6 +78,9 @@ class PatientGrid(Grid):
     one that is dead.
 
     Late replies are not pulled: each round asks for the replies to its own messages.
+    What is not answered expires after twice the timeout, or the SuperLink would keep it
+    for twelve hours, model and all.
+
     Content that cannot be decoded ends the run in Flower; here it costs the replies
     that were pulled with it, and from then on replies are pulled one by one.
 
@@ -125,6 +128,9 @@ class PatientGrid(Grid):
             return []
         started = monotonic()
         deadline = started + (math.inf if timeout is None else timeout)
+        if timeout is not None:
+            for message in messages:
+                message.metadata.ttl = min(message.metadata.ttl, 2 * timeout)
         waiting = [key for key in self.grid.push_messages(messages) if key]
         spare = self._spare(len(messages))
         on_grace = False
