@@ -94,7 +94,7 @@ def test_deployment_goes_on_while_nodes_are_slow_die_and_come(tmp_path):
         wait_for_rounds(output, 2)
         deployment.kill(2)
         deployment.join(5)
-        assert deployment.end(patience=400) == "finished:completed"
+        assert deployment.end(patience=600) == "finished:completed"
     lines, found = RunFolder(output).rounds(), rows(output)
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert [i for i, row in found.items() if not row["weighs"]] == [2]

@@ -323,6 +323,7 @@ class AsyncRobustStrategy(Strategy):
             arrivals = self._tally.arrivals
             for flight, reply in self._in_flight.pull(grid):
                 self._arrive(flight, reply)
+                self._give_work(grid, config)  # at once: idle nodes are time lost
             if self._tally.arrivals == arrivals and not hasattr(grid, "clock"):
                 time.sleep(_TICK)
 

@@ -106,6 +106,8 @@ class Contributions:
     def forget_all_but(self, nodes: Set[int]) -> None:
         """Drop what was known of all other nodes, with their rows."""
         kept = {n: client for n, client in self.clients.items() if n in nodes}
+        if len(kept) == len(self.clients):
+            return
         self._make_room()
         rows = [client.row for client in kept.values()]
         self.latest = self.latest if rows else {}
