@@ -11,6 +11,7 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 
 from flwr_ctma.comparison import Job, Rounds
@@ -44,6 +45,8 @@ class Watcher:
             MofNCompleteColumn(),
             TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
@@ -65,10 +68,7 @@ class Watcher:
             return
         self._seen[job] = len(rounds)
         done = rounds[-1]["round"] if rounds else 0
-        known = [
-            line["accuracy"] for line in rounds if line.get("accuracy") is not None
-        ]
-        state = f"accuracy {known[-1]:.1%}" if known else "starting"
+        state = _state(rounds)
         name = f"{job.aggregator}, {job.scenario}, seed {job.seed}"
         if self._console.is_terminal:
             if new:
@@ -85,3 +85,14 @@ class Watcher:
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+def _state(rounds: Rounds) -> str:
+    """Say how accurate the model is, and how many clients are out, if any."""
+    if not rounds:
+        return "starting"
+    known = [line["accuracy"] for line in rounds if line.get("accuracy") is not None]
+    parts = [f"accuracy {known[-1]:.1%}"] if known else []
+    out = ("rejected", "missing", "suspected")
+    parts += [f"{key} {len(rounds[-1][key])}" for key in out if rounds[-1].get(key)]
+    return ", ".join(parts)

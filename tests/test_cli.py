@@ -1,8 +1,10 @@
 """The command line, run as users run it: as a process of its own."""
 
 import csv
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,11 +13,13 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 from typer.testing import CliRunner
 
 import flwr_ctma
 from flwr_ctma.cli import app
 from flwr_ctma.comparison import Job, Scenario, curves, jobs, table
+from flwr_ctma.progress import Watcher
 
 ROOT = Path(__file__).parent.parent
 SMALL = "num-nodes=5 num-malicious-nodes=1 num-server-rounds=2 local-steps=1"
@@ -39,6 +43,7 @@ def test_comparison_shows_a_table_and_leaves_a_folder(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "[2/2] ctma(gm), nonfinite, iid" in done.stdout
+    assert re.search(r"round 2 of 2, accuracy \S+%, rejected 1$", done.stdout, re.M)
     assert "1 of 5 clients malicious: nonfinite, iid" in done.stdout
     assert (tmp_path / "run" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     rows = list(csv.DictReader((tmp_path / "run" / "rounds.csv").open()))
@@ -205,6 +210,18 @@ def test_interrupted_comparison_leaves_no_process(tmp_path, end):
     while processes_of(marker) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert processes_of(marker) == []
+
+
+def test_a_terminal_shows_how_far_each_run_is():
+    (job,) = jobs(["none"], ["iid"], ["gm"], [1])
+    console = Console(width=120, force_terminal=True, file=io.StringIO())
+    with Watcher(console, [job], 8) as watcher:
+        watcher.see(job, [])
+        line = {"round": 2, "accuracy": 0.5, "rejected": [1], "suspected": [1, 3]}
+        watcher.see(job, [{"round": 0, "accuracy": 0.1}, {"round": 1}, line])
+    shown = Text.from_ansi(console.file.getvalue()).plain
+    assert "2/8 accuracy 50.0%, rejected 1, suspected 2" in shown
+    assert re.search(r"\d:\d\d:\d\d left", shown)
 
 
 def test_jobs_are_all_combinations_scenario_by_scenario():
