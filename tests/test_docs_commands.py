@@ -86,7 +86,7 @@ def check(words, whole=True):
 def known(app, words, whole):
     """Let a command line parse its words, then the library the values."""
     command, context = typer.main.get_command(app), None
-    while isinstance(command, click.Group) and words:
+    while isinstance(command, click.Group) and words and words != ["--help"]:
         context = click.Context(command, context)
         _, command, words = command.resolve_command(context, words)
     if not whole:
