@@ -110,6 +110,7 @@ def app_in(folder, nodes, path):
         ("num-nodes", 4, nodes),
         ("num-malicious-nodes", 1, 0),
         ("num-server-rounds", 5, 2),
+        ("size", 10, 10_000_000),  # 80 MB, more than a request may have
         ("journal", '""', f'"{path}"'),
     ):
         assert f"{key} = {old}\n" in text

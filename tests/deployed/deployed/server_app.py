@@ -57,7 +57,7 @@ def main(grid: Grid, context: Context) -> None:
         )
     Journal(strategy, config["journal"]).start(
         grid,
-        ArrayRecord({"w": Array(np.full(10, 100.0))}),
+        ArrayRecord({"w": Array(np.full(config["size"], 100.0))}),
         num_rounds=config["num-server-rounds"],
         timeout=config["timeout"],
     )
