@@ -146,3 +146,9 @@ def test_colluders_under_a_strategy_that_waits_for_nobody(rule, f, holds):
     (found,) = result.arrays.to_numpy_ndarrays()
     error = float(np.linalg.norm(found - TARGET) / np.linalg.norm(TARGET))
     assert (error < 0.1) == holds
+
+
+def test_colluders_are_no_part_of_what_a_grid_can_save():
+    """A run that is resumed goes on as on Flower's grids, not with half a state."""
+    grid = grid_of(IPM())
+    assert hasattr(grid.grid, "state_dict") and not hasattr(grid, "state_dict")

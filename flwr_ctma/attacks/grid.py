@@ -57,7 +57,9 @@ class AttackedGrid(Grid):
         self._counts: Counter[int] = Counter()
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else the grid has: a clock, say."""
+        """Whatever else the grid has: a clock, say; no state, as it has its own."""
+        if name in ("state_dict", "load_state_dict"):
+            raise AttributeError(name)
         return getattr(self.grid, name)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
