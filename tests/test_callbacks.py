@@ -3,6 +3,7 @@
 import io
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,3 +157,22 @@ def test_mlflow_takes_the_numbers(tmp_path, monkeypatch):
         (1, pytest.approx(0.8)),
         (2, pytest.approx(0.8)),
     ]
+
+
+def test_weights_and_biases_takes_the_numbers(tmp_path, monkeypatch):
+    """As documented; without a network."""
+    wandb = pytest.importorskip("wandb")
+    for variable in ("WANDB_DIR", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    with wandb.init(mode="offline", dir=tmp_path) as active:
+        run(lambda line: wandb.log(numbers(line), step=line["round"]))
+        assert active.summary["clients-accuracy"] == pytest.approx(0.8)
+        assert active.step == 2
+    assert list(tmp_path.rglob("run-*.wandb"))
+
+
+def test_the_page_has_these_lines():
+    page = Path(__file__).parent.parent / "docs" / "watching.md"
+    text = page.read_text(encoding="utf-8")
+    assert 'lambda line: mlflow.log_metrics(numbers(line), line["round"])' in text
+    assert 'lambda line: wandb.log(numbers(line), step=line["round"])' in text
