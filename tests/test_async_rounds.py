@@ -76,6 +76,10 @@ def test_the_report_shows_rounds_of_arrivals(tmp_path) -> None:
     for line in lines:
         folder.append(line)
     page = write_report([tmp_path], tmp_path / "report.html").read_text()
+    for name in ("Arrivals", "Steps"):
+        average = np.mean([line[name.lower()] for line in lines[1:]])
+        assert f"<th scope='col'>{name}</th>" in page
+        assert f"<td>{average:.1f}</td>" in page
     said = dict(re.findall(r"aria-label='Node (\d+): ([^']*)'", page))
     found = [said[str(node)] for node in grid.get_node_ids()]
     assert found[2] == "asked 6, trimmed 6, rejected 0, silent 0, in a skipped round 0"

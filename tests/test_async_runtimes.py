@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flwr_ctma.checkpoint import latest
 from flwr_ctma.engines import Ray
 from flwr_ctma.processes import (
     free_address,
@@ -62,6 +63,18 @@ class Deployment:
         """With all that it started, as a machine that loses its power."""
         os.killpg(self.nodes[partition].pid, signal.SIGKILL)
 
+    def kill_server(self):
+        """The ServerApp alone: SuperLink and SuperNodes live on."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"flwr-serverapp" in command and self.address.encode() in command:
+                os.kill(int(folder.name), signal.SIGKILL)
+                return
+        raise LookupError("no ServerApp")
+
     def begin(self, config):
         command = ["flwr", "run", str(APP), "--run-config", spell_config(config)]
         subprocess.run(command, env=self.env, check=True, capture_output=True)
@@ -100,3 +113,30 @@ def test_deployment_goes_on_while_nodes_are_slow_die_and_come(tmp_path):
     assert [i for i, row in found.items() if not row["weighs"]] == [2]
     assert found.keys() == set(range(6)) and found[2]["delivered"] > 0
     assert found[1]["delivered"] < found[3]["delivered"]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
+def test_a_server_that_is_killed_goes_on_when_it_is_started_again(tmp_path):
+    """It knows the SuperNodes again; what they were doing for the dead one is lost."""
+    output = tmp_path / "run"
+    config = {"seconds": 1.0, "output": str(output)}
+    with ExitStack() as stack:
+        deployment = Deployment(tmp_path, stack)
+        for partition in range(5):
+            deployment.join(partition)
+        deployment.begin({**config, "num-rounds": 1000})
+        wait_for_rounds(output, 3)
+        deployment.kill_server()
+        saved = latest(output / "checkpoints")
+        deployment.begin({**config, "num-rounds": saved.number + 2})
+        assert deployment.end(patience=600) == "finished:completed"
+    before = saved.state["strategies"][1]["state"]["contributions"]["clients"]
+    rounds = [line["round"] for line in RunFolder(output).rounds()]
+    assert sorted(set(rounds)) == list(range(saved.number + 3))
+    ended = latest(output / "checkpoints")
+    after = ended.state["strategies"][1]["state"]["contributions"]["clients"]
+    assert ended.number == saved.number + 2 and after.keys() == before.keys()
+    for node, client in after.items():
+        assert client["count"] >= before[node]["count"] > 0
+        assert client["asked"] - client["delivered"] <= 2

@@ -93,6 +93,8 @@ _COLUMNS: dict[str, _Write] = {
     "Rounds": _rounds,
     "Accuracy (%)": _accuracy,
     "Loss": _loss,
+    "Arrivals": _average("arrivals"),
+    "Steps": _average("steps"),
     "Malicious kept": _average("malicious-kept"),
     "Trimmed": _average("trimmed"),
     "Rejected": _average("rejected"),
