@@ -110,6 +110,15 @@ def test_links_and_figures_are_there(page):
             assert anchor in Page(target).anchors(), link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_tests_that_a_page_names_are_there(page):
+    for path, name in re.findall(
+        r"\b((?:tests|examples)/[\w/-]+\.(?:py|toml))(?:::(\w+))?", page.text
+    ):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert f"def {name}(" in text if name else text, f"{path}::{name}"
+
+
 def test_every_figure_is_shown_and_small():
     shown = {
         (page.path.parent / link).resolve() for page in PAGES for link in page.links()
