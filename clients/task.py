@@ -35,6 +35,8 @@ __all__ = [
 
 disable_progress_bars()
 
+_AT_ONCE = 250  # more, and what the layers compute leaves the cache
+
 Source = tuple[str, str]
 """A dataset, and which of its examples no client has: `test` or `validation`."""
 
@@ -111,8 +113,8 @@ def evaluate(model: nn.Module, examples: Examples) -> tuple[float, float]:
     model.eval()
     loss = correct = 0.0
     for images, labels in zip(
-        torch.split(examples.images, 1000),
-        torch.split(examples.labels, 1000),
+        torch.split(examples.images, _AT_ONCE),
+        torch.split(examples.labels, _AT_ONCE),
         strict=True,
     ):
         logits = model(images)
