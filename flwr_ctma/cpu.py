@@ -18,7 +18,7 @@ Span = tuple[int, int, int]  # panel, first column, last column
 
 # Of a block: it fits a core's share of the cache, and the time to start one NumPy call
 # is small against the time the call takes.
-_BLOCK_BYTES = 3 * 2**20
+_BLOCK_BYTES = 5 * 2**19
 # Columns of a cell, a matrix product of its own. A block holds whole cells; were they a
 # power of two, all rows of a column would compete for the same lines of the cache.
 _CELL = 1008
@@ -232,7 +232,7 @@ class CpuStack(Stack):
                 if self.panels[k].measured:
                     apart = _scratch.beside(block)
                     np.subtract(block, middle, out=apart)
-                    total += np.einsum("ij,ij->i", apart, apart)
+                    total += _squares(apart)
                 else:
                     finite &= _seems_finite(block)
             return total, finite and bool(np.isfinite(total).all())
@@ -354,11 +354,26 @@ def _products(block: Array, first: int = 0) -> Float64:
     All cells in one call: NumPy keeps the interpreter's lock, and with it the other
     threads, during one product of few rows, but not during a stack of products.
     """
-    whole = block.shape[1] // _CELL * _CELL
-    cells = block[:, :whole].reshape(len(block), -1, _CELL).swapaxes(0, 1)
-    rest = block[:, whole:]
+    cells, rest = _cells(block)
+    cells = cells.swapaxes(0, 1)
     total: Float64 = (cells[:, first:] @ cells.swapaxes(1, 2)).sum(
         axis=0, dtype=np.float64
     )
     total += rest[first:] @ rest.T
     return total
+
+
+def _squares(block: Array) -> Float64:
+    """Sum of the squares of each row, in float64 between cells."""
+    cells, rest = _cells(block)
+    squares: Float64 = (cells[..., None, :] @ cells[..., None]).sum(
+        axis=(1, 2, 3), dtype=np.float64
+    )
+    squares += np.einsum("ij,ij->i", rest, rest)
+    return squares
+
+
+def _cells(block: Array) -> tuple[Array, Array]:
+    """View a block as (rows, cells, columns), and the columns over."""
+    whole = block.shape[1] // _CELL * _CELL
+    return block[:, :whole].reshape(len(block), -1, _CELL), block[:, whole:]
