@@ -1,4 +1,4 @@
-"""What a run leaves behind: a folder with its configuration and a line for each round.
+"""What a run leaves behind: a folder with what it was told, and a line for each round.
 
 The ServerApp writes it while it trains, whoever runs the app; the command line reads it
 while the app still writes.
@@ -6,17 +6,21 @@ while the app still writes.
 
 import json
 import math
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 __all__ = ["RunFolder"]
 
+_PACKAGES = ("flwr-ctma", "flwr", "ray", "torch", "numpy", "flwr-datasets")
+
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Folder of one run: `config.json` and `rounds.jsonl`.
+    """Folder of one run: `config.json`, `versions.json` and `rounds.jsonl`.
 
     Parameters
     ----------
@@ -37,11 +41,12 @@ class RunFolder:
     path: Path
 
     def begin(self, config: Mapping[str, Any]) -> None:
-        """Write the configuration and forget the rounds of an earlier run."""
+        """Write what the run is told and runs on; forget the rounds of one before."""
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "rounds.jsonl").unlink(missing_ok=True)
-        text = json.dumps(_plain(config), indent=2)
-        (self.path / "config.json").write_text(text + "\n", encoding="utf-8")
+        for name, values in (("config", config), ("versions", _versions())):
+            text = json.dumps(_plain(values), indent=2) + "\n"
+            (self.path / f"{name}.json").write_text(text, encoding="utf-8")
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add the line of one round."""
@@ -57,6 +62,17 @@ class RunFolder:
             return []
         whole = text[: text.rfind("\n") + 1]
         return [json.loads(line) for line in whole.splitlines()]
+
+
+def _versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results may depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _plain(value: Any) -> Any:

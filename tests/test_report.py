@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -238,12 +239,25 @@ def test_configuration_and_environment_are_told(tmp_path):
     root = tmp_path / "compare"
     write_run(root / "b", accuracies(0.1, 0.2), aggregator="gm")
     write_run(root / "a", accuracies(0.1, 0.2), aggregator="cwmed")
-    config = {"runs": {"b": {}, "a": {}}, "engine": "ray", "versions": {"flwr": "1.41"}}
+    config = {"runs": {"b": {}, "a": {}}, "engine": "ray"}
     (root / "config.json").write_text(json.dumps(config))
     page = report(tmp_path)
     assert page.row("aggregator") == ["aggregator", "gm, cwmed"]  # as planned
-    assert page.row("flwr") == ["flwr", "1.41"]
+    assert page.row("flwr") == ["flwr", version("flwr")]
     assert page.row("engine") == ["engine", "ray"]
+
+
+def test_a_line_that_ends_early_is_named_where_it_ends(tmp_path):
+    """As that of a loss that is no number from some round on."""
+    lines = accuracies(0.1, 0.2, 0.3)
+    write_run(tmp_path / "a", lines, aggregator="gm")
+    lines = [*lines[:2], {"round": 2, "accuracy": None}]
+    write_run(tmp_path / "b", lines, aggregator="mean")
+    report(tmp_path)
+    html = (tmp_path / "r.html").read_text()
+    names = dict(re.findall(r'<text class="label c\d" x="(\S+)" y="\S+">(\w+)<', html))
+    early, late = sorted(names, key=float)
+    assert (names[early], names[late]) == ("mean", "gm")
 
 
 def test_runs_of_the_same_seed_are_told_apart_by_their_folders(tmp_path):

@@ -1,12 +1,10 @@
 """`flwr-ctma compare`: the app under several rules, side by side."""
 
 import json
-import platform
 import signal
 import sys
 from datetime import datetime
 from enum import StrEnum
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +41,6 @@ _KEYS = {
     *("aggregator", "attack", "partitioner", "seed", "output", "dataset"),
     *("num-nodes", "num-malicious-nodes", "num-server-rounds"),
 }
-_PACKAGES = ("flwr-ctma", "flwr", "ray", "torch", "numpy", "flwr-datasets")
 
 
 def compare(
@@ -132,18 +129,11 @@ def _run_all(
 def _write_config(
     root: Path, settings: dict[str, Any], plan: list[Job], engine: EngineName
 ) -> None:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     root.mkdir(parents=True, exist_ok=True)
     config = {
         "run-config": settings,
         "runs": {str(job): job.config for job in plan},
         "engine": engine,
-        "versions": versions,
     }
     (root / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 

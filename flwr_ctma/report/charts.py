@@ -75,15 +75,10 @@ def _chart(
     for label, curve in curves.items():
         parts.append(_band(curve, x, y, colours[label]))
         parts.append(f'<path class="line {colours[label]}" d="{_path(curve, x, y)}"/>')
-    ends = sorted(
-        (y(values[-1]), label)
-        for label, curve in curves.items()
-        if (values := [v for v in curve.mean if v is not None])
-    )
-    for (_, label), at in zip(ends, _apart([y for y, _ in ends]), strict=True):
+    for label, left, middle in _ends(curves, x, y):
         parts.append(
-            f'<text class="label {colours[label]}" x="{_LEFT + width + 7:.1f}" '
-            f'y="{at + 4:.1f}">{escape(_short(label))}</text>'
+            f'<text class="label {colours[label]}" x="{left + 7:.1f}" '
+            f'y="{middle + 4:.1f}">{escape(_short(label))}</text>'
         )
     data = {
         "left": _LEFT,
@@ -208,6 +203,26 @@ def _band(
         ]
         outlines.append(f"M{'L'.join([*upper, *reversed(lower)])}Z")
     return f'<path class="band {colour}" d="{"".join(outlines)}"/>'
+
+
+def _ends(
+    curves: Mapping[str, Spread],
+    x: Callable[[float], float],
+    y: Callable[[float], float],
+) -> Iterator[tuple[str, float, float]]:
+    """Give each label, and where its line ends; above that if rounds go on."""
+    last = max(max(curve.rounds) for curve in curves.values())
+    whole = []
+    for label, curve in curves.items():
+        end = _segments(curve)[-1][-1]
+        number, height = curve.rounds[end], y(curve.mean[end] or 0)
+        if number == last:
+            whole.append((height, label))
+        else:
+            yield label, x(number), height - _GAP / 2
+    whole.sort()
+    for (_, label), height in zip(whole, _apart([h for h, _ in whole]), strict=True):
+        yield label, x(last), height
 
 
 def _apart(heights: Sequence[float]) -> list[float]:

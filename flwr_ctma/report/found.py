@@ -135,8 +135,8 @@ def _run(folder: Path) -> Run:
     by_round = {line["round"]: line for line in _lines(folder / "rounds.jsonl")}
     lines = [by_round[number] for number in sorted(by_round)]  # the last line counts
     above = _config(folder.parent)
-    environment = dict(above.get("versions", {})) if "runs" in above else {}
-    if environment and "engine" in above:
+    environment = _config(folder, "versions")
+    if "runs" in above and "engine" in above:
         environment["engine"] = above["engine"]
     return Run(folder, _config(folder), lines, environment)
 
@@ -156,15 +156,15 @@ def _lines(file: Path) -> list[Line]:
         raise wrong("run", "a folder with whole lines", str(file), str(error)) from None
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Path, name: str = "config") -> dict[str, Any]:
+    file = folder / f"{name}.json"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        file = str(folder / "config.json")
         raise wrong(
-            "run", "a folder with its configuration", file, str(error)
+            "run", "a folder with its configuration", str(file), str(error)
         ) from None
     return config if isinstance(config, dict) else {}
 
