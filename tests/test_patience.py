@@ -179,6 +179,43 @@ def test_a_strategy_that_wants_all_nodes_does_not_wait_for_the_dead(clock):
     assert len(grid.send_and_receive(messages, timeout=100)) == everyone - 1
 
 
+def test_who_stays_silent_is_waited_for_ever_more_rarely(clock):
+    """And again in every round once it answers, however late that is."""
+    inner = Timed(clock, [10, 10, 10, 10, NEVER])
+    grid = PatientGrid(inner, 1)
+
+    def rounds(number):
+        for _ in range(number):
+            started = clock.now
+            grid.send_and_receive(ask(grid), timeout=3600)
+            yield clock.now - started > 15
+
+    waited = [number for number, long in enumerate(rounds(20), start=1) if long]
+    assert waited == [1, 2, 4, 8, 16]
+    inner.seconds[4] = 25
+    assert [len(grid.send_and_receive(ask(grid))) for _ in range(14)] == [4] * 11 + [
+        5
+    ] * 3
+
+
+def test_who_is_needed_is_waited_for_in_every_round(clock):
+    """Two of five may lie: a round needs all five replies."""
+    grid = PatientGrid(Timed(clock, [10, 10, 10, 10, NEVER]), 2)
+    for _ in range(5):
+        started = clock.now
+        grid.send_and_receive(ask(grid), timeout=3600)
+        assert clock.now - started > 15
+
+
+def test_who_is_slow_is_waited_for_beside_who_is_silent(clock):
+    inner = Timed(clock, [10] * 5 + [25, NEVER])
+    grid = PatientGrid(inner, 2)
+    assert [len(grid.send_and_receive(ask(grid))) for _ in range(9)] == [6] * 9
+    started = clock.now
+    assert len(grid.send_and_receive(ask(grid))) == 6
+    assert 25 <= clock.now - started <= 27, "the end of the grace is not waited for"
+
+
 def test_messages_do_not_outlive_the_round_by_hours(clock):
     grid = PatientGrid(Timed(clock, [1, 1, 1]), 1)
     for timeout, set_to, ttl in [(300, None, 600), (300, 60, 60), (None, None, 43200)]:

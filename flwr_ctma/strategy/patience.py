@@ -1,6 +1,7 @@
 """Waiting for replies no longer than a round must."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
@@ -14,7 +15,7 @@ from flwr.supercore.run import Run
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from flwr_ctma.errors import wrong
-from flwr_ctma.strategy.tolerance import Tolerance
+from flwr_ctma.strategy.tolerance import Tolerance, needed
 
 __all__ = ["UNDECODABLE", "Patience", "PatientGrid"]
 
@@ -73,6 +74,10 @@ class Patience:
 class PatientGrid(Grid):
     """A Grid that goes on without the last f replies when their grace is over.
 
+    Where there are enough replies without it, a node that is silent round after round
+    is waited for in the first of these rounds, the second, the fourth, the eighth and
+    so on, so that in the end it costs no time. Once it answers all is as before.
+
     Up to f nodes that were connected and no longer are stay among those there are to
     ask: a strategy that waits until so many nodes are connected would wait for ever for
     one that is dead.
@@ -117,6 +122,7 @@ class PatientGrid(Grid):
         self._tolerance = Tolerance(num_malicious_nodes)
         self._seen: dict[int, None] = {}
         self._most = 0
+        self._missed: Counter[int] = Counter()
         self._one_by_one = False
 
     def send_and_receive(
@@ -131,7 +137,11 @@ class PatientGrid(Grid):
         if timeout is not None:
             for message in messages:
                 message.metadata.ttl = min(message.metadata.ttl, 2 * timeout)
-        waiting = [key for key in self.grid.push_messages(messages) if key]
+        keys = self.grid.push_messages(messages)
+        nodes = {
+            k: m.metadata.dst_node_id for k, m in zip(keys, messages, strict=False)
+        }
+        waiting = [key for key in nodes if key]
         spare = self._spare(len(messages))
         on_grace = False
         replies: list[Message] = []
@@ -146,20 +156,26 @@ class PatientGrid(Grid):
             if not on_grace and len(waiting) <= spare:
                 on_grace = True
                 deadline = min(deadline, now + self.patience.grace(now - started))
+            enough = on_grace and len(replies) >= needed(spare)
+            if enough and not any(self._awaits(nodes[key]) for key in waiting):
+                break
             if not waiting or now >= deadline:
                 break
             # A poll delays a round by a twentieth at most.
             pause = min(max((now - started) / 20, 0.05), 3.0)
             sleep(min(pause, deadline - now))
-        if waiting:
-            late = {m.metadata.message_id: m.metadata.dst_node_id for m in messages}
-            log(
-                INFO,
-                "Going on without nodes %s after %.1f s",
-                [late[key] for key in waiting if key in late],
-                monotonic() - started,
-            )
+        late = [nodes[key] for key in waiting]
+        if late:
+            seconds = monotonic() - started
+            log(INFO, "Going on without nodes %s after %.1f s", late, seconds)
+        self._missed += Counter(late)
+        for node in set(nodes.values()) - set(late):
+            del self._missed[node]
         return replies
+
+    def _awaits(self, node: int) -> bool:
+        """Tell whether it was silent for 0, 1, 3, 7, … rounds: then wait once more."""
+        return (self._missed[node] + 1).bit_count() == 1
 
     def _spare(self, asked: int) -> int:
         """Give f of the nodes asked, but not half of them."""
