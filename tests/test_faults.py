@@ -2,6 +2,8 @@
 
 import io
 import pickle
+import re
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -356,3 +358,20 @@ def test_all_faults_of_a_run_at_once(inside):
         assert np.isfinite(found).all() and found.dtype == np.asarray(sent).dtype
     assert (result.arrays["bn.running_var"].numpy() >= 1).all()
     assert result.arrays["bn.num_batches_tracked"].numpy() == 14
+
+
+def test_the_page_has_what_comes_of_each_fault():
+    """Of FedAvg as well, where the release of Flower is that of the page."""
+    from fault_table import table
+    from pages import DOCS, Page
+
+    text = Page(DOCS / "reliability.md").text
+    flower = re.search(r"flwr ([\d.]+\d)", text)[1]
+    known = version("flwr").startswith(flower)
+    lines = {
+        tuple(cell.strip() for cell in line.split("|")[1:-1])
+        for line in text.splitlines()
+    }
+    for name, before, after in table():
+        found = [line for line in lines if line[:1] == (name,)]
+        assert found == [(name, before if known else found[0][1], after)]
