@@ -14,6 +14,7 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from flwr_ctma.arrays import numbers
 from flwr_ctma.errors import wrong
 from flwr_ctma.records import BUFFERS
 from flwr_ctma.strategy.around import Around
@@ -263,10 +264,10 @@ def _distance(sent: ArrayRecord, arrays: ArrayRecord) -> float:
     """‖arrays - sent‖ over all parameters; infinite if anything is not finite."""
     square = 0.0
     for key, array in arrays.items():
-        new = array.numpy()
+        new = numbers(array)
         if not np.isfinite(new).all():
             return math.inf
         if new.dtype.kind == "f" and key.rpartition(".")[2] not in BUFFERS:
-            step = np.subtract(new, sent[key].numpy(), dtype=np.float64)
+            step = np.subtract(new, numbers(sent[key]), dtype=np.float64)
             square += float(np.vdot(step, step))
     return math.sqrt(square)
