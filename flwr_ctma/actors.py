@@ -62,8 +62,9 @@ class Pool:
         if late:
             raise Unavailable(
                 f"{late} of {count} Ray workers did not start in {timeout:g} s: "
-                "no cores are free. Ask for fewer `workers`, or for `cpus=0` beside a "
-                "simulation that has them all."
+                "no cores are free, or they are busy. Ask for fewer `workers`, for "
+                "`cpus=0` beside a simulation that has all cores, or wait longer: "
+                "`timeout`."
             )
 
     def _start(self) -> Any:
