@@ -10,15 +10,16 @@ import io
 import struct
 import sys
 
-import atheris
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+atheris = pytest.importorskip("atheris")  # doctests are collected from every file
 
 with atheris.instrument_imports(include=["flwr_ctma"]):
     from test_fuzz import SENT, check, record, saved
 
     from flwr_ctma import npy
-
-import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 KEYS = [*SENT, *SENT, *SENT, "other", "", "w\x00"]
 DTYPES = ["<f4", ">f4", "<f8", "<f2", "<i8", "|i1", "|b1", "<u4", "<c8", "|S2", "<U1"]
