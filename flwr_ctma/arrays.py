@@ -34,7 +34,9 @@ def to_array(values: NDArray[Any]) -> Array:
     True
     """
     values = np.asarray(values, order="C")
-    data = b"".join((_header(values.dtype, values.shape), values.data))
+    header = _header(values.dtype, values.shape)
+    # As bytes, for buffers have no notion of bfloat16 or of dates.
+    data = b"".join((header, values.reshape(-1).view(np.uint8).data))
     return Array(str(values.dtype), values.shape, "numpy.ndarray", data)
 
 

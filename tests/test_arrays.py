@@ -30,6 +30,11 @@ def test_other_layouts_hold_the_same_numbers(change):
     np.testing.assert_array_equal(to_array(values).numpy(), values)
 
 
+def test_dates_travel():
+    values = np.array(["2024-02-29"], dtype="datetime64[s]")
+    assert to_array(values) == Array(values)
+
+
 def test_objects_do_not_travel():
     with pytest.raises(ValueError, match="Python objects"):
         to_array(np.array([None]))
