@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from flwr_ctma.engines import Ray
 from flwr_ctma.flower_app import FlowerApp
 from flwr_ctma.paces import parse_pace
+from flwr_ctma.processes import RunFailed
 from flwr_ctma.runs import RunFolder
 
-APP = FlowerApp(Path(__file__).parent.parent)
+ROOT = Path(__file__).parent.parent
+APP = FlowerApp(ROOT)
 SMALL = {
     "num-nodes": 5,
     "num-malicious-nodes": 2,
@@ -119,3 +122,23 @@ def test_wrong_file_is_one_sentence(text, sentence, tmp_path) -> None:
         file.write_text(text)
     with pytest.raises(ValueError, match=sentence):
         parse_pace(str(file)).durations(2)
+
+
+@pytest.mark.long
+def test_in_ray_clients_run_at_a_pace_of_their_own(tmp_path) -> None:
+    config = SMALL | {"arrivals": "real", "malicious-share": 0.0}
+    config |= {"learning-rate": 0.01, "batch-size": 16, "num-server-rounds": 20}
+    with Ray(ROOT) as engine:
+        for folder, overrides in (("good", {}), ("bad", {"arrivals": "id"})):
+            (tmp_path / folder).mkdir()
+            values = config | overrides | {"output": str(tmp_path / folder)}
+            run = engine.run(values, 5, tmp_path / folder / "log.txt")
+            if overrides:
+                with pytest.raises(RunFailed, match="`arrivals` should be `real`"):
+                    list(run)
+            else:
+                list(run)
+    rounds = RunFolder(tmp_path / "good").rounds()
+    assert len(rounds) == 21
+    assert sum(r["arrivals"] for r in rounds[1:]) >= 100
+    assert rounds[-1]["loss"] < rounds[0]["loss"]

@@ -1,0 +1,63 @@
+"""What one arrival costs beside aggregating all rows anew, in seconds of the CPU.
+
+    FLWR_CTMA_NUM_THREADS=1 pytest -m benchmark tests/benchmark/test_arrivals.py
+
+CPU time of one thread, so that a machine that does other work gives the same ratios. An
+arrival reads all rows once, for their inner products with the new one: `pass` is what
+that takes at least.
+"""
+
+import time
+from functools import cache
+
+import numpy as np
+import pytest
+
+from flwr_ctma.aggregators import Budget, parse_aggregator
+from flwr_ctma.latest import Latest
+from flwr_ctma.updates import Updates
+
+pytestmark = [
+    pytest.mark.benchmark(timer=time.process_time, group="n = 100, d = 1e6"),
+]
+
+N, D, SHARE = 100, 10**6, 0.3
+
+
+@cache
+def latest() -> Latest:
+    rng = np.random.default_rng(0)
+    rows = Latest(N, [np.zeros(D, np.float32)])
+    for i in range(N):
+        rows.replace(i, [rng.standard_normal(D, dtype=np.float32)])
+    return rows
+
+
+def run(benchmark, call) -> None:
+    benchmark.pedantic(call, rounds=9, warmup_rounds=1)
+
+
+def test_pass(benchmark) -> None:
+    rows, weights = latest().panels[0].rows, np.full(N, 1 / N, np.float32)
+    run(benchmark, lambda: weights @ rows)
+
+
+@pytest.mark.parametrize("spelled", ["mean", "gm", "ctma(gm)", "cwmed", "ctma(cwmed)"])
+@pytest.mark.parametrize("how", ["arrival", "all"])
+def test_rule(benchmark, how, spelled) -> None:
+    rule, held = parse_aggregator(spelled), latest()
+    counts = np.arange(1.0, N + 1)
+    fresh = np.random.default_rng(1).standard_normal(D, dtype=np.float32)
+    turn = iter(range(10**6))
+
+    def step() -> None:
+        if how == "arrival":
+            i = (17 * next(turn)) % N
+            counts[i] += 1
+            held.replace(i, [fresh])
+            rows = Updates(held)
+        else:
+            rows = Updates.of(held.panels[0].rows)
+        rule.locate(rows, Budget(N, SHARE, counts)).vector(rows.stack)
+
+    run(benchmark, step)
