@@ -61,6 +61,16 @@ def test_ray_and_one_process_give_the_same_model(ray, tmp_path):
     assert [r["trimmed"] for r in here[1:]] == [r["trimmed"] for r in there[1:]]
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("backend", ["streaming", "ray(cpus=0, workers=2, timeout=600)"])
+def test_replies_may_be_held_elsewhere(ray, tmp_path, backend):
+    _, model = simulate(tmp_path / "here")
+    run(ray, tmp_path / "ray", backend=backend)
+    there = load_file(tmp_path / "ray" / "model.safetensors")
+    for name in model:
+        np.testing.assert_allclose(there[name], model[name], rtol=0, atol=1e-5)
+
+
 def test_ray_and_one_process_take_the_same_steps_on_the_server(ray, tmp_path):
     """Exact double momentum, with batch normalisation: Ray keeps client state too."""
     exact = {"steps-on": "server", "optimizer": "mu2(floored)", "model": "paper"}

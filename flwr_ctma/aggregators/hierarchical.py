@@ -1,6 +1,7 @@
 """Hierarchical aggregation: robust within random groups of rows, then across them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,11 +129,12 @@ class Hierarchical(Aggregator):
         order = np.random.default_rng(self.seed).permutation(budget.n)
         groups = [np.sort(group) for group in np.array_split(order, found.groups)]
         points, vectors = [], []
-        for group in groups:
-            part, _ = rows.take(group)
-            point = self.within.locate(part, Budget(part.n, found.within))
-            points.append(point)
-            vectors.append(point.vector(part.stack))
+        with _naming(rows):
+            for group in groups:
+                part, _ = rows.take(group)
+                point = self.within.locate(part, Budget(part.n, found.within))
+                points.append(point)
+                vectors.append(point.vector(part.stack))
         results = rows.hold(vectors)
         top = self._across.locate(results, Budget(results.n, found.across))
         return _Nested(rows, groups, points, results, top)
@@ -155,9 +157,10 @@ class _Nested(Point):
     def squared_distances(self, rows: Updates) -> Float64:
         """Some rows after the others, so that no more of them are copied at once."""
         vector, squared = self.vector(rows.stack), np.empty(rows.n)
-        for some in np.array_split(np.arange(rows.n), len(self.groups)):
-            part, _ = rows.take(some)
-            squared[some] = part.stack.deviations(vector, part.mixing)
+        with _naming(rows):
+            for some in np.array_split(np.arange(rows.n), len(self.groups)):
+                part, _ = rows.take(some)
+                squared[some] = part.stack.deviations(vector, part.mixing)
         return squared
 
     def influence(self, stack: Stack) -> Float64:
@@ -176,3 +179,13 @@ class _Nested(Point):
         if any(point.weights() is None for point in (*self.points, self.top)):
             return None
         return self.influence(self.rows.stack)
+
+
+@contextmanager
+def _naming(rows: Updates) -> Iterator[None]:
+    """Name rows that are not finite by their places among all, not in a group."""
+    try:
+        yield
+    except ValueError:
+        rows.stack.check_finite()
+        raise
