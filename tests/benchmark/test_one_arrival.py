@@ -1,6 +1,6 @@
 """What one arrival costs beside aggregating all rows anew, in seconds of the CPU.
 
-    FLWR_CTMA_NUM_THREADS=1 pytest -m benchmark tests/benchmark/test_arrivals.py
+    FLWR_CTMA_NUM_THREADS=1 pytest -m benchmark tests/benchmark/test_one_arrival.py
 
 CPU time of one thread, so that a machine that does other work gives the same ratios. An
 arrival reads all rows once, for their inner products with the new one: `pass` is what
