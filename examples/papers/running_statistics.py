@@ -1,0 +1,52 @@
+"""Tell whether a model is wrong, or only its running means and variances are.
+
+These travel with the weights, so that attacks reach them as well. For each folder of a
+run: accuracy of its model as it is, and with statistics of an honest client's examples.
+
+`python -m examples.papers.running_statistics FOLDER …`, where this repository is.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from clients.config import RunConfig
+from clients.task import build_model, evaluate, load_held_out, load_train
+from flwr_ctma.flower_app import FlowerApp
+
+APP = FlowerApp(Path(__file__).parents[2])
+
+
+def accuracies(folder: Path) -> tuple[float, float]:
+    """Evaluate a run's model before and after its statistics are measured anew."""
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = RunConfig.of(APP.run_config(told))
+    held_out = load_held_out(config)
+    model = build_model(held_out, config)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    _, before = evaluate(model, held_out)
+    honest = config.num_nodes - 1
+    measure_statistics(model, load_train(config, honest, config.num_nodes).images)
+    _, after = evaluate(model, held_out)
+    return before, after
+
+
+@torch.no_grad()
+def measure_statistics(model: nn.Module, images: Tensor) -> None:
+    """Replace running statistics by averages over these images."""
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None  # averages
+    model.train()
+    for some in images.split(250):
+        model(some)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        print("{:.1%} {:.1%}".format(*accuracies(Path(name))), name)
