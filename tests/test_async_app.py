@@ -4,13 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file
 
+from clients.config import RunConfig
 from flwr_ctma.engines import Ray
 from flwr_ctma.flower_app import FlowerApp
 from flwr_ctma.paces import parse_pace
 from flwr_ctma.processes import RunFailed
 from flwr_ctma.runs import RunFolder
+from flwr_ctma.simulation import InProcessGrid
+from server.app import clock_of
 
 ROOT = Path(__file__).parent.parent
 APP = FlowerApp(ROOT)
@@ -122,6 +126,13 @@ def test_wrong_file_is_one_sentence(text, sentence, tmp_path) -> None:
         file.write_text(text)
     with pytest.raises(ValueError, match=sentence):
         parse_pace(str(file)).durations(2)
+
+
+def test_a_virtual_pace_needs_a_virtual_clock() -> None:
+    config = RunConfig.of(APP.run_config(SMALL))
+    grid = InProcessGrid(ClientApp(), 5)
+    with pytest.raises(ValueError, match=r"`arrivals` should be `real`.*simulate"):
+        clock_of(grid, config)
 
 
 @pytest.mark.long
