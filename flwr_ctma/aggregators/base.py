@@ -1,199 +1,20 @@
 """What a rule is: rows and a budget of Byzantine weight in, a point out."""
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 
+from flwr_ctma.aggregators.budget import Budget
+from flwr_ctma.aggregators.points import Columnwise, Combination, Point
 from flwr_ctma.errors import wrong
 from flwr_ctma.parallel import one_blas_thread
 from flwr_ctma.spec import check_fields, spell
-from flwr_ctma.stack import Columns, Float64, Kernel, Stack, Vector, squared_distances
+from flwr_ctma.stack import Float64, Vector
 from flwr_ctma.updates import Updates
 
 __all__ = ["Aggregate", "Aggregator", "Budget", "Columnwise", "Combination", "Point"]
-
-_ROUNDING = 1e-12
-
-
-@dataclass(frozen=True, eq=False)
-class Budget:
-    """How much of the rows may be Byzantine.
-
-    Parameters
-    ----------
-    n : int
-        Number of rows.
-    f : int or float
-        A count of rows, or a share of them in [0, 0.5): of their weight, if they have
-        weights.
-    weights : ndarray of shape (n,), optional
-        Non-negative; uniform if None.
-    """
-
-    n: int
-    f: int | float
-    weights: Float64 | None = None
-
-    def __post_init__(self) -> None:
-        f, half = self.f, self.n / 2
-        if isinstance(f, bool) or not isinstance(f, int | float | np.number):
-            raise wrong("f", "a count or a share of the rows", f)
-        if isinstance(f, int | np.integer):
-            if not 0 <= f < half:
-                raise wrong(
-                    "f",
-                    f"at least 0 and smaller than n/2 = {half:g}",
-                    f,
-                    "No rule holds against a majority: sample more clients.",
-                )
-        elif not 0 <= f < 0.5:
-            raise wrong(
-                "f",
-                "a share in [0, 0.5), or a count as an int",
-                f,
-                "No rule does more.",
-            )
-        if self.weights is not None:
-            _check_weights(self.weights, self.n)
-
-    @property
-    def share(self) -> float:
-        """λ, the Byzantine share of the weight."""
-        return self.f / self.n if isinstance(self.f, int | np.integer) else self.f
-
-    @property
-    def count(self) -> int:
-        """f, the number of Byzantine rows: ⌈λn⌉ of a share."""
-        if isinstance(self.f, int | np.integer):
-            return int(self.f)
-        count = math.ceil(self.f * self.n - 1e-9)
-        if 2 * count >= self.n:
-            raise wrong(
-                "f",
-                f"a share that rounds up to less than half of n = {self.n} rows",
-                self.f,
-                f"It rounds up to {count}: sample more clients.",
-            )
-        return count
-
-    @property
-    def shares(self) -> Float64:
-        """Weights that sum to 1, (n,)."""
-        if self.weights is None:
-            return np.full(self.n, 1 / self.n)
-        shares: Float64 = self.weights / self.weights.sum()
-        return shares
-
-    def kept(self, order: "np.ndarray[Any, Any]") -> Float64:
-        """Weights of the rows that come first in an order until 1 − λ is reached.
-
-        The weight of the last one is split; the result sums to 1.
-        """
-        # In units in which n − f rows of weight 1 are kept exactly.
-        weight = np.ones(self.n) if self.weights is None else self.weights
-        total = weight.sum()
-        whole = isinstance(self.f, int | np.integer)
-        limit = total * (self.n - self.f) / self.n if whole else total * (1 - self.f)
-        before = np.cumsum(weight[order]) - weight[order]
-        kept = np.zeros(self.n)
-        kept[order] = np.clip(limit - before, 0, weight[order])
-        # What rounding leaves of a row is nothing: the row may be as large as it likes.
-        kept[kept < _ROUNDING * total] = 0
-        kept /= kept.sum()
-        return kept
-
-    def of(self, n: int) -> "Budget":
-        """The same number of Byzantine rows among n others."""
-        return Budget(n, self.count)
-
-
-class Point(ABC):
-    """A vector that a rule found, and what is known of it without computing it."""
-
-    @abstractmethod
-    def vector(self, stack: Stack) -> Vector:
-        """The vector itself."""
-
-    @abstractmethod
-    def squared_distances(self, rows: Updates) -> Float64:
-        """Squared distance of each row to the vector."""
-
-    @abstractmethod
-    def influence(self, stack: Stack) -> Float64:
-        """How much each row of the stack counts in the vector."""
-
-    def weights(self) -> Float64 | None:
-        """The influence, if it is the same in every coordinate."""
-        return None
-
-
-@dataclass(frozen=True, eq=False)
-class Combination(Point):
-    """The vector `coefficients @ stack`."""
-
-    coefficients: Float64
-
-    def vector(self, stack: Stack) -> Vector:
-        """One weighted sum of the rows."""
-        return stack.combine(self.coefficients)
-
-    def squared_distances(self, rows: Updates) -> Float64:
-        """From inner products, if they are at hand: the vector is not computed."""
-        if not rows.stack.has_moments:
-            found = rows.stack.deviations(self.vector(rows.stack), rows.mixing)
-            if np.isfinite(found).all():
-                return found
-        c = self.coefficients
-        moments = rows.stack.moments
-        if rows.mixing is None and np.isclose(c.sum(), 1.0, rtol=1e-12):
-            g = moments.about_pivot()
-            return np.maximum(np.diag(g) - 2 * (g @ c) + c @ g @ c, 0.0)
-        matrix = np.eye(rows.stack.n) if rows.mixing is None else rows.mixing
-        return squared_distances(moments.about_pivot(np.vstack([matrix, c])))[-1, :-1]
-
-    def influence(self, stack: Stack) -> Float64:
-        """The coefficients."""
-        return self.coefficients
-
-    def weights(self) -> Float64:
-        """The coefficients."""
-        return self.coefficients
-
-
-@dataclass(frozen=True, eq=False)
-class Columnwise(Point):
-    """The vector that a kernel gives coordinate by coordinate.
-
-    A visit to all coordinates is made when the vector or a distance is asked for, and
-    measures only in the second case.
-    """
-
-    kernel: Kernel
-    rows: Updates
-
-    @cached_property
-    def _found(self) -> Columns:
-        return self.rows.columns(self.kernel)
-
-    def vector(self, stack: Stack) -> Vector:
-        """What the kernel gives."""
-        if "_found" in vars(self):
-            return self._found.vector
-        return stack.values(self.kernel, self.rows.mixing)
-
-    def squared_distances(self, rows: Updates) -> Float64:
-        """What the visit measured; another visit only for other rows."""
-        if rows is self.rows:
-            return self._found.squared_distances
-        return rows.stack.deviations(self._found.vector, rows.mixing)
-
-    def influence(self, stack: Stack) -> Float64:
-        """Another visit, to see which row every value came from."""
-        return self.rows.expand(stack.shares(self.kernel, self.rows.mixing))
 
 
 @dataclass(frozen=True, eq=False)
@@ -368,20 +189,6 @@ def _as_weights(weights: Any) -> Float64 | None:
     if array.dtype.kind not in "fiu":
         raise wrong("weights", "a sequence of real numbers", weights)
     return array.astype(np.float64)
-
-
-def _check_weights(weights: Float64, n: int) -> None:
-    if weights.shape != (n,):
-        raise wrong("weights", f"of shape ({n},), one for each row", weights.shape)
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = weights.sum()
-    if not ((weights >= 0).all() and 0 < total < math.inf):
-        raise wrong(
-            "weights",
-            "non-negative, with a sum that is finite and not zero",
-            weights.tolist(),
-            "Count examples or updates on the server.",
-        )
 
 
 def _of_clients(influence: Float64, rows: Updates) -> Float64:

@@ -1,0 +1,120 @@
+"""How much of the rows may be Byzantine."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flwr_ctma.errors import wrong
+from flwr_ctma.stack import Float64
+
+__all__ = ["Budget"]
+
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """How much of the rows may be Byzantine.
+
+    Parameters
+    ----------
+    n : int
+        Number of rows.
+    f : int or float
+        A count of rows, or a share of them in [0, 0.5): of their weight, if they have
+        weights.
+    weights : ndarray of shape (n,), optional
+        Non-negative; uniform if None.
+    """
+
+    n: int
+    f: int | float
+    weights: Float64 | None = None
+
+    def __post_init__(self) -> None:
+        f, half = self.f, self.n / 2
+        if isinstance(f, bool) or not isinstance(f, int | float | np.number):
+            raise wrong("f", "a count or a share of the rows", f)
+        if isinstance(f, int | np.integer):
+            if not 0 <= f < half:
+                raise wrong(
+                    "f",
+                    f"at least 0 and smaller than n/2 = {half:g}",
+                    f,
+                    "No rule holds against a majority: sample more clients.",
+                )
+        elif not 0 <= f < 0.5:
+            raise wrong(
+                "f",
+                "a share in [0, 0.5), or a count as an int",
+                f,
+                "No rule does more.",
+            )
+        if self.weights is not None:
+            _check_weights(self.weights, self.n)
+
+    @property
+    def share(self) -> float:
+        """λ, the Byzantine share of the weight."""
+        return self.f / self.n if isinstance(self.f, int | np.integer) else self.f
+
+    @property
+    def count(self) -> int:
+        """f, the number of Byzantine rows: ⌈λn⌉ of a share."""
+        if isinstance(self.f, int | np.integer):
+            return int(self.f)
+        count = math.ceil(self.f * self.n - 1e-9)
+        if 2 * count >= self.n:
+            raise wrong(
+                "f",
+                f"a share that rounds up to less than half of n = {self.n} rows",
+                self.f,
+                f"It rounds up to {count}: sample more clients.",
+            )
+        return count
+
+    @property
+    def shares(self) -> Float64:
+        """Weights that sum to 1, (n,)."""
+        if self.weights is None:
+            return np.full(self.n, 1 / self.n)
+        shares: Float64 = self.weights / self.weights.sum()
+        return shares
+
+    def kept(self, order: "np.ndarray[Any, Any]") -> Float64:
+        """Weights of the rows that come first in an order until 1 − λ is reached.
+
+        The weight of the last one is split; the result sums to 1.
+        """
+        # In units in which n − f rows of weight 1 are kept exactly.
+        weight = np.ones(self.n) if self.weights is None else self.weights
+        total = weight.sum()
+        whole = isinstance(self.f, int | np.integer)
+        limit = total * (self.n - self.f) / self.n if whole else total * (1 - self.f)
+        before = np.cumsum(weight[order]) - weight[order]
+        kept = np.zeros(self.n)
+        kept[order] = np.clip(limit - before, 0, weight[order])
+        # What rounding leaves of a row is nothing: the row may be as large as it likes.
+        kept[kept < _ROUNDING * total] = 0
+        kept /= kept.sum()
+        return kept
+
+    def of(self, n: int) -> "Budget":
+        """The same number of Byzantine rows among n others."""
+        return Budget(n, self.count)
+
+
+def _check_weights(weights: Float64, n: int) -> None:
+    if weights.shape != (n,):
+        raise wrong("weights", f"of shape ({n},), one for each row", weights.shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = weights.sum()
+    if not ((weights >= 0).all() and 0 < total < math.inf):
+        raise wrong(
+            "weights",
+            "non-negative, with a sum that is finite and not zero",
+            weights.tolist(),
+            "Count examples or updates on the server.",
+        )
