@@ -25,7 +25,7 @@ from flwr_ctma.engines import Ray
 from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy
 
 APP = Path(__file__).parents[1] / "asyncapp"
-ROUNDS, WARM_UP, TURNS = 20, 4, 5
+ROUNDS, WARM_UP, TURNS = 12, 3, 4
 LOOPS = ("flower", "ctma(gm)", "ctma(cwmed)")
 
 app = ServerApp()
