@@ -122,7 +122,7 @@ class AsyncRobustStrategy(Strategy):
                 step,
                 'For FedAvg clients: AnyTimeSGD(1 / n, "fixed(gamma=1)").',
             )
-        _check_budget(num_malicious_nodes, max_share)
+        self.contributions = Contributions(num_malicious_nodes, max_share, weighing)
         if arrivals_per_round is not None and arrivals_per_round < 1:
             raise wrong("arrivals_per_round", "at least 1", arrivals_per_round)
         self.step = step
@@ -133,7 +133,6 @@ class AsyncRobustStrategy(Strategy):
         f = num_malicious_nodes if isinstance(num_malicious_nodes, int) else 0
         self.min_available_nodes = max(min_available_nodes, 2 * f + 1)
         self.ledger = Ledger()
-        self.contributions = Contributions(num_malicious_nodes, max_share, weighing)
         self._in_flight = InFlight()
         self._timeout = 3600.0
         self._began = math.nan
@@ -374,30 +373,6 @@ class AsyncRobustStrategy(Strategy):
         self._model = Model(self._arrays)
         self.contributions.steps += 1
         return True
-
-
-def _check_budget(f: int | float, max_share: float | None) -> None:
-    """Raise a ValueError for what is neither a count nor a share."""
-    counted = isinstance(f, int) and not isinstance(f, bool)
-    if not (f >= 0 if counted else isinstance(f, float) and 0 <= f < 0.5):
-        raise wrong(
-            "num_malicious_nodes", "a count, or a share of updates in [0, 0.5)", f
-        )
-    if max_share is None:
-        return
-    if not counted:
-        raise wrong(
-            "max_share",
-            "None where `num_malicious_nodes` is a share, which is not enforced",
-            max_share,
-        )
-    if not 0 <= max_share < 0.5:
-        raise wrong(
-            "max_share",
-            "in [0, 0.5)",
-            max_share,
-            "No rule holds against half of the weight.",
-        )
 
 
 def _clock(grid: Grid) -> float:

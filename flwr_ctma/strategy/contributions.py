@@ -9,6 +9,7 @@ from flwr.app import MetricRecord
 from numpy.typing import NDArray
 
 from flwr_ctma.aggregators import Aggregator, Budget, CwTM
+from flwr_ctma.errors import wrong
 from flwr_ctma.latest import Latest
 from flwr_ctma.records import Model, Reply
 from flwr_ctma.updates import Updates
@@ -83,6 +84,21 @@ class Contributions:
     steps: int = 0
     share: float = 0.0
     _influence: Float64 | None = None
+
+    def __post_init__(self) -> None:
+        counted = isinstance(self.f, int) and not isinstance(self.f, bool)
+        shared = isinstance(self.f, float) and 0 <= self.f < 0.5
+        if not (self.f >= 0 if counted else shared):
+            expected = "a count, or a share of updates in [0, 0.5)"
+            raise wrong("num_malicious_nodes", expected, self.f)
+        if self.max_share is None:
+            return
+        if not counted:
+            expected = "None where `num_malicious_nodes` is a share: that is on trust"
+            raise wrong("max_share", expected, self.max_share)
+        if not 0 <= self.max_share < 0.5:
+            remedy = "No rule holds against half of the weight."
+            raise wrong("max_share", "in [0, 0.5)", self.max_share, remedy)
 
     def ask(self, node: int) -> int:
         """Note that a node is sent a message; give how many it has been sent."""
