@@ -34,6 +34,9 @@ KNOWN = {
     "bucketing(cwmed, size=2)": None,
     "bucketing(gm)": 10,
     "bucketing(ctma(cwtm), size=1)": 1 + 8 / 3 * 2.5,
+    # Two groups of four bear one Byzantine row each, and two may be in one group.
+    "hierarchical(cwtm, size=3, failure=0.0, seed=0)": None,
+    "hierarchical(ctma(cwmed), cwmed, size=3, failure=0.0, seed=0)": None,
 }
 
 
@@ -94,6 +97,8 @@ class Bench:
 def sizes(spec):
     if "bucketing" in spec:
         return [(6, 1), (10, 2), (11, 2), (14, 3)]
+    if "hierarchical" in spec:
+        return [(3, 1), (6, 1), (7, 1), (9, 2)]
     if "krum" in spec:
         return [(7, 2), (9, 3)]
     return [(3, 1), (5, 2), (8, 3), (9, 2)]
