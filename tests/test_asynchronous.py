@@ -187,6 +187,13 @@ def test_nodes_that_fail_stall_nobody(corrupt) -> None:
     assert all(report["steps"] > 0 for report in rounds[5:])
 
 
+def test_why_no_step_is_taken_is_told(caplog) -> None:
+    """Two of four could hold half of the weight."""
+    _, _, result, _ = train(silent(0), n=5, rounds=2)
+    assert [m["steps"] for m in result.train_metrics_clientapp.values()] == [0, 0]
+    assert "No step in round 2: 4 of 5 nodes have delivered, 2 of them" in caplog.text
+
+
 def test_rejections_are_reported_with_the_node() -> None:
     strategy, grid, result, _ = train(not_finite, rounds=3)
     liar = grid.get_node_ids()[3]

@@ -251,6 +251,9 @@ class AsyncRobustStrategy(Strategy):
         if self._tally.steps:
             delivered = sorted(set(self._tally.accepted))
             self._tally.trimmed = self.contributions.trimmed(delivered)
+        elif self._tally.accepted:
+            why = self.contributions.hindrance()
+            log(WARNING, "No step in round %d: %s.", server_round, why)
         self._tally.enter(self.ledger)
         clients = self.contributions.clients.values()
         claims = [c.metrics for c in clients if c.metrics is not None]

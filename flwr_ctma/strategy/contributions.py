@@ -203,6 +203,15 @@ class Contributions:
         self.steps = state["steps"]
         self.share = state["share"]
 
+    def hindrance(self) -> str:
+        """Say why no step may be taken yet."""
+        known = sum(c.count > 0 and n in self.present for n, c in self.clients.items())
+        return (
+            f"{known} of {len(self.present)} nodes have delivered, {self.f} of them "
+            f"may be malicious, and no {self.f} are to hold more than {self._limit:.2f} "
+            "of the weight"
+        )
+
     def _budget(self) -> Budget | None:
         """Weigh the rows; None if any f of them would hold more than their share."""
         counts, ages = self._counts_and_ages()
