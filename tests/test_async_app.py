@@ -138,7 +138,8 @@ def test_a_virtual_pace_needs_a_virtual_clock() -> None:
 @pytest.mark.long
 def test_in_ray_clients_run_at_a_pace_of_their_own(tmp_path) -> None:
     config = SMALL | {"arrivals": "real", "malicious-share": 0.0}
-    config |= {"learning-rate": 0.01, "batch-size": 16, "num-server-rounds": 20}
+    config |= {"num-malicious-nodes": 1, "learning-rate": 0.01}
+    config |= {"batch-size": 16, "num-server-rounds": 20}
     with Ray(ROOT) as engine:
         for folder, overrides in (("good", {}), ("bad", {"arrivals": "id"})):
             (tmp_path / folder).mkdir()

@@ -208,8 +208,8 @@ class Contributions:
         known = sum(c.count > 0 and n in self.present for n, c in self.clients.items())
         return (
             f"{known} of {len(self.present)} nodes have delivered, {self.f} of them "
-            f"may be malicious, and no {self.f} are to hold more than {self._limit:.2f} "
-            "of the weight"
+            f"may be malicious, and no {self.f} are to hold more than "
+            f"{self._limit:.2f} of the weight"
         )
 
     def _budget(self) -> Budget | None:
