@@ -200,7 +200,7 @@ def test_interrupted_comparison_leaves_no_process(tmp_path, end):
         # Who starts the tests in the background of a shell hands down a deaf SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(output.glob("*/rounds.jsonl")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
