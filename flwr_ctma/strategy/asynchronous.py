@@ -23,17 +23,17 @@ from flwr_ctma.errors import wrong
 from flwr_ctma.ledger import Ledger
 from flwr_ctma.records import Model, Rejection
 from flwr_ctma.strategy.anytime import AnyTimeSGD
+from flwr_ctma.strategy.around import Evaluate
 from flwr_ctma.strategy.contributions import Contributions
 from flwr_ctma.strategy.inflight import Flight, InFlight
 from flwr_ctma.strategy.refusals import checked_rule
 from flwr_ctma.strategy.reporting import bytes_of
 from flwr_ctma.strategy.round import read_one
+from flwr_ctma.strategy.rounds import rounds
 from flwr_ctma.strategy.tally import Tally
 from flwr_ctma.weights import Counts, Weighing
 
 __all__ = ["AsyncRobustStrategy"]
-
-Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 
 _TICK = 0.02  # seconds between looks for replies
 _LOOK_AROUND = 1.0  # seconds between looks for nodes that came or went
@@ -204,27 +204,16 @@ class AsyncRobustStrategy(Strategy):
                 "given",
                 "Nodes only train here: evaluate on the server with `evaluate_fn`.",
             )
-        log(INFO, "Starting %s:", type(outer).__name__)
-        outer.summary()
         self._timeout = timeout
-        config = ConfigRecord() if train_config is None else train_config
-        result = Result(arrays=initial_arrays)
-        if evaluate_fn:
-            _note(result.evaluate_metrics_serverapp, 0, evaluate_fn(0, initial_arrays))
-        for number in range(1, num_rounds + 1):
-            if self._elapsed >= self.max_seconds:
-                log(INFO, "Ended after %.1f s.", self._elapsed)
-                break
-            outer.configure_train(number, result.arrays, config, grid)
-            arrays, report = outer.aggregate_train(number, [])
-            if arrays is not None:
-                result.arrays = arrays
-            log(INFO, "[ROUND %d/%d] %s", number, num_rounds, report)
-            _note(result.train_metrics_clientapp, number, report)
-            if evaluate_fn:
-                metrics = evaluate_fn(number, result.arrays)
-                _note(result.evaluate_metrics_serverapp, number, metrics)
-        return result
+        return rounds(
+            outer,
+            grid,
+            initial_arrays,
+            num_rounds,
+            ConfigRecord() if train_config is None else train_config,
+            evaluate_fn,
+            lambda: self._elapsed >= self.max_seconds,
+        )
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -382,10 +371,3 @@ def _clock(grid: Grid) -> float:
     """Seconds: on the clock of the grid, where it has its own."""
     clock: Callable[[], float] = getattr(grid, "clock", time.monotonic)
     return clock()
-
-
-def _note(
-    history: dict[int, MetricRecord], number: int, metrics: MetricRecord | None
-) -> None:
-    if metrics is not None:
-        history[number] = metrics
