@@ -195,8 +195,9 @@ def test_a_shard_whose_core_is_gone_goes_to_a_neighbour(backend):
         def hello(self):
             return True
 
-    scarce = RayBackend(workers=2, cpus=1, timeout=2)
+    scarce = RayBackend(workers=2, cpus=1, timeout=300)
     local, remote = both(scarce, [Panel(normal(5, 90_000))])
+    scarce._pool._timeout = 2  # for a core that never comes
     greedy = ray.remote(Greedy).options(num_cpus=1).remote()
     ray.kill(scarce._pool.workers[0])
     assert ray.get(greedy.hello.remote())
