@@ -1,4 +1,4 @@
-"""Asynchronous training; what comes of it is a line a round, and a row for each node."""
+"""Asynchronous training; what comes of it is a line a round, a row for each node."""
 
 import json
 from pathlib import Path
