@@ -13,6 +13,7 @@ from flwr.simulation import run_simulation
 from flwr_ctma.attacks import ALIE, IPM, Fang, OptimalALIE, OptimalIPM, SignFlip
 from flwr_ctma.mods import ByzantineMod
 from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy
 from flwr_ctma.strategy.attacked import AttackedStrategy
 from flwr_ctma.strategy.robust import RobustStrategy
 
@@ -307,3 +308,10 @@ def test_ray_gives_the_same_model_as_one_process():
         run_simulation(server, client, num_supernodes=5)
 
     np.testing.assert_allclose(final_model(in_ray), final_model(in_process), rtol=1e-12)
+
+
+def test_who_takes_replies_one_by_one_is_attacked_on_the_way():
+    with pytest.raises(ValueError, match="AttackedGrid"):
+        AttackedStrategy(
+            AsyncRobustStrategy(AnyTimeSGD(0.1), num_malicious_nodes=1), "alie"
+        )

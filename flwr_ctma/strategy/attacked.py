@@ -11,8 +11,9 @@ from flwr.serverapp.strategy import Strategy
 from flwr_ctma.aggregators import Budget, Mean
 from flwr_ctma.attacks import Attack
 from flwr_ctma.attacks.collusion import Colluders, Seen, stack
+from flwr_ctma.errors import wrong
 from flwr_ctma.strategy.around import Around
-from flwr_ctma.strategy.refusals import inside, refuse
+from flwr_ctma.strategy.refusals import inside, refuse, setting
 from flwr_ctma.strategy.robust import RobustStrategy
 
 __all__ = ["AttackedStrategy"]
@@ -43,7 +44,7 @@ class AttackedStrategy(Around):
     Raises
     ------
     ValueError
-        For a wrong setting.
+        For a wrong setting, or a strategy inside that takes replies one by one.
 
     Notes
     -----
@@ -71,6 +72,13 @@ class AttackedStrategy(Around):
         seed: int = 0,
     ) -> None:
         super().__init__(strategy)
+        if setting(strategy, "loop", None):
+            raise wrong(
+                "strategy",
+                "one that aggregates rounds",
+                type(strategy).__name__,
+                "Attack its replies on their way: `AttackedGrid(grid, attack)`.",
+            )
         self._robust = _robust(strategy)
         aimed = self._robust is not None or _averages(strategy)
         self.colluders = Colluders(attack, num_malicious_nodes, seed, aimed)
