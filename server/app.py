@@ -30,6 +30,7 @@ from flwr_ctma.attacks import Backdoor, parse_attack
 from flwr_ctma.attacks.base import parts
 from flwr_ctma.attacks.grid import AttackedGrid
 from flwr_ctma.errors import wrong
+from flwr_ctma.processes import RunFailed
 from flwr_ctma.runs import RunFolder
 from flwr_ctma.strategy import Observed
 from server.journal import Journal
@@ -74,15 +75,18 @@ def main(grid: Grid, context: Context) -> None:
             metrics["virtual-seconds"] = clock() - began
         return metrics
 
+    initial = ArrayRecord(model.state_dict())
     result = strategy.start(
-        grid,
-        ArrayRecord(model.state_dict()),
-        config.num_server_rounds,
-        evaluate_fn=measure,
+        grid, initial, config.num_server_rounds, evaluate_fn=measure
     )
     if config.folder:
         trained = result.arrays.to_torch_state_dict()
         save_file(trained, config.folder / "model.safetensors")
+    if config.num_server_rounds and result.arrays == initial:
+        raise RunFailed(
+            "No round had enough good replies, so the model is the initial one; the "
+            "log says why they were rejected."
+        )
 
 
 def clock_of(grid: Grid, config: RunConfig) -> Callable[[], float] | None:

@@ -142,6 +142,11 @@ def test_broken_reply_ends_plain_fedavg_and_the_run_fails(tmp_path):
         simulate(tmp_path / "run", attack="malformed", aggregator="fedavg")
 
 
+def test_a_run_without_a_good_round_fails(tmp_path):
+    with pytest.raises(RunFailed, match="No round had enough good replies"):
+        simulate(tmp_path / "run", learning_rate=1e30)
+
+
 def test_omniscient_attack_is_mounted_on_the_server(tmp_path):
     """Plain averaging follows −ε·mean of the honest, blown up, away from them."""
     honest, _ = simulate(tmp_path / "1", aggregator="mean", attack="none")
