@@ -21,7 +21,16 @@ from matplotlib import pyplot as plt
 
 from flwr_ctma.runs import RunFolder
 
-COLOURS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00")
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#000000",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#F0E442",
+)
 
 
 def main(asked: argparse.Namespace) -> None:
