@@ -84,8 +84,8 @@ def main(grid: Grid, context: Context) -> None:
         save_file(trained, config.folder / "model.safetensors")
     if config.num_server_rounds and result.arrays == initial:
         raise RunFailed(
-            "No round had enough good replies, so the model is the initial one; the "
-            "log says why they were rejected."
+            "The model is the initial one: no round had enough good replies, or all "
+            "were taken back. The log says why."
         )
 
 

@@ -143,7 +143,7 @@ def test_broken_reply_ends_plain_fedavg_and_the_run_fails(tmp_path):
 
 
 def test_a_run_without_a_good_round_fails(tmp_path):
-    with pytest.raises(RunFailed, match="No round had enough good replies"):
+    with pytest.raises(RunFailed, match="no round had enough good replies"):
         simulate(tmp_path / "run", learning_rate=1e30)
 
 
