@@ -62,6 +62,8 @@ def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     if dtype.hasobject:
         raise ValueError(f"{dtype} holds Python objects, which do not travel")
     buffer = BytesIO()
-    described = npy_format.header_data_from_array_1_0(np.empty(shape, dtype))
-    npy_format.write_array_header_1_0(buffer, described)
+    descr = npy_format.dtype_to_descr(dtype)
+    npy_format.write_array_header_1_0(
+        buffer, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
     return buffer.getvalue()

@@ -33,13 +33,7 @@ def build_strategy(config: RunConfig) -> Strategy:
     if config.steps_on == "clients":
         strategy = FedAvg(**sampling)
     else:
-        strategy = AnyTimeSGD(
-            config.learning_rate,
-            config.optimization.schedule,
-            weight_decay=config.weight_decay,
-            radius=config.optimization.radius,
-            **sampling,
-        )
+        strategy = _step_of_the_server(config, **sampling)
     if config.aggregator != "fedavg":
         strategy = RobustStrategy(
             strategy,
@@ -62,18 +56,24 @@ def _at_every_arrival(config: RunConfig) -> Strategy:
     if config.steps_on == "clients":  # each arrival is one of n updates of the model
         step = AnyTimeSGD(1 / config.num_nodes, Fixed(gamma=1.0))
     else:
-        step = AnyTimeSGD(
-            config.learning_rate,
-            config.optimization.schedule,
-            weight_decay=config.weight_decay,
-            radius=config.optimization.radius,
-        )
+        step = _step_of_the_server(config)
     return AsyncRobustStrategy(
         step,
         config.aggregator,
         num_malicious_nodes=_malicious(config),
         weighing=parse_weighing(config.weighing),
         min_available_nodes=config.num_nodes,
+    )
+
+
+def _step_of_the_server(config: RunConfig, **sampling: Any) -> AnyTimeSGD:
+    """Build the step along what clients send, where they take none of their own."""
+    return AnyTimeSGD(
+        config.learning_rate,
+        config.optimization.schedule,
+        weight_decay=config.weight_decay,
+        radius=config.optimization.radius,
+        **sampling,
     )
 
 
