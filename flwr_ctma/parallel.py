@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import cache
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -13,6 +14,9 @@ from threadpoolctl import ThreadpoolController
 from flwr_ctma.errors import wrong
 
 __all__ = ["one_blas_thread", "run"]
+
+# To hand a thread a task costs as much as to inspect a small reply.
+_MOST_TASKS = 32
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,15 +29,17 @@ def run(task: Callable[[T], R], items: Iterable[T]) -> list[R]:
     Overflow is no warning: whoever called looks at the result.
     """
 
-    def quiet(item: T) -> R:
+    def quiet(some: list[T]) -> list[R]:
         with np.errstate(over="ignore", invalid="ignore"):
-            return task(item)
+            return [task(item) for item in some]
 
     work = list(items)
     with one_blas_thread():
         if len(work) <= 1:
-            return [quiet(item) for item in work]
-        return list(_pool().map(quiet, work))
+            return quiet(work)
+        size = -(-len(work) // _MOST_TASKS)
+        batches = [work[i : i + size] for i in range(0, len(work), size)]
+        return list(chain.from_iterable(_pool().map(quiet, batches)))
 
 
 def one_blas_thread() -> AbstractContextManager[object]:
