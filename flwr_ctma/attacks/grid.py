@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from numpy.typing import NDArray
 
+from flwr_ctma.around_grid import AroundGrid
 from flwr_ctma.attacks.base import Attack
 from flwr_ctma.attacks.collusion import Colluders, Layout, Seen, stack
 from flwr_ctma.attacks.messages import server_round
@@ -18,7 +18,7 @@ from flwr_ctma.attacks.messages import server_round
 __all__ = ["AttackedGrid"]
 
 
-class AttackedGrid(Grid):
+class AttackedGrid(AroundGrid):
     """Let malicious clients collude on the way of every single reply to the server.
 
     For `AsyncRobustStrategy` and other strategies that pull replies as they come: a
@@ -50,7 +50,7 @@ class AttackedGrid(Grid):
         num_malicious_nodes: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.grid = grid
+        super().__init__(grid)
         self.colluders = Colluders(attack, num_malicious_nodes, seed)
         self._asked: dict[str, Message] = {}
         self._latest: dict[int, _Latest] = {}
@@ -88,29 +88,6 @@ class AttackedGrid(Grid):
             self._collude(one)
             replies[i] = one.reply
         return replies
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Pass: who waits for all replies has rounds."""
-        return self.grid.send_and_receive(messages, timeout=timeout)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Get node ids."""
-        return self.grid.get_node_ids()
-
-    def set_run(self, run: Run) -> None:
-        """Set the run information."""
-        self.grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Run information."""
-        return self.grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Create a message."""
-        return self.grid.create_message(*args, **kwargs)
 
     def _note(self, one: Seen) -> None:
         """Keep what a client would have sent, honestly, as its latest."""

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from time import monotonic, sleep
-from typing import Any
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.common import log
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from flwr_ctma.around_grid import AroundGrid
 from flwr_ctma.errors import wrong
 from flwr_ctma.strategy.tolerance import Tolerance, needed
 
@@ -71,7 +70,7 @@ class Patience:
         return min(max(self.factor * taken, self.at_least), self.at_most)
 
 
-class PatientGrid(Grid):
+class PatientGrid(AroundGrid):
     """A Grid that goes on without the last f replies when their grace is over.
 
     Where there are enough replies without it, a node that is silent round after round
@@ -116,7 +115,7 @@ class PatientGrid(Grid):
         patience: Patience = Patience(),
         arrived: Callable[[Sequence[Message]], None] | None = None,
     ) -> None:
-        self.grid = grid
+        super().__init__(grid)
         self.patience = patience
         self._arrived = arrived
         self._tolerance = Tolerance(num_malicious_nodes)
@@ -200,10 +199,6 @@ class PatientGrid(Grid):
                 )
         return replies
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Push messages."""
-        return self.grid.push_messages(messages)
-
     def get_node_ids(self) -> Iterable[int]:
         """Get the nodes that are connected, and up to f that were."""
         connected = list(self.grid.get_node_ids())
@@ -212,29 +207,3 @@ class PatientGrid(Grid):
         lost = [node for node in self._seen if node not in set(connected)]
         missing = min(self._most - len(connected), self._tolerance.of(self._most))
         return connected + lost[-missing:] if missing else connected
-
-    def get_nodes(self) -> Iterable[Any]:
-        """Get nodes."""
-        return self.grid.get_nodes()
-
-    def set_run(self, run: Run) -> None:
-        """Set the run."""
-        self.grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self.grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Create a message."""
-        return self.grid.create_message(
-            content, message_type, dst_node_id, group_id, ttl
-        )
