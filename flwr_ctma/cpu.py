@@ -1,6 +1,5 @@
 """Rows in memory, visited in blocks of columns that stay in the cache."""
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,6 +8,9 @@ from typing import Any
 import numpy as np
 
 from flwr_ctma import parallel
+from flwr_ctma.kernels import kernels
+from flwr_ctma.plain import CELL
+from flwr_ctma.scratch import scratch
 from flwr_ctma.stack import Columns, Float64, Kernel, Stack, Vector
 
 __all__ = ["CpuStack", "Panel", "Span", "in_lanes"]
@@ -16,12 +18,9 @@ __all__ = ["CpuStack", "Panel", "Span", "in_lanes"]
 Array = np.ndarray[Any, np.dtype[Any]]
 Span = tuple[int, int, int]  # panel, first column, last column
 
-# Of a block: it fits a core's share of the cache, and the time to start one NumPy call
-# is small against the time the call takes.
-_BLOCK_BYTES = 5 * 2**19
-# Columns of a cell, a matrix product of its own. A block holds whole cells; were they a
-# power of two, all rows of a column would compete for the same lines of the cache.
-_CELL = 1008
+# Of a block: it fits a core's share of the cache, and the time to start one call is
+# small against the time the call takes. It holds whole cells.
+_BLOCK_BYTES = 2**20
 # Of a weighted sum of plain rows, which BLAS cuts into blocks of its own.
 _SUM_WIDTH = 2**16
 _MAX_LANES = 16
@@ -63,20 +62,17 @@ class Panel:
         rows = self.rows
         if not isinstance(rows, np.ndarray) or self.origin is not None:
             return None
-        if rows.dtype != self.dtype or not rows[0].flags.c_contiguous:
+        if rows.dtype != self.dtype or not rows.flags.aligned:
+            return None
+        if not rows[0].flags.c_contiguous:
             return None
         return rows[:, a:b]
 
     def load(self, a: int, b: int, out: Array, less: "Array | None" = None) -> Array:
         """Copy columns a to b of all rows, less the origin or less another row."""
         origin = self.origin if less is None else less
-        for row, target in zip(self.rows, out, strict=False):
-            if origin is None:
-                np.copyto(target, row[a:b], casting="unsafe")
-            else:
-                np.subtract(
-                    row[a:b], origin[a:b], out=target, dtype=out.dtype, casting="unsafe"
-                )
+        part = None if origin is None else origin[a:b]
+        kernels().load([row[a:b] for row in self.rows], part, out)
         return out
 
 
@@ -98,7 +94,7 @@ class CpuStack(Stack):
         def lane(spans: list[Span]) -> Float64:
             total = np.zeros((size, size))
             for k, a, b in spans:
-                total += _products(self._rows(k, a, b, pivot, scale))
+                total += kernels().products(self._rows(k, a, b, pivot, scale))
             return total
 
         spans = [span for span in self._spans() if self.panels[span[0]].measured]
@@ -118,7 +114,7 @@ class CpuStack(Stack):
             view = panel.view(a, b)
             if view is not None:
                 return view
-        out = _scratch(self.n + (pivot is not None), b - a, panel.dtype)
+        out = scratch(self.n + (pivot is not None), b - a, panel.dtype)
         if scale is not None:
             return self._scaled_rows(k, a, b, pivot, scale, out)
         if pivot is None:
@@ -145,7 +141,7 @@ class CpuStack(Stack):
         def lane(spans: list[Span]) -> Float64:
             most = np.zeros(self.n)
             for k, a, b in spans:
-                block = _scratch(self.n, b - a, np.dtype(np.float64))
+                block = scratch(self.n, b - a, np.dtype(np.float64))
                 self.panels[k].load(a, b, block)
                 np.maximum(most, np.abs(block).max(axis=1, initial=0.0), out=most)
             return most
@@ -173,7 +169,7 @@ class CpuStack(Stack):
                 block = None if few else self.panels[k].view(a, b)
                 if block is None:
                     c = c[used]
-                    block = _scratch(len(used), b - a, c.dtype)
+                    block = scratch(len(used), b - a, c.dtype)
                     chosen[k].load(a, b, block)
                 np.matmul(c, block, out=vector[k][a:b])
 
@@ -192,8 +188,8 @@ class CpuStack(Stack):
         def lane(spans: list[Span]) -> bool:
             finite = True
             for k, a, b in spans:
-                block = _scratch.copy(self._mixed(k, a, b, mixing))
-                finite &= _seems_finite(block)
+                block = self._mixed(k, a, b, mixing)
+                finite &= kernels().seems_finite(block)
                 vector[k][a:b] = kernel.value(block)
             return finite
 
@@ -207,7 +203,7 @@ class CpuStack(Stack):
 
         def value(k: int, a: int, b: int, block: Array) -> Array:
             values: Array = vector[k][a:b]
-            values[:] = kernel.value(_scratch.copy(block))
+            values[:] = kernel.value(block)
             return values
 
         return Columns(vector, self._deviations(value, mixing))
@@ -230,11 +226,9 @@ class CpuStack(Stack):
                 block = self._mixed(k, a, b, mixing)
                 middle = centre(k, a, b, block)
                 if self.panels[k].measured:
-                    apart = _scratch.beside(block)
-                    np.subtract(block, middle, out=apart)
-                    total += _squares(apart)
+                    total += kernels().squares_apart(block, middle)
                 else:
-                    finite &= _seems_finite(block)
+                    finite &= kernels().seems_finite(block)
             return total, finite and bool(np.isfinite(total).all())
 
         found = parallel.run(lane, in_lanes(list(self._spans()), 1))
@@ -276,7 +270,7 @@ class CpuStack(Stack):
         block = self._rows(k, a, b, None, None)
         if mixing is None:
             return block
-        out = _scratch.beside(block, len(mixing))
+        out = scratch.beside(block, len(mixing))
         mixed: Array = np.matmul(mixing.astype(block.dtype), block, out=out)
         return mixed
 
@@ -287,53 +281,10 @@ class CpuStack(Stack):
         """Blocks of columns, the same whatever the number of cores."""
         for k, panel in enumerate(self.panels):
             bytes_per_column = self.n * panel.dtype.itemsize
-            cells = max(1, _BLOCK_BYTES // bytes_per_column // _CELL)
-            step = width or cells * _CELL
+            cells = max(1, _BLOCK_BYTES // bytes_per_column // CELL)
+            step = width or cells * CELL
             for a in range(0, panel.width, step):
                 yield k, a, min(a + step, panel.width)
-
-
-class _Scratch(threading.local):
-    """Two arrays that a thread uses again from block to block, and from call to call.
-
-    New ones would be new pages, which cost more to get than to fill.
-    """
-
-    def __init__(self) -> None:
-        self._held = [np.empty(0), np.empty(0)]
-
-    def __call__(self, rows: int, width: int, dtype: "np.dtype[Any]") -> Array:
-        """Give the first array, in a shape."""
-        return self._shaped(0, rows, width, dtype)
-
-    def beside(self, block: Array, rows: int | None = None) -> Array:
-        """Give the array that the block is not in, as wide as the block."""
-        n, width = block.shape
-        slot = int(block.base is self._held[0])
-        return self._shaped(slot, rows or n, width, block.dtype)
-
-    def copy(self, block: Array) -> Array:
-        """Copy a block that is to be overwritten."""
-        copy = self.beside(block)
-        np.copyto(copy, block)
-        return copy
-
-    def _shaped(
-        self, slot: int, rows: int, width: int, dtype: "np.dtype[Any]"
-    ) -> Array:
-        size = rows * width
-        if self._held[slot].size < size or self._held[slot].dtype != dtype:
-            self._held[slot] = np.empty(size, dtype)
-        return self._held[slot][:size].reshape(rows, width)
-
-
-_scratch = _Scratch()
-
-
-def _seems_finite(block: Array) -> bool:
-    """Whether the sum of squares is: the cheapest sign that all numbers are."""
-    flat = block.reshape(-1)
-    return bool(np.isfinite(np.dot(flat, flat)))
 
 
 def in_lanes(spans: list[Span], size: int) -> list[list[Span]]:
@@ -346,34 +297,3 @@ def in_lanes(spans: list[Span], size: int) -> list[list[Span]]:
     count = max(1, min(_MAX_LANES, affordable, len(spans)))
     bounds = np.linspace(0, len(spans), count + 1).astype(int)
     return [spans[i:j] for i, j in pairwise(bounds)]
-
-
-def _products(block: Array, first: int = 0) -> Float64:
-    """Inner products of the rows from the first on with all, in float64 between cells.
-
-    All cells in one call: NumPy keeps the interpreter's lock, and with it the other
-    threads, during one product of few rows, but not during a stack of products.
-    """
-    cells, rest = _cells(block)
-    cells = cells.swapaxes(0, 1)
-    total: Float64 = (cells[:, first:] @ cells.swapaxes(1, 2)).sum(
-        axis=0, dtype=np.float64
-    )
-    total += rest[first:] @ rest.T
-    return total
-
-
-def _squares(block: Array) -> Float64:
-    """Sum of the squares of each row, in float64 between cells."""
-    cells, rest = _cells(block)
-    squares: Float64 = (cells[..., None, :] @ cells[..., None]).sum(
-        axis=(1, 2, 3), dtype=np.float64
-    )
-    squares += np.einsum("ij,ij->i", rest, rest)
-    return squares
-
-
-def _cells(block: Array) -> tuple[Array, Array]:
-    """View a block as (rows, cells, columns), and the columns over."""
-    whole = block.shape[1] // _CELL * _CELL
-    return block[:, :whole].reshape(len(block), -1, _CELL), block[:, whole:]

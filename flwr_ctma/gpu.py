@@ -95,7 +95,7 @@ class TorchStack(Stack):
         """Apply a kernel block by block."""
         vector, finite = self._empty(), True
         for a, b in self._spans():
-            block = self._mixed(a, b, mixing).clone()
+            block = self._mixed(a, b, mixing)
             finite &= bool(block.isfinite().all())
             vector[a:b] = kernel.value(block)
         if not finite:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from flwr_ctma.sorting import nearest_mean, ranked_mean
+from flwr_ctma import sorting
+from flwr_ctma.kernels import kernels
 from flwr_ctma.stack import Float64
 
 __all__ = ["NearestToMedian", "Ranks", "WeightedRanks"]
@@ -26,7 +27,9 @@ class Ranks:
 
     def value(self, block: Any) -> Any:
         """Mean of the values, by rank."""
-        return ranked_mean(block, self.coefficients)
+        if isinstance(block, np.ndarray):
+            return kernels().ranked_mean(block, self.coefficients)
+        return sorting.ranked_mean(block.clone(), self.coefficients)
 
     def weights(self, block: Any) -> Float64:
         """Weight of the rows: that of their rank."""
@@ -78,7 +81,9 @@ class NearestToMedian:
 
     def value(self, block: Any) -> Any:
         """Mean of the window."""
-        return nearest_mean(block, self.k)
+        if isinstance(block, np.ndarray):
+            return kernels().nearest_mean(block, self.k)
+        return sorting.nearest_mean(block.clone(), self.k)
 
     def weights(self, block: Any) -> Float64:
         """One for each value in the window, divided by k."""

@@ -7,7 +7,8 @@ import numpy as np
 from flwr.app import Message
 
 from flwr_ctma import parallel
-from flwr_ctma.cpu import CpuStack, Span, _products, in_lanes
+from flwr_ctma.cpu import CpuStack, Span, in_lanes
+from flwr_ctma.kernels import kernels
 from flwr_ctma.records import Model, Reply
 from flwr_ctma.stack import Float64, Moments, pivot_of
 from flwr_ctma.strategy.round import Read, read_one
@@ -92,7 +93,7 @@ def _strip(stack: CpuStack, first: int) -> Float64:
     def lane(spans: list[Span]) -> Float64:
         total = np.zeros(shape)
         for k, a, b in spans:
-            total += _products(stack._rows(k, a, b, None, None), first)
+            total += kernels().products(stack._rows(k, a, b, None, None), first)
         return total
 
     lanes = in_lanes(list(stack._spans()), stack.n)

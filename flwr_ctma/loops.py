@@ -1,0 +1,210 @@
+"""The inner loops of the engine, as Numba compiles them.
+
+Loops go over tiles of columns that stay in a core's first cache. Rows are given by
+their addresses, so that what is compiled once serves rows of a matrix, a part of it,
+and arrays that came in messages. Numba infers the types.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+from flwr_ctma.plain import CELL
+
+__all__ = ["finite", "load", "nearest", "products", "ranked", "squares"]
+
+# Of a tile that is sorted: it leaves room in a first cache of 32 kB.
+_TILE_BYTES = 24 * 2**10
+
+_exact = njit(nogil=True, cache=True, error_model="numpy")
+# Sums may be split among the lanes of a register, which is what makes them fast; how
+# they are is fixed when the function is compiled, not by the number of threads.
+_sums = njit(
+    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"}
+)
+
+
+@intrinsic
+def _pointer(context: Any, address: Any, like: Any) -> Any:
+    """An address, as a pointer to numbers like those of an array."""
+    pointer = types.CPointer(like.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+    return pointer(address, like), generate
+
+
+@_exact
+def _row(address, start, width, like):
+    """Give columns of a row, of which only the address is known."""
+    first = np.uintp(address) + np.uintp(start) * np.uintp(like.itemsize)
+    return carray(_pointer(first, like), width)
+
+
+@_exact
+def load(addresses, origin, out):
+    """Copy rows, less the origin where there is one, into a block."""
+    width = out.shape[1]
+    for i in range(len(addresses)):
+        row, to = _row(addresses[i], 0, width, out), out[i]
+        if origin:
+            less = _row(origin, 0, width, out)
+            for c in range(width):
+                to[c] = row[c] - less[c]
+        else:
+            for c in range(width):
+                to[c] = row[c]
+
+
+@_exact
+def finite(addresses, width, like):
+    """Whether all numbers of all rows are finite."""
+    zero = like.dtype.type(0)
+    for address in addresses:
+        row = _row(address, 0, width, like)
+        strange = 0
+        for c in range(width):
+            # Infinity and NaN are not themselves less themselves.
+            strange |= row[c] - row[c] != zero
+        if strange:
+            return False
+    return True
+
+
+@_sums
+def products(addresses, first, width, like, lower):
+    """Add inner products, each of 4 rows from the first on with 4 up to them."""
+    for start in range(0, width, CELL):
+        some = min(CELL, width - start)
+        for i in range(first, len(addresses), 4):
+            for j in range(0, i + 1, 4):
+                _tile(addresses, i, j, start, some, like, lower)
+
+
+@_sums
+def _tile(addresses, i, j, start, width, like, lower):
+    """Add 4 × 4 inner products: 16 registers hold them while 8 rows are read once."""
+    a0 = _row(addresses[i], start, width, like)
+    a1 = _row(addresses[i + 1], start, width, like)
+    a2 = _row(addresses[i + 2], start, width, like)
+    a3 = _row(addresses[i + 3], start, width, like)
+    b0 = _row(addresses[j], start, width, like)
+    b1 = _row(addresses[j + 1], start, width, like)
+    b2 = _row(addresses[j + 2], start, width, like)
+    b3 = _row(addresses[j + 3], start, width, like)
+    s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = like.dtype.type(0)
+    s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = like.dtype.type(0)
+    for c in range(width):
+        x0, x1, x2, x3 = a0[c], a1[c], a2[c], a3[c]
+        y0, y1, y2, y3 = b0[c], b1[c], b2[c], b3[c]
+        s00, s01, s02, s03 = s00 + x0 * y0, s01 + x0 * y1, s02 + x0 * y2, s03 + x0 * y3
+        s10, s11, s12, s13 = s10 + x1 * y0, s11 + x1 * y1, s12 + x1 * y2, s13 + x1 * y3
+        s20, s21, s22, s23 = s20 + x2 * y0, s21 + x2 * y1, s22 + x2 * y2, s23 + x2 * y3
+        s30, s31, s32, s33 = s30 + x3 * y0, s31 + x3 * y1, s32 + x3 * y2, s33 + x3 * y3
+    sums = (
+        (s00, s01, s02, s03),
+        (s10, s11, s12, s13),
+        (s20, s21, s22, s23),
+        (s30, s31, s32, s33),
+    )
+    for p in range(4):
+        for q in range(4):
+            lower[i + p, j + q] += sums[p][q]
+
+
+@_sums
+def squares(addresses, middle, width, like, squares):
+    """Add the squared distances of the rows to a vector."""
+    for start in range(0, width, CELL):
+        some = min(CELL, width - start)
+        centre = _row(middle, start, some, like)
+        for i in range(len(addresses)):
+            row = _row(addresses[i], start, some, like)
+            total = like.dtype.type(0)
+            for c in range(some):
+                total += (row[c] - centre[c]) ** 2
+            squares[i] += total
+
+
+@_exact
+def _room(n, like):
+    """Give room for a tile, in whole registers and whole lines of the cache."""
+    width = _TILE_BYTES // (n * like.itemsize) // 32 * 32
+    return np.empty((n, min(max(width, 64), 128)), like.dtype)
+
+
+@_exact
+def _sort(addresses, comparators, start, width, tile):
+    """Put the columns of a tile in order, as far as the comparators do."""
+    for i in range(len(addresses)):
+        row, to = _row(addresses[i], start, width, tile), tile[i]
+        for c in range(width):
+            to[c] = row[c]
+    for k in range(len(comparators)):
+        x, y = tile[comparators[k, 0]], tile[comparators[k, 1]]
+        keep_low, keep_high = comparators[k, 2], comparators[k, 3]
+        if keep_low and keep_high:
+            for c in range(width):
+                a, b = x[c], y[c]
+                x[c] = a if a < b else b
+                y[c] = a if a > b else b
+        elif keep_low:
+            for c in range(width):
+                a, b = x[c], y[c]
+                x[c] = a if a < b else b
+        else:
+            for c in range(width):
+                a, b = x[c], y[c]
+                y[c] = a if a > b else b
+
+
+@_exact
+def ranked(addresses, comparators, coefficients, out):
+    """Write the mean of the ranks that count."""
+    tile = _room(len(addresses), out)
+    total = coefficients.dtype.type(0)
+    for coefficient in coefficients:
+        total += coefficient
+    for start in range(0, len(out), tile.shape[1]):
+        to = out[start : start + tile.shape[1]]
+        _sort(addresses, comparators, start, len(to), tile)
+        to[:] = 0
+        for rank in range(len(coefficients)):
+            coefficient = coefficients[rank]
+            if coefficient != 0:
+                row = tile[rank]
+                for c in range(len(to)):
+                    to[c] += coefficient * row[c]
+        for c in range(len(to)):
+            to[c] /= total
+
+
+@_exact
+def nearest(addresses, comparators, k, out):
+    """Write the mean of the k values nearest to the median."""
+    n = len(addresses)
+    tile = _room(n, out)
+    median = np.empty(tile.shape[1], tile.dtype)
+    count = out.dtype.type(k)
+    for start in range(0, len(out), tile.shape[1]):
+        to = out[start : start + tile.shape[1]]
+        width = len(to)
+        _sort(addresses, comparators, start, width, tile)
+        low, high = tile[(n - 1) // 2], tile[n // 2]
+        for c in range(width):
+            median[c] = low[c] / 2 + high[c] / 2
+        for j in range(n - k):
+            leaves, enters, place = tile[j], tile[j + k], tile[j % k]
+            for c in range(width):
+                if median[c] - leaves[c] > enters[c] - median[c]:
+                    place[c] = enters[c]
+        to[:] = 0
+        for i in range(k):
+            row = tile[i]
+            for c in range(width):
+                to[c] += row[c]
+        for c in range(width):
+            to[c] /= count

@@ -1,0 +1,165 @@
+"""The inner loops, compiled and in NumPy, against float64; and rules with either."""
+
+import importlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from table import TABLE
+
+from flwr_ctma import cpu, kernels, parse_aggregator, plain
+from flwr_ctma.aggregators import ranks
+from flwr_ctma.strategy import streaming
+
+pytest.importorskip("numba")
+COMPILED = importlib.import_module("flwr_ctma.compiled")
+BOTH = pytest.mark.parametrize("loops", [COMPILED, plain], ids=["compiled", "plain"])
+DTYPES = st.sampled_from([np.float32, np.float64])
+
+
+def block(n, width, dtype, seed, apart=0):
+    """Part of a matrix: rows in one piece each, and not one after the other."""
+    rng = np.random.default_rng(seed)
+    whole = np.round(4 * rng.standard_normal((n, width + apart)), 1).astype(dtype)
+    return whole[:, apart // 2 : apart // 2 + width]
+
+
+BLOCKS = st.builds(
+    block,
+    n=st.integers(1, 23),
+    width=st.sampled_from([1, 2, 31, 64, 129, 1008, 2500]),
+    dtype=DTYPES,
+    seed=st.integers(0, 999),
+    apart=st.sampled_from([0, 7]),
+)
+
+
+def test_compiled_loops_are_taken_where_numba_is():
+    assert kernels.kernels() is COMPILED
+    assert set(COMPILED.__all__) == set(plain.__all__)
+
+
+def test_without_numba_rules_run_in_numpy():
+    """Also where Numba refuses NumPy's version: both are an ImportError."""
+    code = """
+import sys
+sys.modules["numba"] = None
+import numpy as np
+from flwr_ctma import parse_aggregator
+from flwr_ctma.kernels import kernels
+parse_aggregator("ctma(cwmed)")(np.eye(5), f=1)
+print(kernels().__name__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["flwr_ctma.plain"]
+
+
+@BOTH
+@settings(max_examples=60, deadline=None)
+@given(rows=BLOCKS, data=st.data())
+def test_products(loops, rows, data):
+    first = data.draw(st.integers(0, len(rows) - 1))
+    exact = rows.astype(np.float64)
+    size = np.abs(exact) @ np.abs(exact).T
+    found = loops.products(rows, first)
+    assert found.dtype == np.float64
+    error = np.abs(found - (exact @ exact.T)[first:])
+    assert (error <= 4 * np.finfo(rows.dtype).eps * size[first:] + 1e-300).all()
+
+
+@BOTH
+@settings(max_examples=60, deadline=None)
+@given(rows=BLOCKS)
+def test_squares_apart(loops, rows):
+    middle = rows.mean(axis=0)
+    exact = ((rows - middle).astype(np.float64) ** 2).sum(axis=1)
+    tolerance = 30 * np.finfo(rows.dtype).eps
+    found = loops.squares_apart(rows, middle)
+    np.testing.assert_allclose(found, exact, rtol=tolerance)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=BLOCKS, data=st.data())
+def test_order_statistics_are_the_same_bits(rows, data):
+    """Compiled or not: comparators and sums are the same, in the same order."""
+    n, before = len(rows), rows.copy()
+    coefficients = data.draw(
+        st.lists(st.sampled_from([0, 1, 0.25]), min_size=n, max_size=n).filter(any)
+    )
+    k = data.draw(st.integers(1, n))
+    for found, expected in (
+        (
+            COMPILED.ranked_mean(rows, coefficients),
+            plain.ranked_mean(rows, coefficients),
+        ),
+        (COMPILED.nearest_mean(rows, k), plain.nearest_mean(rows, k)),
+    ):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(rows, before)
+
+
+@pytest.mark.parametrize("n", [49, 70])
+def test_order_statistics_of_many_rows(n):
+    """Where NumPy sorts columns instead."""
+    rows = block(n, 1500, np.float32, seed=0)
+    in_order = np.sort(rows.astype(np.float64), axis=0)
+    coefficients = [float(5 <= r < n - 5) for r in range(n)]
+    found = COMPILED.ranked_mean(rows, coefficients)
+    np.testing.assert_allclose(found, in_order[5:-5].mean(axis=0), atol=1e-5)
+    expected = plain.nearest_mean(rows, n - 5)
+    np.testing.assert_allclose(COMPILED.nearest_mean(rows, n - 5), expected, atol=1e-5)
+
+
+@BOTH
+@given(rows=BLOCKS, data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_finite(loops, rows, data):
+    assert loops.seems_finite(rows)
+    i = data.draw(st.integers(0, rows.shape[0] - 1))
+    c = data.draw(st.integers(0, rows.shape[1] - 1))
+    rows[i, c] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
+    assert not loops.seems_finite(rows)
+
+
+@BOTH
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16, ">f4", np.int32])
+@pytest.mark.parametrize("less", [False, True])
+def test_load(loops, kind, less):
+    """Rows as they come in messages: of any dtype, and anywhere in memory."""
+    rng = np.random.default_rng(0)
+    given = np.round(100 * rng.standard_normal((5, 77))).astype(kind)
+    rows = [*given[:3], np.repeat(given[3], 2)[::2]]
+    raw = b"x" + given[4].tobytes()
+    rows.append(np.frombuffer(raw, given.dtype, offset=1))  # not aligned
+    origin = given[1] if less else None
+    out = np.empty((5, 77), np.float32)
+    loops.load(rows, origin, out)
+    expected = given.astype(np.float64) - (given[1].astype(np.float64) if less else 0)
+    np.testing.assert_allclose(out, expected, rtol=1e-6)
+
+
+@BOTH
+def test_combine(loops):
+    rows = block(9, 500, np.float64, seed=0, apart=7)
+    coefficients, out = np.linspace(-1, 1, 9), np.empty(500)
+    loops.combine(coefficients, rows, out)
+    np.testing.assert_allclose(out, np.einsum("i,ij->j", coefficients, rows))
+
+
+@pytest.mark.parametrize("rule", TABLE, ids=lambda rule: rule.spec)
+def test_rules_give_the_same_with_either(rule, monkeypatch):
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((13, 3000)).astype(np.float32)
+    given = rule.given(np.ones(3000, np.float32))
+    compiled = parse_aggregator(rule.spec).aggregate(rows, 2, **given)
+    for user in (cpu, ranks, streaming):
+        monkeypatch.setattr(user, "kernels", lambda: plain)
+    slow = parse_aggregator(rule.spec).aggregate(rows, 2, **given)
+    np.testing.assert_allclose(compiled.vector, slow.vector, atol=2e-6)
+    np.testing.assert_allclose(compiled.influence, slow.influence, atol=2e-5)
+    np.testing.assert_allclose(compiled.distances, slow.distances, rtol=1e-4)
