@@ -4,6 +4,7 @@ import json
 import subprocess
 import time
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from flwr_ctma.processes import (
@@ -23,15 +24,20 @@ def deployment(folder, nodes):
     with ExitStack() as stack:
         # Left in reverse order: a SuperNode whose SuperLink is gone hangs.
         env, address = stack.enter_context(superlink())
-        running = []
-        for partition in range(nodes):
-            log = stack.enter_context((folder / f"node-{partition}.log").open("wb"))
-            host, _, port = free_address().partition(":")
-            node = f"partition-id={partition} num-partitions={nodes}"
-            command = ["flower-supernode", "--insecure", "--superlink", address]
-            command += ["--host", host, "--port", port, "--node-config", node]
-            running.append(stack.enter_context(process(command, log, env)))
-        yield env, running
+        join = partial(supernode, folder, env, address, num_partitions=nodes)
+        yield env, [stack.enter_context(join(partition)) for partition in range(nodes)]
+
+
+@contextmanager
+def supernode(folder, env, address, partition, num_partitions):
+    """Yield the process of a SuperNode that serves a partition, and log to a file."""
+    host, _, port = free_address().partition(":")
+    node = f"partition-id={partition} num-partitions={num_partitions}"
+    command = ["flower-supernode", "--insecure", "--superlink", address]
+    command += ["--host", host, "--port", port, "--node-config", node]
+    log = (folder / f"node-{partition}.log").open("wb")
+    with log, process(command, log, env) as running:
+        yield running
 
 
 def run(app, config, env):

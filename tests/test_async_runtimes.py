@@ -9,16 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from deployment import supernode
 
 from flwr_ctma.checkpoint import latest
 from flwr_ctma.engines import Ray
-from flwr_ctma.processes import (
-    free_address,
-    last_run,
-    process,
-    spell_config,
-    superlink,
-)
+from flwr_ctma.processes import last_run, spell_config, superlink
 from flwr_ctma.runs import RunFolder
 
 APP = Path(__file__).parent / "asyncapp"
@@ -51,13 +46,8 @@ class Deployment:
         self.nodes = {}
 
     def join(self, partition):
-        log = self.stack.enter_context((self.folder / f"{partition}.log").open("wb"))
-        host, _, port = free_address().partition(":")
-        command = ["flower-supernode", "--insecure", "--superlink", self.address]
-        command += ["--host", host, "--port", port]
-        command += ["--node-config", f"partition-id={partition} num-partitions=9"]
-        node = self.stack.enter_context(process(command, log, self.env))
-        self.nodes[partition] = node
+        node = supernode(self.folder, self.env, self.address, partition, 9)
+        self.nodes[partition] = self.stack.enter_context(node)
 
     def kill(self, partition):
         """With all that it started, as a machine that loses its power."""
