@@ -2,6 +2,7 @@
 
 In asynchronous training one arrival changes one row. The Gram matrix then changes in
 one row and one column, and a weighted sum in the few rows whose coefficients changed.
+Nothing is computed before it is asked for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,14 @@ from flwr_ctma.stack import Float64, Moments, Vector, pivot_of
 
 __all__ = ["Latest"]
 
+Row = Sequence[Array]
+
 # A sum is brought up to date row by row while that reads less than a third of them.
 _FEW = 3
 # Coefficients that differ by less are the same: rounding of their common scale.
 _SAME = 1e-12
-# Columns of a sum in float64 that stay in a core's cache while rows are added.
-_SUM_WIDTH = 2**14
+# Columns of a block: of a row in float64, it stays in a core's cache.
+_WIDTH = 2**14
 
 
 class Latest(CpuStack):
@@ -48,13 +51,15 @@ class Latest(CpuStack):
            [ 3.,  0.,  1.]])
     """
 
-    def __init__(self, n: int, like: Sequence[Array]) -> None:
+    def __init__(self, n: int, like: Row) -> None:
         super().__init__(
             [Panel(np.zeros((n, len(part)), Panel([part]).dtype)) for part in like]
         )
         self._products = np.zeros((n, n))
-        self._sum = [np.zeros(panel.width) for panel in self.panels]
+        self._fresh: set[int] = set()  # rows whose inner products are to be computed
         self._coefficients = np.zeros(n)
+        self._sum: list[Float64] | None = None
+        self._gone: list[tuple[float, Row]] = []  # still in the sum, with coefficients
 
     def grow(self, n: int) -> None:
         """Make room for rows of clients to come."""
@@ -69,40 +74,33 @@ class Latest(CpuStack):
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these, of which there is one at least."""
+        self._measure()
         self.panels = [Panel(np.asarray(panel.rows)[rows]) for panel in self.panels]
         self._products = self._products[np.ix_(rows, rows)]
-        self._sum = [np.zeros(panel.width) for panel in self.panels]
         self._coefficients = np.zeros(len(rows))
+        self._sum, self._gone = None, []
         vars(self).pop("moments", None)
 
-    def replace(self, i: int, row: Sequence[Array]) -> None:
-        """Put a new row in the place of row i: one pass over all rows."""
-        coefficient = self._coefficients[i]
-
-        def lane(spans: list[Span]) -> Float64:
-            products = np.zeros(self.n)
-            for k, a, b in spans:
-                block = np.asarray(self.panels[k].rows)[:, a:b]
-                new = np.asarray(row[k][a:b], block.dtype)
-                if coefficient:
-                    change = np.subtract(new, block[i], dtype=np.float64)
-                    self._sum[k][a:b] += coefficient * change
-                block[i] = new
-                products += block @ new
-            return products
-
-        found = parallel.run(lane, in_lanes(list(self._spans()), 1))
-        self._products[i] = self._products[:, i] = np.sum(found, axis=0)
+    def replace(self, i: int, row: Row) -> None:
+        """Put a new row in the place of row i."""
+        if self._sum is not None and self._coefficients[i]:
+            old = [np.array(panel.rows[i]) for panel in self.panels]
+            self._gone.append((self._coefficients[i], old))
+        self._coefficients[i] = 0.0
+        for panel, part in zip(self.panels, row, strict=True):
+            np.copyto(panel.rows[i], part, casting="unsafe")
+        self._fresh.add(i)
         vars(self).pop("moments", None)
 
     @property
     def has_moments(self) -> bool:
-        """True: they are kept up to date."""
+        """True: to bring them up to date takes one pass, as any other way would."""
         return True
 
     @cached_property
     def moments(self) -> Moments:
         """Inner products of the rows, about a pivot only where digits would be lost."""
+        self._measure()
         if pivot_of(self._products) is None:
             return Moments(self._products.copy())
         return super().moments
@@ -111,35 +109,65 @@ class Latest(CpuStack):
         """The vector `coefficients @ rows`, from the last one where they are alike."""
         scale = _common_scale(coefficients, self._coefficients)
         wanted = coefficients / scale
-        changed = np.flatnonzero(
-            np.abs(wanted - self._coefficients) > _SAME * np.abs(wanted).max(initial=0)
-        )
-        if _FEW * len(changed) > self.n:
-            self._sum = [part.astype(np.float64) for part in super().combine(wanted)]
-            self._coefficients = wanted.copy()
-            changed = changed[:0]
-        changes = wanted[changed] - self._coefficients[changed]
-        self._coefficients[changed] = wanted[changed]
+        least = _SAME * np.abs(wanted).max(initial=0)
+        changed = np.flatnonzero(np.abs(wanted - self._coefficients) > least)
+        if _FEW * (len(changed) + len(self._gone)) > self.n:
+            self._coefficients, self._sum, self._gone = wanted, None, []
+            return super().combine(coefficients)
+        if self._sum is None:
+            self._sum = [np.zeros(panel.width) for panel in self.panels]
+            self._coefficients = np.zeros(self.n)
+            changed = np.flatnonzero(wanted)
+        terms = [(-coefficient, row) for coefficient, row in self._gone]
+        for i in changed:
+            row = [panel.rows[int(i)] for panel in self.panels]
+            terms.append((wanted[i] - self._coefficients[i], row))
+        self._coefficients[changed], self._gone = wanted[changed], []
+        return self._add(terms, self._sum, scale)
+
+    def _add(
+        self, terms: Sequence[tuple[float, Row]], total: list[Float64], scale: float
+    ) -> Vector:
+        """Add rows to a sum; give it times a scale."""
         vector = self._empty()
 
         def lane(spans: list[Span]) -> None:
             for k, a, b in spans:
-                total = self._sum[k][a:b]
-                for i, change in zip(changed, changes, strict=True):
-                    row = self.panels[k].rows[int(i)][a:b]
-                    total += np.multiply(row, change, dtype=np.float64)
-                np.multiply(total, scale, out=vector[k][a:b], casting="unsafe")
+                part = total[k][a:b]
+                for coefficient, row in terms:
+                    part += row[k][a:b].astype(np.float64) * coefficient
+                vector[k][a:b] = part * scale
 
-        parallel.run(lane, in_lanes(list(self._spans(_SUM_WIDTH)), 1))
+        parallel.run(lane, in_lanes(list(self._spans(_WIDTH)), 1))
         return vector
+
+    def _measure(self) -> None:
+        """Compute the inner products of rows that came since with all: one pass."""
+        fresh = sorted(self._fresh)
+        if not fresh:
+            return
+
+        def lane(spans: list[Span]) -> Float64:
+            products = np.zeros((len(fresh), self.n))
+            for k, a, b in spans:
+                block = np.asarray(self.panels[k].rows)[:, a:b]
+                products += block[fresh] @ block.T
+            return products
+
+        found = parallel.run(lane, in_lanes(list(self._spans(_WIDTH)), len(fresh)))
+        self._products[fresh] = np.sum(found, axis=0)
+        self._products[:, fresh] = self._products[fresh].T
+        self._fresh = set()
 
     def state_dict(self) -> dict[str, Any]:
         """Give what `from_state` needs; the sum too, whose bits tell how it came."""
         return {
             "rows": [panel.rows for panel in self.panels],
             "products": self._products,
+            "fresh": sorted(self._fresh),
             "sum": self._sum,
             "coefficients": self._coefficients,
+            "gone": self._gone,
         }
 
     @classmethod
@@ -148,8 +176,11 @@ class Latest(CpuStack):
         latest = cls(0, [])
         latest.panels = [Panel(np.array(rows)) for rows in state["rows"]]
         latest._products = np.array(state["products"])
-        latest._sum = [np.array(part) for part in state["sum"]]
+        latest._fresh = set(state["fresh"])
         latest._coefficients = np.array(state["coefficients"])
+        if state["sum"] is not None:
+            latest._sum = [np.array(part) for part in state["sum"]]
+        latest._gone = [(float(c), list(row)) for c, row in state["gone"]]
         return latest
 
 

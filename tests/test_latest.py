@@ -80,6 +80,7 @@ def test_goes_on_from_its_state_to_the_bit() -> None:
         counts[arrive(latest, rng)] += 1
         aggregate(latest, "cwmed", counts)
         aggregate(latest, "mean", counts)
+    counts[arrive(latest, rng)] += 1
     again, other = Latest.from_state(latest.state_dict()), np.random.default_rng(6)
     for rows, rng in ((latest, np.random.default_rng(6)), (again, other)):
         arrive(rows, rng)
