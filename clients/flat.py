@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from flwr.app import ArrayRecord
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from clients.task import Examples
@@ -31,12 +31,18 @@ class FlatNetwork:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        # On a CPU, pooling takes a third of the time so, and convolutions two thirds.
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
         self._parameters = tuple(model.parameters())
+        like = self._parameters[0]
         self.weights = nn.Parameter(
-            nn.utils.parameters_to_vector(self._parameters).detach()
+            like.new_empty(sum(map(torch.numel, model.parameters())))
         )
-        nn.utils.vector_to_parameters(self.weights.data, self._parameters)
+        for view, parameter in zip(
+            self._views(self.weights.data), self._parameters, strict=True
+        ):
+            parameter.data = view.copy_(parameter.data)
         self.buffers = tuple(model.buffers())
         self._state = model.state_dict()  # the very tensors, by name
 
@@ -67,14 +73,24 @@ class FlatNetwork:
         The gradient is clipped to a norm, if that is not 0.
         """
         total, gradient = 0.0, torch.zeros_like(self.weights, requires_grad=False)
+        views = self._views(gradient)
         for batch in batches:
             logits = self.model(batch.images)
             loss = functional.cross_entropy(logits, batch.labels) / len(batches)
             found = torch.autograd.grad(loss, self._parameters)
-            gradient += nn.utils.parameters_to_vector(found)
+            for view, part in zip(views, found, strict=True):
+                view += part
             total += loss.item()
         if clip_norm > 0:
             norm = torch.linalg.vector_norm(gradient)
             gradient *= (clip_norm / (norm + 1e-6)).clamp(max=1)
         self.weights.grad = gradient
         return total
+
+    def _views(self, vector: Tensor) -> list[Tensor]:
+        """View a vector as the parameters, each as it lies in memory."""
+        parts = torch.split(vector, [x.numel() for x in self._parameters])
+        return [
+            part.as_strided(x.shape, x.stride())
+            for part, x in zip(parts, self._parameters, strict=True)
+        ]

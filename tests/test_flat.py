@@ -30,6 +30,24 @@ def test_model_travels_both_ways():
     torch.testing.assert_close(flat.weights.data, expected.detach())
 
 
+def test_convolutions_travel_as_they_came():
+    """In memory channels are last; in messages they are where they were."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4, 3)]
+    sent = nn.Sequential(*layers)
+    record = ArrayRecord(sent.state_dict())
+    images = torch.randn(6, 3, 2, 2)
+    flat = FlatNetwork(nn.Sequential(nn.Conv2d(3, 4, 2), *layers[1:3], nn.Linear(4, 3)))
+    flat.load(record)
+    assert flat.record() == record
+    flat.evaluate([Examples(images, torch.arange(6) % 3, 3)], clip_norm=0.0)
+    flat.weights.data.sub_(flat.weights.grad)
+    cross_entropy(sent(images), torch.arange(6) % 3).backward()
+    for name, parameter in sent.named_parameters():
+        stepped = flat.model.get_parameter(name)
+        torch.testing.assert_close(stepped, parameter - parameter.grad)
+
+
 def test_a_step_along_the_vector_moves_the_model():
     flat = FlatNetwork(network())
     flat.weights.data.add_(1.0)
