@@ -1,6 +1,6 @@
 """The inner loops of the engine, compiled: what is done to one block of columns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -8,15 +8,14 @@ import numpy as np
 
 from flwr_ctma import loops, plain
 from flwr_ctma.network import network
-from flwr_ctma.plain import combine
+from flwr_ctma.plain import Reader, combine
 
 __all__ = [
     "combine",
-    "load",
     "nearest_mean",
     "products",
     "ranked_mean",
-    "seems_finite",
+    "reader",
     "squares_apart",
 ]
 
@@ -25,33 +24,35 @@ Float64 = np.ndarray[Any, np.dtype[np.float64]]
 Addresses = np.ndarray[Any, np.dtype[np.uintp]]
 
 
-def load(rows: Sequence[Array], origin: Array | None, out: Array) -> None:
-    """Copy rows, less the origin, into a block."""
-    given = rows if origin is None else [*rows, origin]
-    if not all(_alike(row, out[0]) for row in given):
-        plain.load(rows, origin, out)
-        return
-    loops.load(
-        np.array([_address(row) for row in rows], np.uintp),
-        np.uintp(0 if origin is None else _address(origin)),
-        out,
-    )
+def reader(rows: Sequence[Array], dtype: "np.dtype[Any]") -> Reader:
+    """Give what copies columns a to b of the rows, less an origin, into a block."""
+    slow, width = plain.reader(rows, dtype), rows[0].shape
+    if not all(_in_one_piece(row, dtype) and row.shape == width for row in rows):
+        return slow
+    addresses = np.array([_address(row) for row in rows], np.uintp)
+
+    def read(a: int, b: int, origin: Array | None, out: Array) -> None:
+        less = 0
+        if out.dtype != dtype:
+            return slow(a, b, origin, out)
+        if origin is not None:
+            if not _in_one_piece(origin, dtype):
+                return slow(a, b, origin, out)
+            less = _address(origin) + a * dtype.itemsize
+        loops.load(addresses + np.uintp(a * dtype.itemsize), np.uintp(less), out)
+
+    return read
 
 
-def seems_finite(block: Array) -> bool:
-    """Whether all numbers are finite."""
-    block = _in_rows(block)
-    return bool(loops.finite(_addresses(block), block.shape[1], _like(block)))
-
-
-def products(block: Array, first: int = 0) -> Float64:
-    """Inner products of the rows from the first on with all, float64 between cells."""
-    block = _in_rows(block)
-    n, width = block.shape
+def products(blocks: Iterable[Array], n: int, first: int = 0) -> Float64:
+    """Inner products of n rows, from the first on, with all: float64 between cells."""
     # The last row again and again, up to whole tiles: its products are not used.
-    addresses = np.pad(_addresses(block), (0, -n % 4), mode="edge")
-    lower = np.zeros((len(addresses), len(addresses)))
-    loops.products(addresses, first // 4 * 4, width, _like(block), lower)
+    rows = np.minimum(np.arange(n + -n % 4), n - 1)
+    lower = np.zeros((len(rows), len(rows)))
+    for block in blocks:
+        block = _in_rows(block)
+        addresses, width = _addresses(block)[rows], block.shape[1]
+        loops.products(addresses, first // 4 * 4, width, _like(block), lower)
     both: Float64 = np.tril(lower) + np.tril(lower, -1).T
     return both[first:n, :n]
 
@@ -69,8 +70,9 @@ def squares_apart(block: Array, middle: Array) -> Float64:
 def ranked_mean(block: Array, coefficients: Sequence[float]) -> Array:
     """Σ_r c_r x_(r) / Σ_r c_r of every column, where x_(0) ≤ … ≤ x_(n-1)."""
     block, out = _in_rows(block), np.empty(block.shape[1], block.dtype)
-    comparators = _comparators(tuple(map(float, coefficients)))
-    loops.ranked(_addresses(block), comparators, np.array(coefficients, out.dtype), out)
+    counts = tuple(map(float, coefficients))
+    by_rank = np.array(counts, out.dtype)
+    loops.ranked(_addresses(block), _comparators(counts), by_rank, out)
     return out
 
 
@@ -88,10 +90,9 @@ def _comparators(coefficients: tuple[float, ...]) -> Array:
     return np.array(network(coefficients), np.intp).reshape(-1, 4)
 
 
-def _alike(row: Array, other: Array) -> bool:
-    """Whether a row holds the same numbers as another, as many, and in one piece."""
-    whole = row.flags.c_contiguous and row.flags.aligned
-    return whole and row.dtype == other.dtype and row.shape == other.shape
+def _in_one_piece(row: Array, dtype: "np.dtype[Any]") -> bool:
+    flags = row.flags
+    return flags.c_contiguous and flags.aligned and row.dtype == dtype
 
 
 def _in_rows(block: Array) -> Array:

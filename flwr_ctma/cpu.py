@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = ["CpuStack", "Panel", "Span", "in_lanes"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Span = tuple[int, int, int]  # panel, first column, last column
+Reader = Callable[[int, int, "Array | None", Array], None]
 
 # Of a block: it fits a core's share of the cache, and the time to start one call is
 # small against the time the call takes. It holds whole cells.
@@ -70,10 +72,17 @@ class Panel:
 
     def load(self, a: int, b: int, out: Array, less: "Array | None" = None) -> Array:
         """Copy columns a to b of all rows, less the origin or less another row."""
-        origin = self.origin if less is None else less
-        part = None if origin is None else origin[a:b]
-        kernels().load([row[a:b] for row in self.rows], part, out)
+        self._read(a, b, self.origin if less is None else less, out)
         return out
+
+    @cached_property
+    def _read(self) -> "Reader":
+        reader: Reader = kernels().reader(self.rows, self.dtype)
+        return reader
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave out how the rows are read: it knows where they are in this process."""
+        return Panel, (self.rows, self.origin, self.measured)
 
 
 class CpuStack(Stack):
@@ -92,9 +101,8 @@ class CpuStack(Stack):
         size = self.n + (pivot is not None)
 
         def lane(spans: list[Span]) -> Float64:
-            total = np.zeros((size, size))
-            for k, a, b in spans:
-                total += kernels().products(self._rows(k, a, b, pivot, scale))
+            blocks = (self._rows(*span, pivot, scale) for span in spans)
+            total: Float64 = kernels().products(blocks, size)
             return total
 
         spans = [span for span in self._spans() if self.panels[span[0]].measured]
@@ -188,9 +196,9 @@ class CpuStack(Stack):
         def lane(spans: list[Span]) -> bool:
             finite = True
             for k, a, b in spans:
-                block = self._mixed(k, a, b, mixing)
-                finite &= kernels().seems_finite(block)
-                vector[k][a:b] = kernel.value(block)
+                values = kernel.value(self._mixed(k, a, b, mixing))
+                vector[k][a:b] = values
+                finite &= bool(np.isfinite(values).all())
             return finite
 
         if not all(parallel.run(lane, in_lanes(list(self._spans()), 1))):
@@ -202,8 +210,8 @@ class CpuStack(Stack):
         vector = self._empty()
 
         def value(k: int, a: int, b: int, block: Array) -> Array:
-            values: Array = vector[k][a:b]
-            values[:] = kernel.value(block)
+            values: Array = kernel.value(block)
+            vector[k][a:b] = values
             return values
 
         return Columns(vector, self._deviations(value, mixing))
@@ -228,7 +236,7 @@ class CpuStack(Stack):
                 if self.panels[k].measured:
                     total += kernels().squares_apart(block, middle)
                 else:
-                    finite &= kernels().seems_finite(block)
+                    finite &= bool(np.isfinite(middle).all())
             return total, finite and bool(np.isfinite(total).all())
 
         found = parallel.run(lane, in_lanes(list(self._spans()), 1))

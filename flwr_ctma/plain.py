@@ -1,6 +1,6 @@
 """The inner loops of the engine in NumPy: what is done to one block of columns."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,29 +10,35 @@ from flwr_ctma.scratch import scratch
 
 __all__ = [
     "combine",
-    "load",
     "nearest_mean",
     "products",
     "ranked_mean",
-    "seems_finite",
+    "reader",
     "squares_apart",
 ]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Float64 = np.ndarray[Any, np.dtype[np.float64]]
+Reader = Callable[[int, int, Array | None, Array], None]
 
 # Columns of a cell, a matrix product of its own. A block holds whole cells; were they a
 # power of two, all rows of a column would compete for the same lines of the cache.
 CELL = 1008
 
 
-def load(rows: Sequence[Array], origin: Array | None, out: Array) -> None:
-    """Copy rows, less the origin, into a block."""
-    for row, target in zip(rows, out, strict=False):
-        if origin is None:
-            np.copyto(target, row, casting="unsafe")
-        else:
-            np.subtract(row, origin, out=target, dtype=out.dtype, casting="unsafe")
+def reader(rows: Sequence[Array], dtype: "np.dtype[Any]") -> Reader:
+    """Give what copies columns a to b of the rows, less an origin, into a block."""
+
+    def read(a: int, b: int, origin: Array | None, out: Array) -> None:
+        for row, target in zip(rows, out, strict=False):
+            if origin is None:
+                np.copyto(target, row[a:b], casting="unsafe")
+            else:
+                np.subtract(
+                    row[a:b], origin[a:b], out=target, dtype=out.dtype, casting="unsafe"
+                )
+
+    return read
 
 
 def combine(coefficients: Array, block: Array, out: Array) -> None:
@@ -41,23 +47,19 @@ def combine(coefficients: Array, block: Array, out: Array) -> None:
     np.matmul(coefficients, block, out=out)
 
 
-def seems_finite(block: Array) -> bool:
-    """Whether the sum of squares is: the cheapest sign that all numbers are."""
-    return bool(np.isfinite(np.einsum("ij,ij->", block, block)))
-
-
-def products(block: Array, first: int = 0) -> Float64:
-    """Inner products of the rows from the first on with all, in float64 between cells.
+def products(blocks: Iterable[Array], n: int, first: int = 0) -> Float64:
+    """Inner products of n rows, from the first on, with all: float64 between cells.
 
     All cells in one call: NumPy keeps the interpreter's lock, and with it the other
     threads, during one product of few rows, but not during a stack of products.
     """
-    cells, rest = _cells(block)
-    cells = cells.swapaxes(0, 1)
-    total: Float64 = (cells[:, first:] @ cells.swapaxes(1, 2)).sum(
-        axis=0, dtype=np.float64
-    )
-    total += rest[first:] @ rest.T
+    total = np.zeros((n - first, n))
+    for block in blocks:
+        cells, rest = _cells(block)
+        cells = cells.swapaxes(0, 1)
+        found = cells[:, first:] @ cells.swapaxes(1, 2)
+        total += found.sum(axis=0, dtype=np.float64)
+        total += rest[first:] @ rest.T
     return total
 
 
@@ -75,14 +77,19 @@ def squares_apart(block: Array, middle: Array) -> Float64:
 
 def ranked_mean(block: Array, coefficients: Sequence[float]) -> Array:
     """Σ_r c_r x_(r) / Σ_r c_r of every column, where x_(0) ≤ … ≤ x_(n-1)."""
-    mean: Array = sorting.ranked_mean(scratch.copy(block), coefficients)
-    return mean.copy()  # it may be a row of the scratch
+    return _checked(sorting.ranked_mean(scratch.copy(block), coefficients), block)
 
 
 def nearest_mean(block: Array, k: int) -> Array:
     """Mean of the k values nearest to the median of every column."""
-    mean: Array = sorting.nearest_mean(scratch.copy(block), k)
-    return mean.copy()  # it may be a row of the scratch
+    return _checked(sorting.nearest_mean(scratch.copy(block), k), block)
+
+
+def _checked(mean: Array, block: Array) -> Array:
+    """Copy the mean, which may be a row of the scratch; NaN where not all is finite."""
+    if np.isfinite(np.einsum("ij,ij->", block, block)):
+        return mean.copy()
+    return np.where(np.isfinite(block).all(axis=0), mean, block.dtype.type(np.nan))
 
 
 def _cells(block: Array) -> tuple[Array, Array]:

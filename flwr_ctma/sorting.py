@@ -119,7 +119,7 @@ def _window_mean(values: Any, k: int) -> Any:
 def ordered(block: Any, coefficients: Sequence[float]) -> list[Any]:
     """Run the network of the coefficients over the rows of a block, in place."""
     low, high = _extrema(block)
-    wires, spare = list(block), block[0] * 0
+    wires, spare = list(block), block[0] + 0
     for i, j, keep_low, keep_high in network(tuple(map(float, coefficients))):
         a, b = wires[i], wires[j]
         if keep_low and keep_high:

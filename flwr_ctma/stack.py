@@ -42,7 +42,7 @@ class Kernel(Protocol):
     """A rule for one coordinate, written for a block of many."""
 
     def value(self, block: Any) -> Any:
-        """Map an (n, width) block to (width,) values."""
+        """Map an (n, width) block to values, NaN for a column that is not finite."""
 
     def weights(self, block: Any) -> Float64:
         """Give the (n, width) weights with which the rows enter the values."""

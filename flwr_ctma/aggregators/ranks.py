@@ -57,6 +57,7 @@ class WeightedRanks:
         order, kept = self._sorted(block)
         values = np.take_along_axis(_numpy(block), order, axis=0)
         mean = (kept * values).sum(axis=0) / kept.sum(axis=0)
+        mean[~np.isfinite(values).all(axis=0)] = np.nan
         return mean if isinstance(block, np.ndarray) else block.new_tensor(mean)
 
     def weights(self, block: Any) -> Float64:

@@ -91,9 +91,8 @@ def _strip(stack: CpuStack, first: int) -> Float64:
     shape = (stack.n - first, stack.n)
 
     def lane(spans: list[Span]) -> Float64:
-        total = np.zeros(shape)
-        for k, a, b in spans:
-            total += kernels().products(stack._rows(k, a, b, None, None), first)
+        blocks = (stack._rows(*span, None, None) for span in spans)
+        total: Float64 = kernels().products(blocks, stack.n, first)
         return total
 
     lanes = in_lanes(list(stack._spans()), stack.n)
