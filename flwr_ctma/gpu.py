@@ -94,10 +94,11 @@ class TorchStack(Stack):
     def values(self, kernel: Kernel, mixing: Float64 | None) -> Vector:
         """Apply a kernel block by block."""
         vector, finite = self._empty(), True
-        for a, b in self._spans():
-            block = self._mixed(a, b, mixing)
-            finite &= bool(block.isfinite().all())
-            vector[a:b] = kernel.value(block)
+        with _full_precision():
+            for a, b in self._spans():
+                block = self._mixed(a, b, mixing)
+                finite &= bool(block.isfinite().all())
+                vector[a:b] = kernel.value(block)
         if not finite:
             self.check_finite()
         return [vector]

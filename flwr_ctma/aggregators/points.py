@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -33,21 +34,43 @@ class Point(ABC):
 
 
 @dataclass(frozen=True, eq=False)
+class _Sum:
+    """A weighted sum as a kernel: measured in the same visit."""
+
+    coefficients: Float64
+
+    def value(self, block: Any) -> Any:
+        """The sum."""
+        if isinstance(block, np.ndarray):
+            return self.coefficients.astype(block.dtype) @ block
+        return block.new_tensor(self.coefficients) @ block
+
+    def weights(self, block: Any) -> Float64:
+        """The coefficients, in every column."""
+        return np.repeat(self.coefficients[:, None], block.shape[1], axis=1)
+
+
+@dataclass(frozen=True, eq=False)
 class Combination(Point):
-    """The vector `coefficients @ stack`."""
+    """The vector `coefficients @ stack`.
+
+    Where it is computed for the distances to it, it is kept.
+    """
 
     coefficients: Float64
 
     def vector(self, stack: Stack) -> Vector:
         """One weighted sum of the rows."""
-        return stack.combine(self.coefficients)
+        of, vector = vars(self).get("_found", (None, []))
+        return vector if of is stack else stack.combine(self.coefficients)
 
     def squared_distances(self, rows: Updates) -> Float64:
         """From inner products, if they are at hand: the vector is not computed."""
         if not rows.stack.has_moments:
-            found = rows.stack.deviations(self.vector(rows.stack), rows.mixing)
-            if np.isfinite(found).all():
-                return found
+            found = self._measure(rows)
+            if np.isfinite(found.squared_distances).all():
+                vars(self)["_found"] = rows.stack, found.vector
+                return found.squared_distances
         c = self.coefficients
         moments = rows.stack.moments
         if rows.mixing is None and np.isclose(c.sum(), 1.0, rtol=1e-12):
@@ -55,6 +78,12 @@ class Combination(Point):
             return np.maximum(np.diag(g) - 2 * (g @ c) + c @ g @ c, 0.0)
         matrix = np.eye(rows.stack.n) if rows.mixing is None else rows.mixing
         return squared_distances(moments.about_pivot(np.vstack([matrix, c])))[-1, :-1]
+
+    def _measure(self, rows: Updates) -> Columns:
+        if rows.mixing is None:
+            return rows.columns(_Sum(self.coefficients))
+        vector = self.vector(rows.stack)
+        return Columns(vector, rows.stack.deviations(vector, rows.mixing))
 
     def influence(self, stack: Stack) -> Float64:
         """The coefficients."""
