@@ -17,6 +17,7 @@ __all__ = [
     "ranked_mean",
     "reader",
     "squares_apart",
+    "weighted_median",
 ]
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -81,6 +82,19 @@ def nearest_mean(block: Array, k: int) -> Array:
     block, out = _in_rows(block), np.empty(block.shape[1], block.dtype)
     comparators = _comparators(tuple(map(float, range(1, len(block) + 1))))
     loops.nearest(_addresses(block), comparators, k, out)
+    return out
+
+
+def weighted_median(
+    block: Array, weights: Float64, guess: Array | None = None
+) -> Array:
+    """Weighted median of every column, found from a guess, the nearer the sooner."""
+    block = _in_rows(block)
+    if guess is None:
+        middle = {(len(block) - 1) // 2, len(block) // 2}
+        guess = ranked_mean(block, [float(r in middle) for r in range(len(block))])
+    out = np.array(guess, block.dtype)
+    loops.weighted_median(_addresses(block), weights, out)
     return out
 
 

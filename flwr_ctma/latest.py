@@ -1,8 +1,8 @@
 """The latest row of every client, kept up to date as single rows arrive.
 
 In asynchronous training one arrival changes one row. The Gram matrix then changes in
-one row and one column, and a weighted sum in the few rows whose coefficients changed.
-Nothing is computed before it is asked for.
+one row and one column, a weighted sum in the few rows whose coefficients changed, and a
+median by a few ranks at most. Nothing is computed before it is asked for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 
 from flwr_ctma import parallel
 from flwr_ctma.cpu import Array, CpuStack, Panel, Span, in_lanes
-from flwr_ctma.stack import Float64, Moments, Vector, pivot_of
+from flwr_ctma.stack import Columns, Float64, Kernel, Moments, Vector, pivot_of
 
 __all__ = ["Latest"]
 
@@ -59,6 +59,7 @@ class Latest(CpuStack):
         self._fresh: set[int] = set()  # rows whose inner products are to be computed
         self._coefficients = np.zeros(n)
         self._sum: list[Float64] | None = None
+        self._values: Vector | None = None  # that a median starts from
         self._gone: list[tuple[float, Row]] = []  # still in the sum, with coefficients
 
     def grow(self, n: int) -> None:
@@ -104,6 +105,27 @@ class Latest(CpuStack):
         if pivot_of(self._products) is None:
             return Moments(self._products.copy())
         return super().moments
+
+    def values(self, kernel: Kernel, mixing: Float64 | None) -> Vector:
+        """Apply a kernel; from the last values, if it can find new ones near them."""
+        if mixing is None and hasattr(kernel, "near"):
+            return self.columns(kernel, mixing).vector
+        return super().values(kernel, mixing)
+
+    def columns(self, kernel: Kernel, mixing: Float64 | None) -> Columns:
+        """Apply a kernel as in `values`, and measure."""
+        near = getattr(kernel, "near", None)
+        if mixing is not None or near is None:
+            return super().columns(kernel, mixing)
+        last, vector = self._values, self._empty()
+
+        def value(k: int, a: int, b: int, block: Array) -> Array:
+            values: Array = near(block, None if last is None else last[k][a:b])
+            vector[k][a:b] = values
+            return values
+
+        self._values = vector
+        return Columns(vector, self._deviations(value, mixing))
 
     def combine(self, coefficients: Float64) -> Vector:
         """The vector `coefficients @ rows`, from the last one where they are alike."""

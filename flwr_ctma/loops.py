@@ -13,10 +13,12 @@ from numba.extending import intrinsic
 
 from flwr_ctma.plain import CELL
 
-__all__ = ["load", "nearest", "products", "ranked", "squares"]
+__all__ = ["load", "nearest", "products", "ranked", "squares", "weighted_median"]
 
 # Of a tile that is sorted: it leaves room in a first cache of 48 kB.
 _TILE_BYTES = 40 * 2**10
+# Columns that walk to their medians together, until the last is there.
+_WALKED = 128
 
 _exact = njit(nogil=True, cache=True, error_model="numpy")
 # Sums may be split among the lanes of a register, which is what makes them fast; how
@@ -200,3 +202,51 @@ def nearest(addresses, comparators, k, out):
                 to[c] += row[c]
         for c in range(width):
             to[c] /= count
+
+
+@_sums
+def weighted_median(addresses, weights, out):
+    """Write the weighted median, found from what is there: one value up or down a step.
+
+    From m the way is down if the values below it weigh half or more, up if those up to
+    it weigh less. NaN for a column that is not finite.
+    """
+    half = weights.sum() / 2
+    # Sums of weights in different orders differ by rounding: equality is up to that.
+    least, most = half * (1 - 1e-12), half * (1 + 1e-12)
+    infinity = out.dtype.type(np.inf)
+    below, upto = np.empty((2, _WALKED))
+    lower, upper, mark = np.empty((3, _WALKED), out.dtype)
+    for start in range(0, len(out), _WALKED):
+        middle = out[start : start + _WALKED]
+        width = len(middle)
+        walking = True
+        while walking:
+            below[:], upto[:], mark[:] = 0, 0, 0
+            lower[:], upper[:] = -infinity, infinity
+            for i in range(len(addresses)):
+                row, weight = _row(addresses[i], start, width, out), weights[i]
+                for c in range(width):
+                    mark[c] += row[c] - row[c]
+                if weight == 0:
+                    continue
+                for c in range(width):
+                    x, m = row[c], middle[c]
+                    below[c] += weight if x < m else 0.0
+                    upto[c] += weight if x <= m else 0.0
+                    low = x if x < m else -infinity
+                    high = x if x > m else infinity
+                    lower[c] = low if low > lower[c] else lower[c]
+                    upper[c] = high if high < upper[c] else upper[c]
+            walking = False
+            for c in range(width):
+                if mark[c] != 0 or not half > 0:
+                    continue
+                if below[c] >= least:
+                    middle[c], walking = lower[c], True
+                elif upto[c] < least:
+                    middle[c], walking = upper[c], True
+        for c in range(width):
+            if upto[c] <= most:
+                middle[c] = middle[c] / 2 + upper[c] / 2
+            middle[c] += mark[c]

@@ -15,6 +15,7 @@ __all__ = [
     "ranked_mean",
     "reader",
     "squares_apart",
+    "weighted_median",
 ]
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -83,6 +84,29 @@ def ranked_mean(block: Array, coefficients: Sequence[float]) -> Array:
 def nearest_mean(block: Array, k: int) -> Array:
     """Mean of the k values nearest to the median of every column."""
     return _checked(sorting.nearest_mean(scratch.copy(block), k), block)
+
+
+def weighted_median(
+    block: Array, weights: Float64, guess: Array | None = None
+) -> Array:
+    """Weighted median of every column; sorting has no use for a guess.
+
+    The value where the cumulative weight reaches one half, and the midpoint to the one
+    where it passes one half if that is another.
+    """
+    order = np.argsort(block, axis=0, kind="stable")
+    total = np.cumsum(weights[order], axis=0)
+    half = total[-1] / 2
+    # Sums of weights in different orders differ by rounding: equality is up to that.
+    close = np.abs(total - half) <= 1e-12 * half
+    found = [
+        np.take_along_axis(block, order[rank, np.arange(order.shape[1])][None], 0)[0]
+        for rank in (
+            np.argmax((total >= half) | close, axis=0),
+            np.argmax((total > half) & ~close, axis=0),
+        )
+    ]
+    return _checked(found[0] / 2 + found[1] / 2, block)
 
 
 def _checked(mean: Array, block: Array) -> Array:

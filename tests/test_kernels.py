@@ -168,3 +168,31 @@ def test_rules_give_the_same_with_either(rule, monkeypatch):
     np.testing.assert_allclose(compiled.vector, slow.vector, atol=2e-6)
     np.testing.assert_allclose(compiled.influence, slow.influence, atol=2e-5)
     np.testing.assert_allclose(compiled.distances, slow.distances, rtol=1e-4)
+
+
+@BOTH
+@settings(max_examples=60)
+@given(
+    x=BLOCKS,
+    weights=st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=23, max_size=23),
+    guess=st.sampled_from([None, 0.0, 0.1, -9.0, np.inf, -np.inf, np.nan]),
+)
+def test_weighted_median_has_half_of_the_weight_on_either_side(
+    loops, x, weights, guess
+):
+    """Of halves and whole numbers sums are exact, and exactly one half occurs."""
+    w = np.array(weights[: len(x)])
+    w[0] += not w.any()
+    start = None if guess is None else np.full(x.shape[1], guess, x.dtype)
+    found = loops.weighted_median(x, w, start)
+    for column, value in zip(x.T[:40], found, strict=False):
+        many = np.repeat(column.astype(np.float64), (2 * w).astype(int))
+        assert value == np.median(many).astype(x.dtype)
+
+
+@BOTH
+def test_weighted_median_of_a_column_that_is_not_finite_is_not(loops):
+    x = np.array([[1.0, 1.0, 1.0], [np.nan, 2.0, np.inf], [3.0, 3.0, 3.0]])
+    for weights in ([1.0, 1.0, 1.0], [1.0, 0.0, 1.0]):
+        found = loops.weighted_median(x, np.array(weights))
+        assert np.isnan(found).tolist() == [True, False, True] and found[1] == 2

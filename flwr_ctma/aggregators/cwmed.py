@@ -3,11 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
 from flwr_ctma.aggregators.base import Aggregator, Budget, Columnwise
-from flwr_ctma.aggregators.ranks import Ranks, WeightedRanks
-from flwr_ctma.stack import Float64
+from flwr_ctma.aggregators.ranks import Ranks, WeightedMedian
 from flwr_ctma.updates import Updates
 
 __all__ = ["CwMed"]
@@ -43,20 +40,5 @@ class CwMed(Aggregator):
             middle = {(budget.n - 1) // 2, budget.n // 2}
             kernel: Any = Ranks(tuple(float(r in middle) for r in range(budget.n)))
         else:
-            kernel = WeightedRanks(budget.weights, _middle)
+            kernel = WeightedMedian(budget.weights)
         return Columnwise(kernel, rows)
-
-
-def _middle(weights: Float64) -> Float64:
-    """Where the cumulative weight of sorted values reaches and passes one half."""
-    total = np.cumsum(weights, axis=0)
-    half = total[-1] / 2
-    # Sums of weights in different orders differ by rounding: equality is up to that.
-    close = np.abs(total - half) <= 1e-12 * half
-    reached = (total >= half) | close
-    passed = (total > half) & ~close
-    first = np.argmax(reached, axis=0), np.argmax(passed, axis=0)
-    chosen = np.zeros(weights.shape)
-    for row in first:
-        np.put_along_axis(chosen, row[None], 1.0, axis=0)
-    return chosen

@@ -1,7 +1,7 @@
 """Kernels that weigh the values of a coordinate by their rank."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from flwr_ctma import sorting
 from flwr_ctma.kernels import kernels
 from flwr_ctma.stack import Float64
 
-__all__ = ["NearestToMedian", "Ranks", "WeightedRanks"]
+__all__ = ["NearestToMedian", "Ranks", "WeightedMedian", "WeightedRanks"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,21 @@ class Ranks:
         by_rank = np.array(self.coefficients)[:, None]
         shape = (len(by_rank), block.shape[1])
         return _by_row(block, np.broadcast_to(by_rank, shape))
+
+
+def _middle(weights: Float64) -> Float64:
+    """Where the cumulative weight of sorted values reaches and passes one half."""
+    total = np.cumsum(weights, axis=0)
+    half = total[-1] / 2
+    # Sums of weights in different orders differ by rounding: equality is up to that.
+    close = np.abs(total - half) <= 1e-12 * half
+    reached = (total >= half) | close
+    passed = (total > half) & ~close
+    first = np.argmax(reached, axis=0), np.argmax(passed, axis=0)
+    chosen = np.zeros(weights.shape)
+    for row in first:
+        np.put_along_axis(chosen, row[None], 1.0, axis=0)
+    return chosen
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +82,28 @@ class WeightedRanks:
     def _sorted(self, block: Any) -> tuple[Any, Float64]:
         order = np.argsort(_numpy(block), axis=0, kind="stable")
         return order, self.chosen(self.row_weights[order])
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedMedian(WeightedRanks):
+    """The value at which the cumulative weight passes one half.
+
+    Parameters
+    ----------
+    row_weights : ndarray of shape (n,)
+    """
+
+    chosen: Callable[[Float64], Float64] = field(init=False, default=_middle)
+
+    def value(self, block: Any) -> Any:
+        """Median of the values."""
+        if isinstance(block, np.ndarray):
+            return kernels().weighted_median(block, self.row_weights)
+        return super().value(block)
+
+    def near(self, block: Any, guess: Any) -> Any:
+        """Median of the values, sooner where the guess is near."""
+        return kernels().weighted_median(block, self.row_weights, guess)
 
 
 @dataclass(frozen=True)
