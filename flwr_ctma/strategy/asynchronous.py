@@ -2,18 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from logging import INFO, WARNING
 from typing import Any
 
-from flwr.app import (
-    ArrayRecord,
-    ConfigRecord,
-    Message,
-    MessageType,
-    MetricRecord,
-    RecordDict,
-)
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -21,22 +14,17 @@ from flwr.serverapp.strategy import Result, Strategy
 from flwr_ctma.aggregators import Aggregator
 from flwr_ctma.errors import wrong
 from flwr_ctma.ledger import Ledger
-from flwr_ctma.records import Model, Rejection
 from flwr_ctma.strategy.anytime import AnyTimeSGD
 from flwr_ctma.strategy.around import Evaluate
 from flwr_ctma.strategy.contributions import Contributions
-from flwr_ctma.strategy.inflight import Flight, InFlight
+from flwr_ctma.strategy.exchange import Exchange, clock
+from flwr_ctma.strategy.inflight import InFlight
 from flwr_ctma.strategy.refusals import checked_rule
-from flwr_ctma.strategy.reporting import bytes_of
-from flwr_ctma.strategy.round import read_one
 from flwr_ctma.strategy.rounds import rounds
 from flwr_ctma.strategy.tally import Tally
 from flwr_ctma.weights import Counts, Weighing
 
 __all__ = ["AsyncRobustStrategy"]
-
-_TICK = 0.02  # seconds between looks for replies
-_LOOK_AROUND = 1.0  # seconds between looks for nodes that came or went
 
 
 class AsyncRobustStrategy(Strategy):
@@ -224,13 +212,20 @@ class AsyncRobustStrategy(Strategy):
             if self.contributions.clients:  # resumed, where nodes may be others
                 here = {*grid.get_node_ids()} | self._in_flight.nodes
                 self.contributions.forget_all_but(here)
-            self._began = _clock(grid) - self._elapsed
-        self._arrays, self._model = arrays, Model(arrays)
-        self._tally = Tally()
-        end = min(_clock(grid) + self._timeout, self._began + self.max_seconds)
-        self._take_arrivals(grid, config, end)
-        self._tally.waiting = self._in_flight.nodes
-        self._elapsed = self._seconds(grid)
+            self._began = clock(grid) - self._elapsed
+        exchange = Exchange(
+            grid=grid,
+            config=config,
+            step=self.step,
+            rule=self.aggregator,
+            contributions=self.contributions,
+            in_flight=self._in_flight,
+            arrays=arrays,
+        )
+        end = min(clock(grid) + self._timeout, self._began + self.max_seconds)
+        exchange.run(self.arrivals_per_round, end)
+        self._arrays, self._tally = exchange.arrays, exchange.tally
+        self._elapsed = clock(grid) - self._began
         return []
 
     def aggregate_train(
@@ -287,9 +282,6 @@ class AsyncRobustStrategy(Strategy):
         self.ledger = Ledger.from_rows(state["ledger"])
         self._elapsed, self._began = state["elapsed"], math.nan
 
-    def _seconds(self, grid: Grid) -> float:
-        return _clock(grid) - self._began
-
     def _wait_for_nodes(self, grid: Grid) -> None:
         while len(nodes := set(grid.get_node_ids())) < self.min_available_nodes:
             log(
@@ -298,76 +290,3 @@ class AsyncRobustStrategy(Strategy):
                 *(len(nodes), self.min_available_nodes),
             )
             time.sleep(1)
-
-    def _take_arrivals(self, grid: Grid, config: ConfigRecord, deadline: float) -> None:
-        """Let replies come in until they are enough, or it is too late."""
-        looked = -math.inf
-        while True:
-            if _clock(grid) - looked >= _LOOK_AROUND:
-                self.contributions.present = set(grid.get_node_ids())
-                looked = _clock(grid)
-            self._give_work(grid, config)
-            # With no node connected it waits for one.
-            goal = self.arrivals_per_round or len(self.contributions.present) or 1
-            if self._tally.arrivals >= goal or _clock(grid) >= deadline:
-                return
-            arrivals = self._tally.arrivals
-            for flight, reply in self._in_flight.pull(grid):
-                self._arrive(flight, reply)
-                self._give_work(grid, config)  # at once: idle nodes are time lost
-            if self._tally.arrivals == arrivals and not hasattr(grid, "clock"):
-                time.sleep(_TICK)
-
-    def _give_work(self, grid: Grid, config: ConfigRecord) -> None:
-        """Send the model to every node that has none on its way."""
-        busy = self._in_flight.nodes | self._tally.resting()
-        messages = []
-        for node in sorted(self.contributions.present - busy):
-            number = self.contributions.ask(node)
-            record = RecordDict({self.step.arrayrecord_key: self._arrays})
-            record[self.step.configrecord_key] = ConfigRecord(
-                {**config, "server-round": number}
-            )
-            messages.append(Message(record, node, MessageType.TRAIN))
-        lost = self._in_flight.push(
-            grid, messages, self._model, self.contributions.steps
-        )
-        self.contributions.present -= lost  # until the next look around
-        self._tally.sent += bytes_of(
-            m for m in messages if m.metadata.dst_node_id not in lost
-        )
-
-    def _arrive(self, flight: Flight, came: Message | Rejection | str) -> None:
-        """Inspect a reply; if it is good, take a step."""
-        tally, node = self._tally, flight.node
-        if isinstance(came, Message):
-            tally.received += bytes_of([came])
-            reply = read_one(came, flight.model.read)
-        else:
-            reply = came
-        if isinstance(reply, str):
-            tally.failed.add(node)
-            log(WARNING, "\t> Nothing from node %d: %s", node, reply)
-        elif isinstance(reply, Rejection):
-            tally.rejected[node] = reply.reason
-            log(WARNING, "\t> Rejected the reply of node %d: %s", node, reply)
-        else:
-            tally.accepted.append(node)
-            self.contributions.replace(node, flight.model, flight.step, reply)
-            tally.steps += self.contributions.count(node) and self._take_step()
-
-    def _take_step(self) -> bool:
-        """Step along the robust average, if there is one."""
-        average = self.contributions.average(self._model, self.aggregator)
-        if average is None:
-            return False
-        self._arrays = self.step.step(self._arrays, self._model.write(average))
-        self._model = Model(self._arrays)
-        self.contributions.steps += 1
-        return True
-
-
-def _clock(grid: Grid) -> float:
-    """Seconds: on the clock of the grid, where it has its own."""
-    clock: Callable[[], float] = getattr(grid, "clock", time.monotonic)
-    return clock()
