@@ -302,6 +302,7 @@ def in_lanes(spans: list[Span], size: int) -> list[list[Span]]:
     """
     columns = sum(b - a for _, a, b in spans)
     affordable = max(1, columns // (32 * size))
-    count = max(1, min(_MAX_LANES, affordable, len(spans)))
+    most = max(1, min(_MAX_LANES, affordable, len(spans)))
+    count = 1 << most.bit_length() - 1  # a power of two, as the number of cores is
     bounds = np.linspace(0, len(spans), count + 1).astype(int)
     return [spans[i:j] for i, j in pairwise(bounds)]

@@ -204,7 +204,7 @@ def scaling(args):
         axis.set(xlabel=label, title=f"{'d = 1e5' if name == 'n' else 'n = 17'}")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("seconds")
-    axes[0].legend()
+    axes[1].legend(loc="lower right")
     figure.savefig(args.scaling, dpi=150)
     print(f"Wrote {args.scaling}")
 
