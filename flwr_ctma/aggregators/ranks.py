@@ -93,7 +93,10 @@ class WeightedMedian(WeightedRanks):
     row_weights : ndarray of shape (n,)
     """
 
-    chosen: Callable[[Float64], Float64] = field(init=False, default=_middle)
+    # Static, as a function that is an attribute of a class would be bound.
+    chosen: Callable[[Float64], Float64] = field(
+        init=False, default=staticmethod(_middle)
+    )
 
     def value(self, block: Any) -> Any:
         """Median of the values."""
