@@ -60,7 +60,6 @@ class Latest(CpuStack):
         self._coefficients = np.zeros(n)
         self._sum: list[Float64] | None = None
         self._values: Vector | None = None  # that a median starts from
-        self._gone: list[tuple[float, Row]] = []  # still in the sum, with coefficients
 
     def grow(self, n: int) -> None:
         """Make room for rows of clients to come."""
@@ -79,14 +78,13 @@ class Latest(CpuStack):
         self.panels = [Panel(np.asarray(panel.rows)[rows]) for panel in self.panels]
         self._products = self._products[np.ix_(rows, rows)]
         self._coefficients = np.zeros(len(rows))
-        self._sum, self._gone = None, []
+        self._sum = None
         vars(self).pop("moments", None)
 
     def replace(self, i: int, row: Row) -> None:
         """Put a new row in the place of row i."""
         if self._sum is not None and self._coefficients[i]:
-            old = [np.array(panel.rows[i]) for panel in self.panels]
-            self._gone.append((self._coefficients[i], old))
+            self._add({i: -self._coefficients[i]}, self._sum)
         self._coefficients[i] = 0.0
         for panel, part in zip(self.panels, row, strict=True):
             np.copyto(panel.rows[i], part, casting="unsafe")
@@ -133,35 +131,38 @@ class Latest(CpuStack):
         wanted = coefficients / scale
         least = _SAME * np.abs(wanted).max(initial=0)
         changed = np.flatnonzero(np.abs(wanted - self._coefficients) > least)
-        if _FEW * (len(changed) + len(self._gone)) > self.n:
-            self._coefficients, self._sum, self._gone = wanted, None, []
+        if _FEW * len(changed) > self.n:
+            self._coefficients, self._sum = wanted, None
             return super().combine(coefficients)
         if self._sum is None:
             self._sum = [np.zeros(panel.width) for panel in self.panels]
             self._coefficients = np.zeros(self.n)
             changed = np.flatnonzero(wanted)
-        terms = [(-coefficient, row) for coefficient, row in self._gone]
-        for i in changed:
-            row = [panel.rows[int(i)] for panel in self.panels]
-            terms.append((wanted[i] - self._coefficients[i], row))
-        self._coefficients[changed], self._gone = wanted[changed], []
-        return self._add(terms, self._sum, scale)
+        changes = wanted[changed] - self._coefficients[changed]
+        self._coefficients[changed] = wanted[changed]
+        vector = self._empty()
+        terms = dict(zip(changed.tolist(), changes, strict=True))
+        self._add(terms, self._sum, scale, vector)
+        return vector
 
     def _add(
-        self, terms: Sequence[tuple[float, Row]], total: list[Float64], scale: float
-    ) -> Vector:
-        """Add rows to a sum; give it times a scale."""
-        vector = self._empty()
+        self,
+        changes: Mapping[int, float],
+        total: list[Float64],
+        scale: float = 1.0,
+        vector: Vector | None = None,
+    ) -> None:
+        """Add rows to a sum; write it times a scale into a vector, if there is one."""
 
         def lane(spans: list[Span]) -> None:
             for k, a, b in spans:
-                part = total[k][a:b]
-                for coefficient, row in terms:
-                    part += row[k][a:b].astype(np.float64) * coefficient
-                vector[k][a:b] = part * scale
+                rows, part = self.panels[k].rows, total[k][a:b]
+                for i, change in changes.items():
+                    part += rows[i][a:b].astype(np.float64) * change
+                if vector is not None:
+                    vector[k][a:b] = part * scale
 
         parallel.run(lane, in_lanes(list(self._spans(_WIDTH)), 1))
-        return vector
 
     def _measure(self) -> None:
         """Compute the inner products of rows that came since with all: one pass."""
@@ -189,7 +190,6 @@ class Latest(CpuStack):
             "fresh": sorted(self._fresh),
             "sum": self._sum,
             "coefficients": self._coefficients,
-            "gone": self._gone,
         }
 
     @classmethod
@@ -202,7 +202,6 @@ class Latest(CpuStack):
         latest._coefficients = np.array(state["coefficients"])
         if state["sum"] is not None:
             latest._sum = [np.array(part) for part in state["sum"]]
-        latest._gone = [(float(c), list(row)) for c, row in state["gone"]]
         return latest
 
 
