@@ -36,6 +36,7 @@ from flwr_ctma.attacks import (
     Mimic,
     MinMax,
     MinSum,
+    Mirror,
     NonFinite,
     Omniscient,
     OptimalALIE,
@@ -67,6 +68,8 @@ OMNISCIENT = [
     Fang(),
     Shuffle(),
     Blind(ALIE()),
+    Mirror(ALIE()),
+    Mirror(MinMax()),
 ]
 # Those that move with the updates: they know no zero.
 EQUIVARIANT = [
@@ -74,6 +77,7 @@ EQUIVARIANT = [
     Mimic(),
     MinMax(),
     MinSum(),
+    Mirror(MinSum()),
     OptimalALIE().against(CTMA(CwMed()), 0.3),
 ]
 F = 2
@@ -106,8 +110,10 @@ every_omniscient = pytest.mark.parametrize("attack", OMNISCIENT, ids=_name)
 
 def test_laws_are_tried_on_every_omniscient_attack():
     tried = {type(getattr(attack, "attack", attack)) for attack in OMNISCIENT}
-    assert {k for k in ATTACKS.values() if issubclass(k, Omniscient)} - tried == {Blind}
-    assert any(isinstance(attack, Blind) for attack in OMNISCIENT)
+    holders = {type(attack) for attack in OMNISCIENT if attack.held()}
+    assert holders == {Blind, Mirror}
+    omniscient = {k for k in ATTACKS.values() if issubclass(k, Omniscient)}
+    assert omniscient == tried | holders
 
 
 @every_omniscient
@@ -239,6 +245,24 @@ def test_blind_alie_takes_z_from_all_and_the_rest_from_the_attackers():
     forged = Blind(ALIE()).collude(honest, own, rng())
     np.testing.assert_allclose(forged, np.full((2, 1), 1 - largest_deviation(5, 2)))
     assert Blind(IPM()).collude(honest, own[:0], rng()).shape == (0, 1)
+
+
+def test_mirror_by_hand():
+    # μ = (2, 2): (0, 0) is seen at (4, 4), and of IPM's −μ/2 = (−1, −1) at (5, 5).
+    honest = np.array([[0.0, 0.0], [2.0, 1.0], [4.0, 5.0]])
+    np.testing.assert_allclose(Mirror(Mimic(client=0))(honest, 2), [[4.0, 4.0]] * 2)
+    np.testing.assert_allclose(Mirror(IPM(epsilon=0.5))(honest, 1), [[5.0, 5.0]])
+    # Weights 3, 1, 0 put the mean at (0.5, 0.25).
+    weights = np.array([3.0, 1.0, 0.0, 1.0])
+    found = Mirror(Mimic(client=1))(honest, 1, weights=weights)
+    np.testing.assert_allclose(found, [[-1.0, -0.5]])
+
+
+def test_alie_mirrored_is_alie_with_the_other_sign():
+    honest = normal(9, 7)
+    z = largest_deviation(17, 8)
+    np.testing.assert_allclose(Mirror(ALIE())(honest, 8), ALIE(z=-z)(honest, 8))
+    np.testing.assert_allclose(Mirror(Mirror(ALIE()))(honest, 8), ALIE()(honest, 8))
 
 
 def naive_spread_attack(honest, direction, allowed):
@@ -376,7 +400,12 @@ def test_maximise_finds_a_narrow_peak_beyond_the_first_powers():
 
 def texts():
     """Every attack of the table at its defaults, and some with parameters."""
-    held = {"both": "signflip, zero", "during": "signflip", "blind": "alie"}
+    held = {
+        "both": "signflip, zero",
+        "during": "signflip",
+        "blind": "alie",
+        "mirror": "alie",
+    }
     for name in ATTACKS:
         yield {
             **{key: f"{key}({value})" for key, value in held.items()},
@@ -411,6 +440,9 @@ def test_spelling_is_read_back(text):
         ("both(alie, signflip)", "that a client can mount alone"),
         ("both(signflip, during(ipm))", "that a client can mount alone"),
         ("blind(signflip)", "uses what the honest clients send"),
+        ("mirror(signflip)", "Only colluders know"),
+        ("mirror(blind(alie))", r"`blind\(mirror"),
+        ("mirror(optimalalie)", "need not be so on the other"),
         ("during(signflip, start=5, stop=5)", "after start = 5"),
         ("then(signflip, zero)", "needs start"),
         ("noise(std=-1)", "0 or more"),

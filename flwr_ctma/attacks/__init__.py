@@ -14,7 +14,7 @@ Where other libraries have them (h is the number of honest clients):
             Mimic(i)                        mimic(client=i)
             Inf, Gaussian, LabelFlipping    nonfinite(value=inf), noise, labelflip
     Blades  SignFlip, LabelFlip, Noise      signflip, labelflip, noise
-            IPM, ALIE, MinMax               ipm, alie with the other sign, minmax
+            IPM, ALIE, MinMax               ipm, mirror(alie), minmax
             Adaptive, SignGuard             fang, shuffle
 
 Blades' attack on ClippedClustering has no place here without that rule.
@@ -23,7 +23,7 @@ Blades' attack on ClippedClustering has no place here without that rule.
 from flwr_ctma.attacks.alie import ALIE
 from flwr_ctma.attacks.backdoor import Backdoor, poison
 from flwr_ctma.attacks.base import Attack, Omniscient
-from flwr_ctma.attacks.compose import Blind, Both, During, Honest, Then
+from flwr_ctma.attacks.compose import Blind, Both, During, Honest, Mirror, Then
 from flwr_ctma.attacks.fang import Fang
 from flwr_ctma.attacks.ipm import IPM
 from flwr_ctma.attacks.labels import LabelFlip, flip_labels
@@ -63,6 +63,7 @@ __all__ = [
     "Mimic",
     "MinMax",
     "MinSum",
+    "Mirror",
     "NonFinite",
     "Omniscient",
     "OptimalALIE",
@@ -100,6 +101,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "fang": Fang,
     "shuffle": Shuffle,
     "blind": Blind,
+    "mirror": Mirror,
     "none": Honest,
     "both": Both,
     "during": During,

@@ -46,13 +46,14 @@ def largest_deviation(n: float, f: float) -> float:
 class ALIE(Omniscient):
     """All colluders send μ − z·σ, mean and standard deviation of the honest updates.
 
-    Coordinate by coordinate they lie within the honest spread, all on one side.
+    Coordinate by coordinate they lie within the honest spread, all on one side. Updates
+    point against the gradients that the paper has: `mirror(alie)` is its other side.
 
     Parameters
     ----------
     z : float | None (default: None)
         How many standard deviations; `largest_deviation(n, f)` if None. Negative for
-        the other side.
+        the other side, which is `mirror(alie)` for the default.
 
     References
     ----------

@@ -9,9 +9,10 @@ from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
 from flwr_ctma.attacks.base import Attack, Omniscient, Rows, Rule, parts
+from flwr_ctma.attacks.moments import mean
 from flwr_ctma.errors import wrong
 
-__all__ = ["Blind", "Both", "During", "Honest", "Then"]
+__all__ = ["Blind", "Both", "During", "Honest", "Mirror", "Then"]
 
 
 @dataclass(frozen=True)
@@ -221,3 +222,53 @@ class Blind(Omniscient):
         aimed = self.attack.against(rule, f)
         assert isinstance(aimed, Omniscient)
         return Blind(aimed)
+
+
+@dataclass(frozen=True)
+class Mirror(Omniscient):
+    """The same attack from the other side: 2μ − x for every x that it would send.
+
+    μ is the mean of the honest updates. Which of μ − z·σ and μ + z·σ does more harm
+    depends on the model, so an attacker tries `alie` and `mirror(alie)`.
+
+    Parameters
+    ----------
+    attack : Omniscient
+        `ALIE` or `MinMax`, say.
+
+    Examples
+    --------
+    >>> from flwr_ctma.attacks import ALIE
+    >>> honest = np.array([[1.0], [2.0], [3.0]])
+    >>> ALIE(z=1.5)(honest, num_malicious=1).round(3)
+    array([[0.775]])
+    >>> Mirror(ALIE(z=1.5))(honest, num_malicious=1).round(3)
+    array([[3.225]])
+    """
+
+    attack: Omniscient
+
+    def __post_init__(self) -> None:
+        """Check that what is sent depends on the honest updates, and on no more."""
+        if not isinstance(self.attack, Omniscient):
+            found: str | None = "Only colluders know where the other side is."
+        elif any(part.needs_own for part in parts(self.attack)):
+            found = "`blind(mirror(…))` is what it would be."
+        elif any(part.needs_rule for part in parts(self.attack)):
+            found = "What is farthest on one side need not be so on the other."
+        else:
+            found = None
+        if found:
+            raise wrong(
+                "attack",
+                "one that makes its updates from those of the honest alone",
+                str(self.attack),
+                found,
+            )
+
+    def forge(
+        self, honest: Rows, weights: NDArray[np.float64], rng: np.random.Generator
+    ) -> Rows:
+        """2μ − x."""
+        centre = mean(honest, weights[: len(honest)])
+        return 2 * centre - self.attack.forge(honest, weights, rng)
