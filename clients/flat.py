@@ -7,8 +7,10 @@ from flwr.app import ArrayRecord
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clients.stacked import Asked, gradients, kind_of
 from clients.task import Examples
 from flwr_ctma.arrays import numbers, to_array
+from flwr_ctma.batched import together
 from flwr_ctma.errors import wrong
 
 __all__ = ["FlatNetwork"]
@@ -28,6 +30,8 @@ class FlatNetwork:
     ----------
     weights : nn.Parameter of shape (d,)
         All parameters of the model.
+    kind : str | None
+        What networks that can be computed together have in common.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -44,6 +48,7 @@ class FlatNetwork:
         ):
             parameter.data = view.copy_(parameter.data)
         self.buffers = tuple(model.buffers())
+        self.kind = kind_of(model)
         self._state = model.state_dict()  # the very tensors, by name
 
     def load(self, record: ArrayRecord) -> None:
@@ -70,22 +75,32 @@ class FlatNetwork:
     def evaluate(self, batches: Sequence[Examples], clip_norm: float) -> float:
         """Find the mean loss of some batches; its gradient is put into the weights.
 
-        The gradient is clipped to a norm, if that is not 0.
+        The gradient is clipped to a norm, if that is not 0. In a `BatchedGrid` it is
+        computed along with those of other clients.
         """
         total, gradient = 0.0, torch.zeros_like(self.weights, requires_grad=False)
-        views = self._views(gradient)
         for batch in batches:
-            logits = self.model(batch.images)
-            loss = functional.cross_entropy(logits, batch.labels) / len(batches)
-            found = torch.autograd.grad(loss, self._parameters)
-            for view, part in zip(views, found, strict=True):
-                view += part
-            total += loss.item()
+            loss, found = (
+                together(gradients, Asked(self, batch))
+                if self.kind
+                else self.gradient(batch)
+            )
+            gradient.add_(found, alpha=1 / len(batches))
+            total += loss / len(batches)
         if clip_norm > 0:
             norm = torch.linalg.vector_norm(gradient)
             gradient *= (clip_norm / (norm + 1e-6)).clamp(max=1)
         self.weights.grad = gradient
         return total
+
+    def gradient(self, batch: Examples) -> tuple[float, Tensor]:
+        """Find the loss of a batch and the gradient, of shape (d,)."""
+        loss = functional.cross_entropy(self.model(batch.images), batch.labels)
+        found = torch.autograd.grad(loss, self._parameters)
+        gradient = torch.empty_like(self.weights, requires_grad=False)
+        for view, part in zip(self._views(gradient), found, strict=True):
+            view.copy_(part)
+        return loss.item(), gradient
 
     def _views(self, vector: Tensor) -> list[Tensor]:
         """View a vector as the parameters, each as it lies in memory."""

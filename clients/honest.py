@@ -1,5 +1,6 @@
 """The honest client: it trains the model that it is sent on its own examples."""
 
+import threading
 from functools import lru_cache, partial
 
 import numpy as np
@@ -86,14 +87,19 @@ def _load(
     device = find_device(config.device)
     examples = load_train(config, *partition_of(context))
     shape = examples.images.shape[1:]
-    network = _network(shape, examples.num_classes, config, device)
+    thread = threading.get_ident()  # in a BatchedGrid, clients take turns
+    network = _network(shape, examples.num_classes, config, device, thread)
     network.load(message.content.array_records["arrays"])
     return examples.to(device), network
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=64)
 def _network(
-    shape: tuple[int, ...], num_classes: int, config: RunConfig, device: torch.device
+    shape: tuple[int, ...],
+    num_classes: int,
+    config: RunConfig,
+    device: torch.device,
+    thread: int,
 ) -> FlatNetwork:
     like = Examples(torch.empty(0, *shape), torch.empty(0), num_classes)
     return FlatNetwork(build_model(like, config).to(device))

@@ -1,21 +1,21 @@
-"""Two ways to run a Flower app from a script: Ray-backed, and in one process.
+"""Ways to run a Flower app from a script: Ray-backed, and in one process.
 
-Both run the app's own ServerApp and ClientApp in processes of their own and write what
+All run the app's own ServerApp and ClientApp in processes of their own and write what
 these print to a log file. Unlike `flwr run`, whose exit code is 0 in any case, they say
 when a run has failed, and why.
 """
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from flwr_ctma.processes import RunFailed, last_run, spell_config, superlink, watch
 
-__all__ = ["Engine", "InProcess", "Ray"]
+__all__ = ["Batched", "Engine", "InProcess", "Ray"]
 
 
 class Engine(ABC):
@@ -69,15 +69,24 @@ class Engine(ABC):
 class InProcess(Engine):
     """All clients in one process, one after the other: no start-up, no Ray."""
 
+    options: ClassVar[Sequence[str]] = ()
+
     def run(
         self, config: Mapping[str, Any], num_nodes: int, log: Path
     ) -> Iterator[None]:
         """Run `flwr-ctma simulate`."""
         command = [sys.executable, "-m", "flwr_ctma", "simulate", str(self.app)]
         command += ["--num-nodes", str(num_nodes), "--run-config", spell_config(config)]
+        command += self.options
         if (yield from watch(command, log)):
             lines = log.read_text(encoding="utf-8", errors="replace").strip()
             raise RunFailed(lines.rpartition("\n")[2])
+
+
+class Batched(InProcess):
+    """All clients in one process, those of a round computed together."""
+
+    options = ("--batched",)
 
 
 class Ray(Engine):

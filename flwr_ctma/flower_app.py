@@ -17,6 +17,7 @@ from flwr.supercore.object_ref import load_app
 
 from flwr_ctma.errors import wrong
 from flwr_ctma.paces import grid_of
+from flwr_ctma.simulation import InProcessGrid
 
 __all__ = ["FlowerApp"]
 
@@ -89,10 +90,15 @@ class FlowerApp:
         server_app = load_app(components["serverapp"], LoadServerAppError, self.path)
         return cast(ServerApp, server_app), cast(ClientApp, client_app)
 
-    def simulate(self, num_nodes: int, run_config: Mapping[str, Any]) -> None:
-        """Run it in this process, the clients one after the other."""
+    def simulate(
+        self,
+        num_nodes: int,
+        run_config: Mapping[str, Any],
+        kind: type[InProcessGrid] = InProcessGrid,
+    ) -> None:
+        """Run it in this process, on a grid of that kind."""
         server_app, client_app = self.load()
-        grid = grid_of(client_app, num_nodes, run_config)
+        grid = grid_of(client_app, num_nodes, run_config, kind)
         server_app(
             grid, Context(grid.run.run_id, 1, {}, RecordDict(), dict(run_config))
         )

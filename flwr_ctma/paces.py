@@ -199,17 +199,28 @@ def parse_pace(text: str) -> Pace | None:
 
 
 def grid_of(
-    client_app: ClientApp, num_nodes: int, run_config: Mapping[str, Any]
+    client_app: ClientApp,
+    num_nodes: int,
+    run_config: Mapping[str, Any],
+    kind: type[InProcessGrid] = InProcessGrid,
 ) -> InProcessGrid:
     """Build a grid in this process, on a virtual clock if the run-config has a pace.
 
     That is `arrivals`; of `num-malicious-nodes`, `malicious-share` and `seed` it takes
-    what the run-config has.
+    what the run-config has. On a virtual clock clients answer one by one.
+
+    Raises
+    ------
+    ValueError
+        If there is a pace, and the grid is to be of another kind.
     """
     pace = parse_pace(run_config.get("arrivals", "real"))
     config = dict(run_config)
     if pace is None:
-        return InProcessGrid(client_app, num_nodes, config)
+        return kind(client_app, num_nodes, config)
+    if kind is not InProcessGrid:
+        expected = "`real` where the clients of a round are computed together"
+        raise wrong("arrivals", expected, str(pace))
     f = min(int(config.get("num-malicious-nodes", 0)), num_nodes - 1)
     durations = pace.durations(num_nodes, f, float(config.get("malicious-share", 0.0)))
     seed = int(config.get("seed", 0))

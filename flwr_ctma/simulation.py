@@ -135,13 +135,8 @@ class InProcessGrid(Grid):
         pushed = []
         for message in messages:
             with self._one_at_a_time:
-                self._sent += 1
-                message_id = str(self._sent)
-                message.metadata.__dict__["_message_id"] = message_id
-                reply = self._answer(message)
-                if reply is not None:
-                    reply.metadata.__dict__["_message_id"] = f"reply-{message_id}"
-                    self._replies[message_id] = reply
+                message_id = self._number(message)
+                self._keep(message_id, self._answer(message))
             pushed.append(message_id)
         return pushed
 
@@ -183,6 +178,17 @@ class InProcessGrid(Grid):
         for context, data in zip(self._contexts.values(), kept, strict=True):
             proto = ProtoRecordDict.FromString(data.tobytes())
             context.state = recorddict_from_proto(proto)
+
+    def _number(self, message: Message) -> str:
+        self._sent += 1
+        message_id = str(self._sent)
+        message.metadata.__dict__["_message_id"] = message_id
+        return message_id
+
+    def _keep(self, message_id: str, reply: Message | None) -> None:
+        if reply is not None:
+            reply.metadata.__dict__["_message_id"] = f"reply-{message_id}"
+            self._replies[message_id] = reply
 
     def _answer(self, message: Message) -> Message | None:
         node_id = message.metadata.dst_node_id

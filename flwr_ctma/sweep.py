@@ -19,6 +19,7 @@ from flwr_ctma.attacks import parse_attack
 from flwr_ctma.errors import wrong
 from flwr_ctma.flower_app import FlowerApp
 from flwr_ctma.paces import grid_of
+from flwr_ctma.simulation import InProcessGrid
 from flwr_ctma.swept import Ended, Run, evaluated, held
 from flwr_ctma.workers import one_core_each
 
@@ -102,7 +103,12 @@ class Sweep:
             runs.append(Run(config, {key: config[key] for key in keys}))
         return cls(app, list({run.name: run for run in runs}.values()))
 
-    def play(self, folder: Path, workers: int) -> Iterator[State]:
+    def play(
+        self,
+        folder: Path,
+        workers: int,
+        kind: type[InProcessGrid] = InProcessGrid,
+    ) -> Iterator[State]:
         """Run what the folder does not hold yet, and tell every now and then how far.
 
         Runs that it holds are in the first state. One that fails ends no other, and is
@@ -116,7 +122,7 @@ class Sweep:
         commit = _commit(self.app)
         with one_core_each(workers, folder / "log.txt") as pool:
             futures: dict[Future[Ended], Run] = {
-                pool.submit(_run, self.app, run, folder / run.name, commit): run
+                pool.submit(_run, self.app, run, folder / run.name, commit, kind): run
                 for run in left
             }
             while futures:
@@ -153,11 +159,13 @@ def _app(path: Path) -> tuple[Any, Any]:
     return FlowerApp(path).load()
 
 
-def _run(app: Path, run: Run, folder: Path, commit: str) -> Ended:
+def _run(
+    app: Path, run: Run, folder: Path, commit: str, kind: type[InProcessGrid]
+) -> Ended:
     server_app, client_app = _app(app)
     began = time.monotonic()
     config = {**run.config, "output": str(folder.resolve())}
-    grid = grid_of(client_app, int(config["num-nodes"]), config)
+    grid = grid_of(client_app, int(config["num-nodes"]), config, kind)
     server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), config))
     seconds = time.monotonic() - began
     ending = json.dumps({"seconds": seconds, "commit": commit}) + "\n"

@@ -159,7 +159,7 @@ def test_what_is_not_there_or_cannot_be_written_is_a_sentence(
     [
         ("flwr-ctma com", "compare"),
         ("flwr-ctma compare --eng", "--engine"),
-        ("flwr-ctma compare --engine ", "ray\nin-process"),
+        ("flwr-ctma compare --engine ", "ray\nin-process\nbatched"),
     ],
 )
 def test_shell_completes_commands_options_and_values(words, completed):

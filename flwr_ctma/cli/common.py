@@ -8,15 +8,27 @@ from typing import Annotated
 
 import typer
 
+from flwr_ctma.batched import BatchedGrid
 from flwr_ctma.processes import RunFailed
+from flwr_ctma.simulation import InProcessGrid
 
-__all__ = ["Folder", "RunConfig", "in_a_sentence"]
+__all__ = ["Batched", "Folder", "RunConfig", "in_a_sentence", "kind_of_grid"]
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the Flower app.")]
 RunConfig = Annotated[
     list[str],
     typer.Option("--run-config", "-c", help="As for `flwr run`: 'key=1 other=\"x\"'."),
 ]
+
+Batched = Annotated[
+    bool,
+    typer.Option("--batched", help="Compute the clients of a round together: quicker."),
+]
+
+
+def kind_of_grid(batched: bool) -> type[InProcessGrid]:
+    """Choose what runs the clients in one process."""
+    return BatchedGrid if batched else InProcessGrid
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from flwr_ctma.aggregators import parse_aggregator
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.cli.common import Folder, RunConfig, in_a_sentence
 from flwr_ctma.comparison import Job, Rounds, curves, jobs, table, write_csv
-from flwr_ctma.engines import Engine, InProcess, Ray
+from flwr_ctma.engines import Batched, Engine, InProcess, Ray
 from flwr_ctma.errors import wrong
 from flwr_ctma.figures import draw_accuracy
 from flwr_ctma.flower_app import FlowerApp
@@ -31,11 +31,13 @@ class EngineName(StrEnum):
 
     RAY = "ray"
     IN_PROCESS = "in-process"
+    BATCHED = "batched"
 
 
 _ENGINES: dict[EngineName, type[Engine]] = {
     EngineName.RAY: Ray,
     EngineName.IN_PROCESS: InProcess,
+    EngineName.BATCHED: Batched,
 }
 _KEYS = {
     *("aggregator", "attack", "partitioner", "seed", "output", "dataset"),
@@ -61,7 +63,10 @@ def compare(
     run_config: RunConfig = [],  # noqa: B006
     engine: Annotated[
         EngineName,
-        typer.Option(help="Flower's Ray-backed simulation, or one process: quicker."),
+        typer.Option(
+            help="Flower's Ray-backed simulation; one process: quicker; or there, the "
+            "clients of a round computed together: quicker still."
+        ),
     ] = EngineName.RAY,
     output: Annotated[
         Path | None,

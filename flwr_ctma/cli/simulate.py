@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flwr_ctma.cli.common import Folder, RunConfig, in_a_sentence
+from flwr_ctma.cli.common import Batched, Folder, RunConfig, in_a_sentence, kind_of_grid
 from flwr_ctma.flower_app import FlowerApp
 
 __all__ = ["simulate"]
@@ -15,6 +15,7 @@ def simulate(
     folder: Folder = Path(),
     num_nodes: Annotated[int, typer.Option(help="Number of clients.", min=1)] = 17,
     run_config: RunConfig = [],  # noqa: B006
+    batched: Batched = False,
 ) -> None:
     """Run a Flower app in this process, its clients one after the other.
 
@@ -23,4 +24,5 @@ def simulate(
     """
     with in_a_sentence():
         flower_app = FlowerApp(folder)
-        flower_app.simulate(num_nodes, flower_app.run_config(*run_config))
+        settings = flower_app.run_config(*run_config)
+        flower_app.simulate(num_nodes, settings, kind_of_grid(batched))

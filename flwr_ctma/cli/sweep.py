@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from flwr_ctma.cli.common import RunConfig, in_a_sentence
+from flwr_ctma.cli.common import Batched, RunConfig, in_a_sentence, kind_of_grid
 from flwr_ctma.heatmap import draw_scores, score_table
 from flwr_ctma.sweep import State, Sweep
 from flwr_ctma.swept import Ended, final_scores, write_rounds
@@ -29,6 +29,7 @@ def sweep(
     app: Annotated[Path, typer.Option(help="Folder of the Flower app.")] = Path(),
     run_config: RunConfig = [],  # noqa: B006, typer copies it
     workers: Annotated[int, typer.Option(help="Runs at a time.", min=1)] = 2,
+    batched: Batched = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -47,7 +48,8 @@ def sweep(
     root = output or Path("runs") / file.stem
     with in_a_sentence():
         planned = Sweep.read(file, app, *run_config)
-        ended = list(_watched(planned, planned.play(root, workers), console))
+        states = planned.play(root, workers, kind_of_grid(batched))
+        ended = list(_watched(planned, states, console))
     write_rounds(root / "rounds.csv", ended)
     good = [one for one in ended if not one.why]
     for one in ended:
