@@ -78,12 +78,18 @@ def squares_apart(block: Array, middle: Array) -> Float64:
 
 def ranked_mean(block: Array, coefficients: Sequence[float]) -> Array:
     """Σ_r c_r x_(r) / Σ_r c_r of every column, where x_(0) ≤ … ≤ x_(n-1)."""
-    return _checked(sorting.ranked_mean(scratch.copy(block), coefficients), block)
+    copy = scratch.copy(block)
+    mark = _mark(copy)
+    mean: Array = sorting.ranked_mean(copy, coefficients) + mark
+    return mean
 
 
 def nearest_mean(block: Array, k: int) -> Array:
     """Mean of the k values nearest to the median of every column."""
-    return _checked(sorting.nearest_mean(scratch.copy(block), k), block)
+    copy = scratch.copy(block)
+    mark = _mark(copy)
+    mean: Array = sorting.nearest_mean(copy, k) + mark
+    return mean
 
 
 def weighted_median(
@@ -106,14 +112,17 @@ def weighted_median(
             np.argmax((total > half) & ~close, axis=0),
         )
     ]
-    return _checked(found[0] / 2 + found[1] / 2, block)
+    median: Array = found[0] / 2 + found[1] / 2 + _mark(scratch.copy(block))
+    return median
 
 
-def _checked(mean: Array, block: Array) -> Array:
-    """Copy the mean, which may be a row of the scratch; NaN where not all is finite."""
-    if np.isfinite(np.einsum("ij,ij->", block, block)):
-        return mean.copy()
-    return np.where(np.isfinite(block).all(axis=0), mean, block.dtype.type(np.nan))
+def _mark(block: Array) -> Array:
+    """0 for every column, or NaN for one that is not finite."""
+    flat = block.reshape(-1)
+    if np.isfinite(np.dot(flat, flat)):  # the cheapest sign that all numbers are
+        return np.zeros(1, block.dtype)
+    finite = np.isfinite(block).all(axis=0)
+    return np.where(finite, 0, np.nan).astype(block.dtype)
 
 
 def _cells(block: Array) -> tuple[Array, Array]:
