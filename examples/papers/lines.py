@@ -5,8 +5,9 @@
     python examples/papers/lines.py runs/p2-straggler time.png \
         --line asynchronous learning-rate --x virtual-seconds --goals 0.5 0.8 0.85
 
-A panel for each value of one key, a colour for each combination of others, a line for
-each seed. With goals it prints when each kind of run first was that accurate.
+A panel for each value of one key, a line for each combination of others: the mean over
+seeds, in a band from the least to the most. With goals it prints when each run of a
+kind was first that accurate.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -58,13 +60,20 @@ def main(asked: argparse.Namespace) -> None:
     kinds = sorted({kind for by_kind in panels.values() for kind in by_kind})
     for ax, (title, by_kind) in zip(axes.flat, panels.items(), strict=False):
         for kind, runs in sorted(by_kind.items()):
-            for i, lines in enumerate(runs):
-                ax.plot(
-                    [line[asked.x] for line in lines],
-                    [100 * line["accuracy"] for line in lines],
-                    color=COLOURS[kinds.index(kind)],
-                    label="" if i else kind,
-                )
+            x, y = (
+                np.array([[line[key] for line in lines] for lines in runs])
+                for key in (asked.x, "accuracy")
+            )
+            colour = COLOURS[kinds.index(kind)]
+            ax.plot(x.mean(axis=0), 100 * y.mean(axis=0), color=colour, label=kind)
+            ax.fill_between(
+                x.mean(axis=0),
+                100 * y.min(axis=0),
+                100 * y.max(axis=0),
+                color=colour,
+                alpha=0.1,
+                linewidth=0,
+            )
             for goal in asked.goals:
                 print(f"{title} {kind}: {goal:.0%} {_when(runs, goal, asked.x)}")
         ax.set_title(title, loc="left", fontsize=10)

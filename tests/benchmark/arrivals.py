@@ -1,11 +1,11 @@
 """Arrivals a second in Ray's simulation, of Flower alone and with the strategy.
 
-python tests/benchmark/arrivals.py 17 1e3
+python tests/benchmark/arrivals.py 17 1e3 4
 
 Flower alone pushes a message to every node, pulls replies, and pushes again to who
 answered: what any asynchronous strategy has to do at least. The loops run in turns, so
-that they share what else the machine does; clients do next to nothing. This file is the
-ServerApp as well.
+that they share what else the machine does, as many as the third number says; clients do
+next to nothing. This file is the ServerApp as well.
 """
 
 import json
@@ -25,7 +25,7 @@ from flwr_ctma.engines import Ray
 from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy
 
 APP = Path(__file__).parents[1] / "asyncapp"
-ROUNDS, WARM_UP, TURNS = 12, 3, 4
+ROUNDS, WARM_UP = 12, 3
 LOOPS = ("flower", "ctma(gm)", "ctma(cwmed)")
 
 app = ServerApp()
@@ -39,7 +39,8 @@ def main(grid: Grid, context: Context) -> None:
     model = ArrayRecord({"x": Array(np.zeros(width, np.float32))})
     while len(list(grid.get_node_ids())) < n:
         time.sleep(0.1)
-    found = [(loop, *timed(loop, grid, model, n)) for loop in LOOPS * TURNS]
+    loops = LOOPS * int(config["turns"])
+    found = [(loop, *timed(loop, grid, model, n)) for loop in loops]
     Path(str(config["output"])).write_text(json.dumps(found))
 
 
@@ -84,16 +85,17 @@ def push_and_pull(
             time.sleep(0.02)
 
 
-def measure(n: int, width: int) -> None:
+def measure(n: int, width: int, turns: int) -> None:
     """Run it all in one simulation; print medians, and the range of the rates."""
     with TemporaryDirectory() as folder:
         timed = Path(shutil.copytree(APP, Path(folder) / "app"))
         shutil.copy(__file__, timed / "asyncapp" / "timed.py")
         project = (timed / "pyproject.toml").read_text()
         project = project.replace("asyncapp.server:app", "asyncapp.timed:app")
+        project = project.replace("width = 12", f"width = {width}\nturns = {turns}")
         (timed / "pyproject.toml").write_text(project)
         output = Path(folder) / "found.json"
-        config = {"num-nodes": n, "width": width, "output": str(output)}
+        config = {"num-nodes": n, "output": str(output)}
         with Ray(timed) as ray:
             for _ in ray.run(config, n, Path(folder) / "log.txt"):
                 pass
@@ -109,4 +111,4 @@ def measure(n: int, width: int) -> None:
 
 
 if __name__ == "__main__":
-    measure(int(sys.argv[1]), int(float(sys.argv[2])))
+    measure(int(sys.argv[1]), int(float(sys.argv[2])), int(sys.argv[3]))
