@@ -22,12 +22,22 @@ _WALKED = 128
 # Rows of a cell that meet all others at a time: a quarter of a megabyte.
 _ROWS = 64
 
-_exact = njit(nogil=True, cache=True, error_model="numpy")
-# Sums may be split among the lanes of a register, which is what makes them fast; how
-# they are is fixed when the function is compiled, not by the number of threads.
-_sums = njit(
-    nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract"}
-)
+
+def _exact(function: Any, **options: Any) -> Any:
+    """Compile a function when it is first called, once on a machine."""
+    options |= {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # nowhere to keep it: then once in a process
+        return njit(**options)(function)
+
+
+def _sums(function: Any) -> Any:
+    """Let sums be split among the lanes of a register, which is what makes them fast.
+
+    How they are is fixed when they are compiled, not by the number of threads.
+    """
+    return _exact(function, fastmath={"reassoc", "contract"})
 
 
 @intrinsic

@@ -59,6 +59,23 @@ print(kernels().__name__)
     assert done.stdout.split() == ["flwr_ctma.plain"]
 
 
+def test_compiled_where_nothing_can_be_kept():
+    """A package that is read-only, for a user without a home."""
+    code = """
+from numba.core import caching
+caching.CacheImpl._locator_classes = []
+import numpy as np
+from flwr_ctma import parse_aggregator
+from flwr_ctma.kernels import kernels
+parse_aggregator("krum")(np.eye(5), f=1)
+print(kernels().__name__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["flwr_ctma.compiled"]
+
+
 @BOTH
 @settings(max_examples=60, deadline=None)
 @given(rows=BLOCKS, data=st.data())
