@@ -17,11 +17,12 @@ BYTES = 4  # of a float32
 class Machine:
     """What a stage can count on: rates are those of all cores together."""
 
-    flops: float = 7e10  # products of the Gram matrix a second
-    memory_rate: float = 7e9  # bytes that a weighted sum reads a second
+    flops: float = 2.2e11  # products of the Gram matrix a second
+    memory_rate: float = 1.7e10  # bytes that a weighted sum reads a second
     inspect_rate: float = 2.5e10  # bytes a second, one core
-    each: float = 4e-5  # seconds for a reply, however small
-    write_rate: float = 9e8  # bytes of the model a second
+    each: float = 2e-5  # seconds to inspect a reply, however small
+    find: float = 5e-6  # seconds to find where its row is
+    write_rate: float = 1.6e9  # bytes of the model a second
     rule: float = 4e-8  # seconds for a pair of clients
     link: float = float("inf")  # bytes a second
     memory: float = float("inf")
@@ -33,7 +34,7 @@ class Machine:
         return BYTES * n * d / self.memory_rate + (pairs or n * n) * d / self.flops
 
     def combine(self, n: float, d: float) -> float:
-        return self.each * n + BYTES * n * d / self.memory_rate
+        return self.find * n + BYTES * n * d / self.memory_rate
 
     def write(self, n: float, d: float) -> float:
         return BYTES * d / self.write_rate
@@ -45,14 +46,14 @@ class Machine:
 HERE = Machine()
 # 32 cores: 16 times the arithmetic of the two here. What is read from memory does not
 # grow like the cores: 100 GB/s. 25 Gbit/s and 256 GB.
-SERVER = Machine(flops=16 * 7e10, memory_rate=1e11, link=25e9 / 8, memory=256e9)
+SERVER = Machine(flops=16 * 2.2e11, memory_rate=1e11, link=25e9 / 8, memory=256e9)
 
 MEASURED = {  # milliseconds: python tests/benchmark/scale.py stages n d
-    (17, 1e6): {"inspect": 2.9, "gram": 17.1, "combine": 11.1, "write": 4.2},
-    (17, 1e7): {"inspect": 22.0, "gram": 124.0, "combine": 84.6, "write": 56.0},
-    (100, 1e6): {"inspect": 18.9, "gram": 209.9, "combine": 61.9, "write": 3.8},
-    (1000, 1e5): {"inspect": 74.9, "gram": 1476.0, "combine": 166.8, "write": 0.4},
-    (2000, 1e4): {"inspect": 100.2, "gram": 679.5, "combine": 38.6, "write": 0.3},
+    (17, 1e6): {"inspect": 3.1, "gram": 7.6, "combine": 5.6, "write": 0.7},
+    (17, 1e7): {"inspect": 25.5, "gram": 51.0, "combine": 49.5, "write": 25.3},
+    (100, 1e6): {"inspect": 17.7, "gram": 54.9, "combine": 22.7, "write": 3.0},
+    (1000, 1e5): {"inspect": 36.3, "gram": 437.8, "combine": 33.1, "write": 0.3},
+    (2000, 1e4): {"inspect": 41.5, "gram": 466.7, "combine": 13.9, "write": 0.2},
 }
 # scale.py disk 80 1e8: seconds from replies to the model, three passes over the rows
 # at the rate at which the disk read a file of 2 GB.
