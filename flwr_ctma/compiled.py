@@ -37,7 +37,7 @@ def reader(rows: Sequence[Array], dtype: "np.dtype[Any]") -> Reader:
         if out.dtype != dtype:
             return slow(a, b, origin, out)
         if origin is not None:
-            if not _in_one_piece(origin, dtype):
+            if not (_in_one_piece(origin, dtype) and origin.shape == width):
                 return slow(a, b, origin, out)
             less = _address(origin) + a * dtype.itemsize
         loops.load(addresses + np.uintp(a * dtype.itemsize), np.uintp(less), out)
@@ -61,7 +61,7 @@ def products(blocks: Iterable[Array], n: int, first: int = 0) -> Float64:
 def squares_apart(block: Array, middle: Array) -> Float64:
     """Squared distance of each row to a vector, in float64 between cells."""
     block, squares = _in_rows(block), np.zeros(len(block))
-    middle = np.ascontiguousarray(middle, block.dtype)
+    middle = np.ascontiguousarray(_fitting(middle, block), block.dtype)
     loops.squares(
         _addresses(block), _address(middle), block.shape[1], _like(block), squares
     )
@@ -93,7 +93,7 @@ def weighted_median(
     if guess is None:
         middle = {(len(block) - 1) // 2, len(block) // 2}
         guess = ranked_mean(block, [float(r in middle) for r in range(len(block))])
-    out = np.array(guess, block.dtype)
+    out = np.array(_fitting(guess, block), block.dtype)
     loops.weighted_median(_addresses(block), weights, out)
     return out
 
@@ -113,6 +113,11 @@ def _in_rows(block: Array) -> Array:
     """Give a block whose rows are in one piece each: itself, as a rule."""
     whole = block[:1].flags.c_contiguous and block.flags.aligned
     return block if whole else np.ascontiguousarray(block)
+
+
+def _fitting(vector: Array, block: Array) -> Array:
+    """Give a vector as wide as a block, or a ValueError: addresses have no bounds."""
+    return np.broadcast_to(vector, block.shape[1:])
 
 
 def _address(row: Array) -> int:

@@ -165,6 +165,21 @@ def test_reader(loops, kind, less):
     np.testing.assert_allclose(whole, expected, rtol=1e-6)
 
 
+def test_nothing_is_read_beyond_what_is_given():
+    """Compiled loops know where rows begin, and believe how long they are."""
+    rows = block(5, 64, np.float32, seed=0)
+    for ask in (
+        lambda: COMPILED.squares_apart(rows, rows[0, :63]),
+        lambda: COMPILED.weighted_median(rows, np.ones(5), rows[0, :63]),
+        lambda: COMPILED.reader(rows, rows.dtype)(0, 64, rows[0, :63], rows.copy()),
+        lambda: COMPILED.reader([rows[0], rows[1, :9]], rows.dtype)(
+            0, 64, None, np.empty((2, 64), np.float32)
+        ),
+    ):
+        with pytest.raises(ValueError, match="broadcast"):
+            ask()
+
+
 @BOTH
 def test_combine(loops):
     rows = block(9, 500, np.float64, seed=0, apart=7)
