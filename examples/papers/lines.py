@@ -20,6 +20,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from PIL import Image
 
 from flwr_ctma.runs import RunFolder
 
@@ -87,6 +88,7 @@ def main(asked: argparse.Namespace) -> None:
     figure.supxlabel(asked.x.replace("-", " ").capitalize(), fontsize=10)
     figure.supylabel("Test accuracy (%)", fontsize=10)
     figure.savefig(asked.figure, dpi=110)
+    Image.open(asked.figure).convert("RGB").quantize(256).save(asked.figure)
 
 
 def _spelled(key: str, value: object) -> str:
