@@ -10,12 +10,15 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file
 from torch import nn
+from typer.testing import CliRunner
 
 from clients import stacked
 from clients.flat import FlatNetwork
 from clients.stacked import Asked, gradients
 from clients.task import Examples
 from flwr_ctma.batched import BatchedGrid, together
+from flwr_ctma.cli import app as command_line
+from flwr_ctma.engines import Batched
 from flwr_ctma.flower_app import FlowerApp
 from flwr_ctma.simulation import InProcessGrid
 
@@ -75,6 +78,20 @@ def test_model_is_that_of_one_by_one(tmp_path, monkeypatch, mode):
 def test_same_seed_same_bits(tmp_path):
     one, other = (simulate(tmp_path / i, BatchedGrid) for i in "12")
     assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_command_line_asks_for_it(tmp_path, monkeypatch):
+    seen = []
+
+    def played(self, num_nodes, run_config, kind):
+        seen.append((num_nodes, run_config["seed"], kind))
+
+    monkeypatch.setattr(FlowerApp, "simulate", played)
+    words = ["simulate", str(APP.path), "--num-nodes", "3", "-c", "seed=7"]
+    for options in ([], [*Batched.options]):
+        done = CliRunner().invoke(command_line, [*words, *options])
+        assert done.exit_code == 0, done.output
+    assert seen == [(3, 7, InProcessGrid), (3, 7, BatchedGrid)]
 
 
 def test_virtual_clock_is_refused(tmp_path):
