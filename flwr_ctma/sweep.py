@@ -7,11 +7,13 @@ import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from flwr.app import Context, RecordDict
 
 from flwr_ctma.aggregators import parse_aggregator
@@ -113,7 +115,18 @@ class Sweep:
 
         Runs that it holds are in the first state. One that fails ends no other, and is
         run again the next time.
+
+        Raises
+        ------
+        ValueError
+            If another sweep is at work in the folder.
         """
+        with _alone_in(folder):
+            yield from self._play(folder, workers, kind)
+
+    def _play(
+        self, folder: Path, workers: int, kind: type[InProcessGrid]
+    ) -> Iterator[State]:
         before = [one for run in self.runs if (one := held(run, folder / run.name))]
         rounds = sum(one.run.num_rounds for one in before)
         yield State(rounds, before)
@@ -135,6 +148,22 @@ class Sweep:
                     if future.running()
                 )
                 yield State(rounds + active, ended)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder, as two sweeps would write the same lines."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise wrong(
+            "output",
+            "a folder in which no other sweep is at work",
+            str(folder),
+            "Wait until that one has ended, or name another folder.",
+        ) from error
 
 
 def _product(axes: Values) -> Iterator[dict[str, Any]]:

@@ -148,6 +148,16 @@ def test_a_run_is_what_the_app_does_by_itself(plan, tmp_path):
         assert [r.get("loss") for r in swept] == [r.get("loss") for r in alone]
 
 
+def test_two_sweeps_do_not_write_the_same_lines(plan, tmp_path):
+    sweep = Sweep.read(plan('[axes]\naggregator = ["gm"]'), ROOT)
+    first = sweep.play(tmp_path / "sweep", 1)
+    next(first)
+    with pytest.raises(ValueError, match="no other sweep is at work"):
+        next(sweep.play(tmp_path / "sweep", 1))
+    first.close()
+    assert not next(sweep.play(tmp_path / "sweep", 1)).ended
+
+
 def ended(accuracy, **point):
     config = {"num-nodes": 17, "num-server-rounds": 1, **point}
     line = {"round": 1, "accuracy": accuracy}
