@@ -3,13 +3,12 @@
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from logging import WARNING
 from queue import SimpleQueue
 from typing import Any, TypeVar, cast
 
-from flwr.app import Message, UserConfig
-from flwr.clientapp import ClientApp
+from flwr.app import Message
 from flwr.common import log
 
 from flwr_ctma.simulation import InProcessGrid
@@ -76,6 +75,7 @@ class BatchedGrid(InProcessGrid):
     Examples
     --------
     >>> from flwr.app import MetricRecord, RecordDict
+    >>> from flwr.clientapp import ClientApp
     >>> def count(requests):
     ...     return [len(requests)] * len(requests)
     >>> app = ClientApp()
@@ -89,14 +89,9 @@ class BatchedGrid(InProcessGrid):
     [3, 3, 3]
     """
 
-    def __init__(
-        self,
-        client_app: ClientApp,
-        num_nodes: int,
-        run_config: UserConfig | None = None,
-    ) -> None:
-        super().__init__(client_app, num_nodes, run_config)
-        self._pool = ThreadPoolExecutor(min(num_nodes, _AT_ONCE), "client")
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(min(len(self._contexts), _AT_ONCE), "client")
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Let the clients answer, up to 64 of them together."""

@@ -9,6 +9,8 @@ import numpy as np
 from flwr_ctma import loops, plain
 from flwr_ctma.network import network
 from flwr_ctma.plain import Reader, combine
+from flwr_ctma.scratch import Array
+from flwr_ctma.stack import Float64
 
 __all__ = [
     "combine",
@@ -20,8 +22,6 @@ __all__ = [
     "weighted_median",
 ]
 
-Array = np.ndarray[Any, np.dtype[Any]]
-Float64 = np.ndarray[Any, np.dtype[np.float64]]
 Addresses = np.ndarray[Any, np.dtype[np.uintp]]
 
 

@@ -10,15 +10,13 @@ import numpy as np
 
 from flwr_ctma import parallel
 from flwr_ctma.kernels import kernels
-from flwr_ctma.plain import CELL
-from flwr_ctma.scratch import scratch
+from flwr_ctma.plain import CELL, Reader
+from flwr_ctma.scratch import Array, scratch
 from flwr_ctma.stack import Columns, Float64, Kernel, Stack, Vector
 
 __all__ = ["CpuStack", "Panel", "Span", "in_lanes"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Span = tuple[int, int, int]  # panel, first column, last column
-Reader = Callable[[int, int, "Array | None", Array], None]
 
 # Of a block: it fits a core's share of the cache, and the time to start one call is
 # small against the time the call takes. It holds whole cells.

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from flwr_ctma import sorting
-from flwr_ctma.scratch import scratch
+from flwr_ctma.scratch import Array, scratch
+from flwr_ctma.stack import Float64
 
 __all__ = [
     "combine",
@@ -18,8 +19,6 @@ __all__ = [
     "weighted_median",
 ]
 
-Array = np.ndarray[Any, np.dtype[Any]]
-Float64 = np.ndarray[Any, np.dtype[np.float64]]
 Reader = Callable[[int, int, Array | None, Array], None]
 
 # Columns of a cell, a matrix product of its own. A block holds whole cells; were they a
@@ -101,19 +100,23 @@ def weighted_median(
     where it passes one half if that is another.
     """
     order = np.argsort(block, axis=0, kind="stable")
-    total = np.cumsum(weights[order], axis=0)
-    half = total[-1] / 2
-    # Sums of weights in different orders differ by rounding: equality is up to that.
-    close = np.abs(total - half) <= 1e-12 * half
     found = [
         np.take_along_axis(block, order[rank, np.arange(order.shape[1])][None], 0)[0]
-        for rank in (
-            np.argmax((total >= half) | close, axis=0),
-            np.argmax((total > half) & ~close, axis=0),
-        )
+        for rank in half_ranks(weights[order])
     ]
     median: Array = found[0] / 2 + found[1] / 2 + _mark(scratch.copy(block))
     return median
+
+
+def half_ranks(weights: Float64) -> tuple[Array, Array]:
+    """Where the cumulative weight of sorted values reaches, and passes, one half."""
+    total = np.cumsum(weights, axis=0)
+    half = total[-1] / 2
+    # Sums of weights in different orders differ by rounding: equality is up to that.
+    close = np.abs(total - half) <= 1e-12 * half
+    reached = (total >= half) | close
+    passed = (total > half) & ~close
+    return np.argmax(reached, axis=0), np.argmax(passed, axis=0)
 
 
 def _mark(block: Array) -> Array:

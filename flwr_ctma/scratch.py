@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["scratch"]
+__all__ = ["Array", "scratch"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

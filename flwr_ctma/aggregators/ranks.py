@@ -8,6 +8,7 @@ import numpy as np
 
 from flwr_ctma import sorting
 from flwr_ctma.kernels import kernels
+from flwr_ctma.plain import half_ranks
 from flwr_ctma.stack import Float64
 
 __all__ = ["NearestToMedian", "Ranks", "WeightedMedian", "WeightedRanks"]
@@ -40,15 +41,8 @@ class Ranks:
 
 def _middle(weights: Float64) -> Float64:
     """Where the cumulative weight of sorted values reaches and passes one half."""
-    total = np.cumsum(weights, axis=0)
-    half = total[-1] / 2
-    # Sums of weights in different orders differ by rounding: equality is up to that.
-    close = np.abs(total - half) <= 1e-12 * half
-    reached = (total >= half) | close
-    passed = (total > half) & ~close
-    first = np.argmax(reached, axis=0), np.argmax(passed, axis=0)
     chosen = np.zeros(weights.shape)
-    for row in first:
+    for row in half_ranks(weights):
         np.put_along_axis(chosen, row[None], 1.0, axis=0)
     return chosen
 
