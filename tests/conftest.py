@@ -1,0 +1,13 @@
+"""What tests of several rooms share."""
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def one_thread():
+    """Let torch compute on one core: the same bits, and no waiting for others."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
