@@ -3,12 +3,17 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from flwr_ctma.match import Match, Outcome
 from flwr_ctma.tournament import Scores, worst
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
 
 __all__ = ["draw_scores", "ledger_table", "score_table"]
 
@@ -21,7 +26,7 @@ def score_table(
         title=f"{f} of {n} clients malicious", title_justify="left", box=SIMPLE_HEAD
     )
     table.add_column("rule", no_wrap=True)
-    attacks = list(next(iter(by_rule.values())))
+    attacks = _attacks(by_rule)
     for attack in [*attacks, "worst"]:
         table.add_column(attack, justify="right", overflow="fold")
     for rule, by_attack in by_rule.items():
@@ -92,11 +97,10 @@ def draw_scores(scores: Scores, n: int, metric: str, path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    from matplotlib.patches import Rectangle
 
-    first = next(iter(scores.values()))
-    attacks = list(next(iter(first.values())))
-    width = 2.2 + 0.62 * (len(attacks) + 1)
+    labels = [label for by_rule in scores.values() for label in by_rule]
+    num_columns = len(_attacks(next(iter(scores.values())))) + 1
+    width = 1.4 + 0.075 * max(map(len, labels)) + 0.62 * num_columns
     heights = [1.5 + 0.34 * len(by_rule) for by_rule in scores.values()]
     figure, axes = plt.subplots(
         len(scores),
@@ -107,57 +111,57 @@ def draw_scores(scores: Scores, n: int, metric: str, path: Path) -> None:
         layout="constrained",
     )
     for ax, (f, by_rule) in zip(axes[:, 0], scores.items(), strict=True):
-        rows = [
-            [by[attack] for attack in attacks] + [max(worst(by), -1.0)]
-            for by in by_rule.values()
-        ]
-        grid = [[float("nan") if v is None else 100 * v for v in row] for row in rows]
-        image = ax.imshow(grid, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-        for i, row in enumerate(rows):
-            for j, value in enumerate(row):
-                dark = value is None or value < 0.55
-                colour = "white" if dark and value is not None else "black"
-                ax.text(
-                    j,
-                    i,
-                    _cell(value),
-                    ha="center",
-                    va="center",
-                    color=colour,
-                    fontsize=8,
-                )
-            played = [v for v in row[:-1] if v is not None]
-            if played:
-                j = row.index(min(played))
-                ax.add_patch(
-                    Rectangle(
-                        (j - 0.48, i - 0.46),
-                        0.96,
-                        0.92,
-                        fill=False,
-                        edgecolor="#D55E00",
-                        linewidth=1.8,
-                        zorder=3,
-                    )
-                )
-        ax.set_yticks(range(len(by_rule)), list(by_rule), fontsize=9)
-        ax.set_xticks(
-            range(len(attacks) + 1),
-            [*attacks, "worst"],
-            fontsize=9,
-            rotation=35,
-            ha="right",
-            rotation_mode="anchor",
-        )
-        ax.axvline(len(attacks) - 0.5, color="white", linewidth=4)
-        ax.tick_params(length=0)
-        ax.spines[:].set_visible(False)
+        image = _draw_panel(ax, by_rule)
         ax.set_title(f"{f} of {n} clients malicious", loc="left", fontsize=10)
     label, slender = f"{metric} (%)", 20 * len(scores)
     figure.colorbar(image, ax=axes[:, 0], label=label, fraction=0.03, aspect=slender)
     for suffix in {path.suffix, ".svg"}:
         figure.savefig(path.with_suffix(suffix), dpi=100)
     plt.close(figure)
+
+
+def _draw_panel(
+    ax: "Axes", by_rule: Mapping[str, Mapping[str, float | None]]
+) -> "AxesImage":
+    from matplotlib.patches import Rectangle
+
+    attacks = _attacks(by_rule)
+    rows = [
+        [by[attack] for attack in attacks] + [max(worst(by), -1.0)]
+        for by in by_rule.values()
+    ]
+    grid = [[float("nan") if v is None else 100 * v for v in row] for row in rows]
+    image = ax.imshow(grid, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    for i, row in enumerate(rows):
+        for j, value in enumerate(row):
+            colour = "white" if value is not None and value < 0.55 else "black"
+            ax.text(
+                j, i, _cell(value), ha="center", va="center", color=colour, fontsize=8
+            )
+        played = [value for value in row[:-1] if value is not None]
+        if played:
+            corner = row.index(min(played)) - 0.48, i - 0.46
+            frame = Rectangle(
+                corner, 0.96, 0.92, fill=False, ec="#D55E00", lw=1.8, zorder=3
+            )
+            ax.add_patch(frame)
+    ax.set_yticks(range(len(by_rule)), list(by_rule), fontsize=9)
+    ax.set_xticks(
+        range(len(attacks) + 1),
+        [*attacks, "worst"],
+        fontsize=9,
+        rotation=35,
+        ha="right",
+        rotation_mode="anchor",
+    )
+    ax.axvline(len(attacks) - 0.5, color="white", linewidth=4)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return image
+
+
+def _attacks(by_rule: Mapping[str, Mapping[str, object]]) -> list[str]:
+    return list(next(iter(by_rule.values())))
 
 
 def _cell(value: float | None) -> str:

@@ -106,11 +106,17 @@ def sweep_command(file, output):
 
 
 def test_runs_are_made_once_and_failures_are_told(plan, tmp_path):
-    """Plain averaging ends at a malformed reply; the other runs go on."""
+    """Plain averaging ends at a malformed reply; the other runs go on.
+
+    Runs of seven clients have a table and a figure apart from those of five.
+    """
     file = plan("""
     [axes]
     attack = ["none", "malformed"]
     aggregator = ["fedavg", "gm"]
+    [[include]]
+    num-nodes = 7
+    num-malicious-nodes = [1, 2]
     """)
     output = tmp_path / "sweep"
     done = sweep_command(file, output)
@@ -118,15 +124,18 @@ def test_runs_are_made_once_and_failures_are_told(plan, tmp_path):
     assert done.stdout.count("] ") >= 4
     assert "failed malformed_fedavg" in done.stdout
     rows = list(csv.DictReader((output / "rounds.csv").open()))
-    assert len(rows) == 3 * 3
+    assert len(rows) == 5 * 3
     assert {row["round"] for row in rows} == {"0", "2", "3"}
     assert {row["seed"] for row in rows} == {"1"}
-    assert (output / "scores.png").read_bytes().startswith(b"\x89PNG")
+    for n, f in ((5, 1), (7, 1), (7, 2)):
+        assert f"{f} of {n} clients malicious" in done.stdout
+        assert (output / f"scores-{n}.png").read_bytes().startswith(b"\x89PNG")
+    assert not (output / "scores.png").exists()
     before = {p: p.stat().st_mtime_ns for p in output.glob("*/ended.json")}
-    assert len(before) == 3
+    assert len(before) == 5
     again = sweep_command(file, output)
-    assert "[4/4] malformed_fedavg" in again.stdout
-    assert again.stdout.count("/4] ") == 1
+    assert "[6/6] malformed_fedavg" in again.stdout
+    assert again.stdout.count("/6] ") == 1
     assert before == {p: p.stat().st_mtime_ns for p in output.glob("*/ended.json")}
     assert list(csv.DictReader((output / "rounds.csv").open())) == rows
 

@@ -97,11 +97,15 @@ def _watched(
 
 
 def _show(ended: list[Ended], root: Path, console: Console) -> None:
-    found = final_scores(ended)
-    num_nodes = int(ended[0].run.config["num-nodes"])
-    for f, by_rule in found.items():
-        console.print(score_table(f, num_nodes, by_rule))
-    draw_scores(found, num_nodes, "accuracy", root / "scores.png")
+    by_size: dict[int, list[Ended]] = {}
+    for one in ended:
+        by_size.setdefault(int(one.run.config["num-nodes"]), []).append(one)
+    for num_nodes, some in by_size.items():
+        found = final_scores(some)
+        for f, by_rule in found.items():
+            console.print(score_table(f, num_nodes, by_rule))
+        name = "scores.png" if len(by_size) == 1 else f"scores-{num_nodes}.png"
+        draw_scores(found, num_nodes, "accuracy", root / name)
     steps = sum(one.run.num_rounds * one.run.config["num-nodes"] for one in ended)
     seconds = sum(one.seconds for one in ended)
     console.print(
