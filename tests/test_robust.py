@@ -405,6 +405,21 @@ def test_weights_that_no_rule_can_bear_are_not_used(warnings):
     assert any("count the same" in warning for warning in warnings)
 
 
+@pytest.mark.parametrize("claim", [1e-300, 1e-13, 1e-9])
+@pytest.mark.parametrize("rule", ["cwtm", "cwmed", "gm", "ctma(cwtm)"])
+def test_a_claim_of_next_to_nothing_leaves_a_model(rule, claim):
+    """The honest two then hold half of the weight each, but for a hair."""
+    strategy = RobustStrategy(
+        Echo(), rule, num_malicious_nodes=1, weighted_by="num-examples"
+    )
+    messages = configured(strategy, 3)
+    said = [{"num-examples": c} for c in (10, 10, claim)]
+    sent = rows(3)
+    sent[2] += 1e3
+    found, _ = aggregate(strategy, messages, answers(messages, sent, said))
+    assert np.abs(found - sent[:2].mean(axis=0)).max() < 0.1
+
+
 def test_a_rule_without_weights_says_so_at_once():
     with pytest.raises(ValueError, match="weights"):
         RobustStrategy(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from table import GOLDEN, REFERENCE, TABLE, everyone, few, obeying, samples
 
 from flwr_ctma import parse_aggregator
-from flwr_ctma.aggregators import MDA, RULES, SMEA, CwMed, GeometricMedian
+from flwr_ctma.aggregators import MDA, RULES, SMEA, CwMed, CwTM, GeometricMedian
 
 WEIGHTED = everyone(lambda rule: rule.weighted)
 COUNTING = everyone(lambda rule: not rule.weighted and "ctma" not in rule.spec)
@@ -66,6 +66,16 @@ def test_share_of_rows_is_rounded_up(rule):
     for share, f in ((0.0, 0), (0.01, 1), (1 / 11, 1), (0.1, 2), (2 / 11, 2)):
         assert math.ceil(share * 11 - 1e-9) == f
         np.testing.assert_array_equal(rule(x, share, **given), rule(x, f, **given))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 17])
+@pytest.mark.parametrize("weights", [None, 1.0, 1e-9])
+def test_cwtm_is_the_median_where_all_but_the_middle_is_trimmed(n, weights):
+    x = np.random.default_rng(n).standard_normal((n, 5))
+    given = None if weights is None else np.full(n, weights)
+    for share in (0.5 - 1e-8, 0.5 - 1e-13, math.nextafter(0.5, 0)):
+        found = CwTM()(x, f=share, weights=given)
+        np.testing.assert_allclose(found, np.median(x, axis=0), atol=1e-6)
 
 
 @few

@@ -55,6 +55,8 @@ def _between(weights: Float64, cut: float) -> Float64:
     """What is left of the weights of sorted values, cut at both ends."""
     upto = np.cumsum(weights, axis=0)
     total = upto[-1]
+    # However near to one half the share is, something of the middle is left.
+    cut = np.minimum(cut, (0.5 - 1e-9) * total)
     kept = np.minimum(upto, total - cut) - np.maximum(upto - weights, cut)
     # What rounding leaves of a weight that is cut off is nothing.
     return np.where(kept > 1e-12 * total, kept, 0.0)
