@@ -150,6 +150,11 @@ def test_exact_searches_take_few_steps():
         assert o.spread(x[found > 0]) <= o.spread(x[greedy > 0]) * (1 + 1e-9)
 
 
+def test_mda_drops_a_thousand_rows_that_all_lie_apart():
+    x = np.r_[np.zeros(1101), np.arange(1.0, 1101.0)][:, None]
+    assert MDA()(x, f=1100) == 0
+
+
 def test_bucketing_has_one_order_for_a_seed():
     x = np.random.default_rng(0).standard_normal((9, 3))
     one, same, other = (

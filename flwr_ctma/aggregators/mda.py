@@ -11,7 +11,7 @@ from flwr_ctma.updates import Updates
 
 __all__ = ["MDA"]
 
-Graph = np.ndarray[Any, np.dtype[np.bool_]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class MDA(Aggregator):
     apart than t. The smallest such t is found by bisection over the distances, and the
     cover for each t by branching on the row in most pairs: either it is one of the f,
     or all its partners are. That is exact, and takes at most 1.62^f steps a distance
-    where the number of subsets is C(n, f): about 80 steps in all instead of 24 310
+    where the number of subsets is C(n, f): some 20 steps in all instead of 24 310
     subsets for 8 of 17. Of subsets with the same diameter the first found is taken.
 
     Parameters
@@ -55,16 +55,16 @@ class MDA(Aggregator):
         apart = np.maximum(apart, apart.T)  # rounding may tell i–j from j–i
         levels = np.unique(apart)
         search = _Search(budget, self.limit)
-        low, high = 0, len(levels) - 1
+        low, high, dropped = 0, len(levels) - 1, np.zeros(budget.n, dtype=bool)
         while low < high:
             middle = (low + high) // 2
-            if search.cover(apart > levels[middle], budget.count) is None:
+            cover = search.cover(apart > levels[middle], budget.count)
+            if cover is None:
                 low = middle + 1
             else:
-                high = middle
-        dropped = search.cover(apart > levels[low], budget.count) or frozenset()
+                high, dropped = middle, cover
         # A cover smaller than f leaves rows to choose from: those nearest the rest.
-        kept = np.array(sorted(set(range(budget.n)) - dropped))
+        kept = np.flatnonzero(~dropped)
         spread = apart[np.ix_(kept, kept)].sum(axis=1)
         kept = kept[np.argsort(spread, kind="stable")[: budget.n - budget.count]]
         coefficients = np.zeros(budget.n)
@@ -78,8 +78,29 @@ class _Search:
     def __init__(self, budget: Budget, limit: int) -> None:
         self.budget, self.limit, self.steps = budget, limit, 0
 
-    def cover(self, graph: Graph, size: int) -> frozenset[int] | None:
+    def cover(self, graph: Mask, size: int) -> Mask | None:
         """Find at most `size` vertices that meet every edge, or None."""
+        edges, everyone = graph.astype(np.float32), np.arange(len(graph))
+        waiting = [np.zeros(len(graph), dtype=bool)]
+        while waiting:
+            self._count_step()
+            taken = waiting.pop()
+            room = size - taken.sum()
+            degrees = np.where(taken, 0, edges @ ~taken)
+            most = np.argmax(degrees)
+            if degrees[most] == 0:
+                return taken
+            # Each of the vertices to come meets at most degrees[most] edges.
+            if degrees.sum() > 2 * room * degrees[most]:
+                continue
+            # Who has more partners than there is room for is in every cover.
+            forced = degrees > room
+            choices = [forced] if forced.any() else [graph[most], everyone == most]
+            covers = [taken | choice for choice in choices]
+            waiting += [cover for cover in covers if cover.sum() <= size]
+        return None
+
+    def _count_step(self) -> None:
         self.steps += 1
         if self.steps > self.limit:
             raise wrong(
@@ -88,24 +109,3 @@ class _Search:
                 self.budget.count,
                 "Raise `limit`, or use ctma(gm).",
             )
-        degrees = graph.sum(axis=0)
-        most = int(np.argmax(degrees))
-        if degrees[most] == 0:
-            return frozenset()
-        # Each of `size` vertices meets at most degrees[most] edges.
-        if degrees.sum() > 2 * size * degrees[most]:
-            return None
-        partners = np.flatnonzero(graph[most])
-        for taken in ([most], partners):
-            if len(taken) <= size:
-                found = self.cover(_without(graph, taken), size - len(taken))
-                if found is not None:
-                    return found | {int(vertex) for vertex in taken}
-        return None
-
-
-def _without(graph: Graph, vertices: Any) -> Graph:
-    rest = graph.copy()
-    rest[vertices] = False
-    rest[:, vertices] = False
-    return rest
