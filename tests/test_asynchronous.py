@@ -225,6 +225,26 @@ def test_nodes_come_go_and_return() -> None:
     assert 100 <= grid.now < 110
 
 
+class Emptied(ArrivalGrid):
+    """Nodes 0 to 4 at first; from 20 s on one of them is left, and 5 is new."""
+
+    def get_node_ids(self) -> list[int]:
+        nodes = super().get_node_ids()
+        return nodes[:5] if self.now < 20 else nodes[4:]
+
+
+def test_a_node_that_is_new_where_no_step_may_be_taken_any_more() -> None:
+    strategy = AsyncRobustStrategy(
+        AnyTimeSGD(0.1, "fixed(gamma=1)"), num_malicious_nodes=1, arrivals_per_round=120
+    )
+    grid = Emptied(app(), 6, Fixed((1.0,) * 6))
+    result = strategy.start(grid, arrays(np.zeros(12)), 1)
+    report = result.train_metrics_clientapp[1]
+    new = grid.get_node_ids()[-1]
+    assert strategy.contributions.clients[new].delivered > 1
+    assert report["steps"] > 50 and new not in report["nodes-trimmed"]
+
+
 def test_same_seed_same_bits() -> None:
     first, second = (train(flipped(0))[2].arrays["x"].data for _ in range(2))
     assert first == second

@@ -83,7 +83,7 @@ class Contributions:
     latest: dict[str, Latest] = field(default_factory=dict)
     steps: int = 0
     share: float = 0.0
-    _influence: Float64 | None = None
+    _idle: Set[int] = frozenset()
 
     def __post_init__(self) -> None:
         counted = isinstance(self.f, int) and not isinstance(self.f, bool)
@@ -165,7 +165,7 @@ class Contributions:
             rows = Updates(self.latest[name])
             point = (rule if name == "rows" else CwTM()).locate(rows, budget)
             if name == "rows":
-                self._influence = point.weights()
+                self._idle = self._without(point.weights())
             average.update(zip(positions, point.vector(rows.stack), strict=True))
         return average
 
@@ -174,9 +174,13 @@ class Contributions:
 
         None of them where a rule works coordinate by coordinate.
         """
-        if self._influence is None:
-            return []
-        return [n for n in nodes if self._influence[self.clients[n].row] == 0]
+        return [node for node in nodes if node in self._idle]
+
+    def _without(self, influence: Float64 | None) -> Set[int]:
+        """Give the nodes that have no influence; it is None where it is not known."""
+        if influence is None:
+            return frozenset()
+        return {n for n, client in self.clients.items() if influence[client.row] == 0}
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a resumed run needs, beside who is connected then."""
