@@ -201,9 +201,9 @@ class PatientGrid(AroundGrid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Get the nodes that are connected, and up to f that were."""
-        connected = list(self.grid.get_node_ids())
-        self._seen.update(dict.fromkeys(connected))
+        connected = dict.fromkeys(self.grid.get_node_ids())
+        self._seen |= connected
         self._most = max(self._most, len(connected))
-        lost = [node for node in self._seen if node not in set(connected)]
+        lost = [node for node in self._seen if node not in connected]
         missing = min(self._most - len(connected), self._tolerance.of(self._most))
-        return connected + lost[-missing:] if missing else connected
+        return [*connected, *lost[-missing:]] if missing else [*connected]
