@@ -182,7 +182,8 @@ class Stack(ABC):
 def squared_distances(products: Float64) -> Float64:
     """‖x_i − x_j‖² of all pairs from inner products about any common point."""
     norms = np.diag(products)
-    squared: Float64 = norms[:, None] + norms[None, :] - 2 * products
+    # Rounding may tell the products of i and j from those of j and i.
+    squared: Float64 = norms[:, None] + norms[None, :] - (products + products.T)
     np.fill_diagonal(squared, 0.0)
     np.maximum(squared, 0.0, out=squared)
     return squared

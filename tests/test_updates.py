@@ -58,6 +58,16 @@ def test_distances(n):
         np.testing.assert_allclose(rows.squared_distances(), expected, atol=1e-8)
 
 
+@pytest.mark.parametrize("dtype", TORCH)
+def test_distances_there_and_back_are_the_same_bits(dtype):
+    """Or rounding would decide which of two rows nearest to each other comes first."""
+    x = torch.tensor(normal(5, 1009)).to(dtype)
+    mixed = Updates.of(x).mix(normal(5, 5, seed=1))
+    for rows in (Updates.of(x), mixed):
+        apart = rows.squared_distances()
+        np.testing.assert_array_equal(apart, apart.T)
+
+
 @pytest.mark.parametrize(
     "kernel",
     [

@@ -52,7 +52,6 @@ class MDA(Aggregator):
 
     def _point(self, rows: Updates, budget: Budget) -> Combination:
         apart = rows.squared_distances()
-        apart = np.maximum(apart, apart.T)  # rounding may tell i–j from j–i
         levels = np.unique(apart)
         search = _Search(budget, self.limit)
         low, high, dropped = 0, len(levels) - 1, np.zeros(budget.n, dtype=bool)

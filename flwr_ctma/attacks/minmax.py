@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from flwr_ctma.attacks.base import Omniscient, Rows
 from flwr_ctma.attacks.moments import deviation, mean
 from flwr_ctma.errors import wrong
+from flwr_ctma.stack import squared_distances
 from flwr_ctma.updates import Panel, Updates
 
 __all__ = ["MinMax", "MinSum"]
@@ -59,8 +60,7 @@ class _Geometry:
         centred = np.eye(h + 1)
         centred[:h, :h] -= weights / weights.sum()
         gram = rows.mix(centred).gram()
-        norms = np.diag(gram)
-        apart = norms[:h, None] + norms[None, :h] - 2 * gram[:h, :h]
+        apart, norms = squared_distances(gram[:h, :h]), np.diag(gram)
         return _Geometry(weights, apart, norms[:h], gram[:h, h], float(norms[h]))
 
 
