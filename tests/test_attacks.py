@@ -440,7 +440,7 @@ def test_spelling_is_read_back(text):
         ("both(alie, signflip)", "that a client can mount alone"),
         ("both(signflip, during(ipm))", "that a client can mount alone"),
         ("blind(signflip)", "uses what the honest clients send"),
-        ("mirror(signflip)", "Only colluders know"),
+        ("mirror(signflip)", "uses what the honest clients send"),
         ("mirror(blind(alie))", r"`blind\(mirror"),
         ("mirror(optimalalie)", "need not be so on the other"),
         ("during(signflip, start=5, stop=5)", "after start = 5"),

@@ -23,7 +23,7 @@ Blades' attack on ClippedClustering has no place here without that rule.
 from flwr_ctma.attacks.alie import ALIE
 from flwr_ctma.attacks.backdoor import Backdoor, poison
 from flwr_ctma.attacks.base import Attack, Omniscient
-from flwr_ctma.attacks.compose import Blind, Both, During, Honest, Mirror, Then
+from flwr_ctma.attacks.compose import Both, During, Honest, Then
 from flwr_ctma.attacks.fang import Fang
 from flwr_ctma.attacks.ipm import IPM
 from flwr_ctma.attacks.labels import LabelFlip, flip_labels
@@ -41,6 +41,7 @@ from flwr_ctma.attacks.update import (
     SignFlip,
     Zero,
 )
+from flwr_ctma.attacks.variants import Blind, Mirror
 from flwr_ctma.spec import parse
 
 __all__ = [
