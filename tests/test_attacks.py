@@ -31,6 +31,7 @@ from flwr_ctma.attacks import (
     Fang,
     GaussianNoise,
     Honest,
+    InflatedWeight,
     LabelFlip,
     Malformed,
     Mimic,
@@ -46,6 +47,7 @@ from flwr_ctma.attacks import (
     SignFlip,
     Stale,
     Then,
+    Zero,
     flip_labels,
     parse_attack,
 )
@@ -462,6 +464,24 @@ def test_wrong_spelling_is_one_clear_sentence(text, sentence):
         parse_attack(text)
     assert str(error.value).startswith("Parameter `attack` should be")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "kind"),
+    [
+        (lambda: IPM("0.5"), "epsilon", "float"),
+        (lambda: During("signflip"), "attack", "Attack"),
+        (lambda: Both("labelflip", Scaling()), "first", "Attack"),
+        (lambda: Then(SignFlip(), Zero(), "3"), "start", "int"),
+        (lambda: ALIE(z="1"), "z", "float or NoneType"),
+        (lambda: Mimic("0"), "client", "int or NoneType"),
+        (lambda: InflatedWeight("3"), "factor", "float"),
+        (lambda: OptimalALIE(2.5), "evaluations", "int"),
+    ],
+)
+def test_parameters_of_the_wrong_type_are_named(build, name, kind):
+    with pytest.raises(ValueError, match=f"`{name}` should be of type {kind}. Found"):
+        build()
 
 
 def test_schedules_nest():

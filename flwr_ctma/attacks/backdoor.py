@@ -76,6 +76,7 @@ class Backdoor(Attack):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        super().__post_init__()
         if self.target < 0:
             raise wrong("target", "a class, 0 or more", self.target)
         if self.size < 1:

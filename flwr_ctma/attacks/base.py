@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from flwr_ctma.attacks import messages
 from flwr_ctma.errors import wrong
+from flwr_ctma.spec import check_fields, spell
 
 __all__ = ["ATTACKED", "MALICIOUS", "Attack", "Omniscient", "Rows", "Rule", "parts"]
 
@@ -47,6 +48,10 @@ class Attack:
 
     needs_own: ClassVar[bool] = True
     """Whether it matters what the malicious clients would send themselves."""
+
+    def __post_init__(self) -> None:
+        """Check that parameters are of the types that they are declared."""
+        check_fields(self)
 
     def train(
         self,
@@ -126,7 +131,6 @@ class Attack:
     def __str__(self) -> str:
         """Spelling in a run-config."""
         from flwr_ctma.attacks import ATTACKS
-        from flwr_ctma.spec import spell
 
         return spell(self, ATTACKS)
 

@@ -40,6 +40,7 @@ class Both(Attack):
 
     def __post_init__(self) -> None:
         """Check that a client can do both by itself."""
+        super().__post_init__()
         for name, attack in (("first", self.first), ("second", self.second)):
             if any(isinstance(part, Omniscient) for part in parts(attack)):
                 raise wrong(
@@ -113,6 +114,7 @@ class During(Attack):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        super().__post_init__()
         if self.stop is not None and self.stop <= self.start:
             raise wrong("stop", f"after start = {self.start}", self.stop)
         if not 0 <= self.probability <= 1:

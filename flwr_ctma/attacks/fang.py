@@ -44,6 +44,7 @@ class Fang(Omniscient):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        super().__post_init__()
         if not self.b > 1:
             raise wrong("b", "larger than 1", self.b)
 

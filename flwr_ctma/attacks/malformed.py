@@ -73,6 +73,7 @@ class Malformed(Attack):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        super().__post_init__()
         if self.fault not in FAULTS:
             raise wrong("fault", f"one of {', '.join(sorted(FAULTS))}", self.fault)
 

@@ -79,6 +79,7 @@ class LyingMetrics(_Report):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        super().__post_init__()
         if not np.isfinite(self.value):
             raise wrong("value", "finite", self.value, "Use `malformed(fault=…)`.")
 

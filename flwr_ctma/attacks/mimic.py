@@ -55,6 +55,7 @@ class Mimic(Omniscient):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        super().__post_init__()
         if self.client is not None and self.client < 0:
             raise wrong("client", "0 or more", self.client)
 

@@ -25,6 +25,7 @@ class _Spread(Omniscient):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        super().__post_init__()
         if self.direction not in ("std", "unit", "sign"):
             raise wrong("direction", "one of std, unit, sign", self.direction)
 

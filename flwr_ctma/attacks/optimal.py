@@ -59,6 +59,7 @@ class _Optimal(Omniscient):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        super().__post_init__()
         if self.evaluations < 1:
             raise wrong("evaluations", "at least 1", self.evaluations)
 
@@ -98,6 +99,9 @@ class _Aimed(Omniscient):
     attack: _Optimal
     rule: Rule
     f: int | float
+
+    def __post_init__(self) -> None:
+        """Leave rule and f to the rule, which checks them when it is called."""
 
     def held(self) -> list[Attack]:
         """None: what it holds is not to be aimed any more."""

@@ -35,6 +35,7 @@ class Stale(Attack):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        super().__post_init__()
         if self.delay < 1:
             raise wrong("delay", "at least 1", self.delay)
 

@@ -96,6 +96,7 @@ class GaussianNoise(UpdateAttack):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        super().__post_init__()
         if not self.std >= 0:
             raise wrong("std", "0 or more", self.std)
 
@@ -170,6 +171,7 @@ class NonFinite(UpdateAttack):
 
     def __post_init__(self) -> None:
         """Check the parameters."""
+        super().__post_init__()
         if self.value not in ("nan", "inf", "-inf"):
             raise wrong("value", "one of nan, inf, -inf", self.value)
         if not 0 <= self.share <= 1:
