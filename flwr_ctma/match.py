@@ -93,7 +93,12 @@ def load(app: str) -> tuple[ServerApp, ClientApp]:
 
 
 def play(
-    match: Match, app: str, run_config: Mapping[str, Any], num_nodes: int, metric: str
+    match: Match,
+    app: str,
+    run_config: Mapping[str, Any],
+    num_nodes: int,
+    metric: str,
+    kind: type[InProcessGrid] = InProcessGrid,
 ) -> Outcome:
     """Run an app once, under a rule and an attack; see `Tournament`."""
     began = time.monotonic()
@@ -102,9 +107,14 @@ def play(
     if not byzantine.attack.needs_own:
         client_app = _Idle(client_app, byzantine)
     config: UserConfig = dict(run_config)
-    own: UserConfig = {"seed": match.seed, "attack": "none", "num-malicious-nodes": 0}
+    own: UserConfig = {
+        "seed": match.seed,
+        "num-nodes": num_nodes,
+        "attack": "none",
+        "num-malicious-nodes": 0,
+    }
     config.update({key: own[key] for key in own.keys() & config.keys()})
-    grid = InProcessGrid(byzantine.around(client_app), num_nodes, config)
+    grid = kind(byzantine.around(client_app), num_nodes, config)
     with _sampling(match.seed), _defended(match) as ended:
         server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), config))
     if not ended:

@@ -16,6 +16,7 @@ from flwr_ctma.aggregators import parse_aggregator
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.errors import wrong
 from flwr_ctma.match import Match, Outcome, play, read
+from flwr_ctma.simulation import InProcessGrid
 from flwr_ctma.workers import one_core_each
 
 __all__ = ["Match", "Outcome", "Tournament", "scores", "worst", "write_matches"]
@@ -33,8 +34,9 @@ class Tournament:
     app : str
         Folder of a Flower app, or `module:server_app,module:client_app`.
     run_config : Mapping[str, Any]
-        Of every run; the seed of a match takes the place of a key `seed`, and an attack
-        of the app's own (`attack`, `num-malicious-nodes`) is switched off.
+        Of every run; the seed of a match takes the place of a key `seed`, the number of
+        nodes that of `num-nodes`, and an attack of the app's own (`attack`,
+        `num-malicious-nodes`) is switched off.
     num_nodes : int
     metric : str
         Larger is better; from the server's evaluation, or else the clients'.
@@ -77,15 +79,19 @@ class Tournament:
                 )
         return plan
 
-    def play(self, match: Match) -> Outcome:
+    def play(self, match: Match, kind: type[InProcessGrid] = InProcessGrid) -> Outcome:
         """Run the app once, under a rule and an attack."""
         why = self._undefined(match)
         if why:
             return Outcome(None, 0.0, why)
-        return play(match, self.app, self.run_config, self.num_nodes, self.metric)
+        return play(match, self.app, self.run_config, self.num_nodes, self.metric, kind)
 
     def play_all(
-        self, plan: Sequence[Match], folder: Path, workers: int
+        self,
+        plan: Sequence[Match],
+        folder: Path,
+        workers: int,
+        kind: type[InProcessGrid] = InProcessGrid,
     ) -> Iterator[tuple[Match, Outcome]]:
         """Play what is not in the folder yet, each outcome written as it comes.
 
@@ -102,7 +108,7 @@ class Tournament:
             one_core_each(workers, folder / "log.txt") as pool,
             (folder / "matches.jsonl").open("a", encoding="utf-8") as file,
         ):
-            futures = {pool.submit(self.play, match): match for match in left}
+            futures = {pool.submit(self.play, match, kind): match for match in left}
             for future in as_completed(futures):
                 match = futures[future]
                 error = future.exception()

@@ -154,6 +154,16 @@ def test_what_is_not_there_or_cannot_be_written_is_a_sentence(
     assert found.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("words", [["--num-nodes", "4"], ["-c", "num-nodes=4"]])
+def test_clients_that_are_simulated_are_those_that_the_app_waits_for(words, tmp_path):
+    words = [str(ROOT), *words, "-c", f"num-malicious-nodes=1 output='{tmp_path}'"]
+    words += ["-c", "num-server-rounds=1 local-steps=1"]
+    found = CliRunner().invoke(app, ["simulate", *words])
+    assert found.exit_code == 0, found.exception
+    (*_, last) = (tmp_path / "rounds.jsonl").read_text().splitlines()
+    assert len(json.loads(last)["asked"]) == 4
+
+
 @pytest.mark.parametrize(
     ("words", "completed"),
     [

@@ -1,6 +1,7 @@
 """Tournaments: all rules against all attacks, in any app."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ from flwr.clientapp import ClientApp
 from rich.console import Console
 
 from flwr_ctma import match
+from flwr_ctma import tournament as cup
 from flwr_ctma.attacks import OptimalALIE
+from flwr_ctma.batched import BatchedGrid
 from flwr_ctma.flower_app import FlowerApp
 from flwr_ctma.heatmap import draw_scores, ledger_table, score_table
 from flwr_ctma.tournament import Match, Outcome, Tournament, scores
@@ -53,6 +56,34 @@ def test_an_app_that_knows_no_attack_is_attacked_and_defended(tournament) -> Non
     assert attacked < 0.5 < defended
     assert colluding != peaceful
     assert peaceful == tournament.play(Match("fedavg", "none", 0, 0)).value
+
+
+def test_matches_are_played_on_the_kind_of_grid_that_is_asked_for(
+    tournament, tmp_path, monkeypatch
+) -> None:
+    """Also where gradients are computed together: the outcomes are the same."""
+    made = []
+
+    class Counted(BatchedGrid):
+        def __init__(self, *args, **kwargs):
+            made.append(self)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(cup, "one_core_each", lambda *_: ThreadPoolExecutor(1))
+    plan = tournament.matches(["gm"], ["none", "signflip"], [2], [0])
+    outcomes = dict(tournament.play_all(plan, tmp_path / "cup", 1, Counted))
+    assert len(made) == len(plan)
+    alone = {pairing: tournament.play(pairing).value for pairing in plan}
+    assert {pairing: outcomes[pairing].value for pairing in plan} == alone
+
+
+def test_an_app_that_waits_for_its_nodes_waits_for_those_there_are(monkeypatch) -> None:
+    root = EXAMPLE.parent.parent
+    monkeypatch.chdir(root)
+    config = FlowerApp(root).run_config("num-server-rounds=1 local-steps=1")
+    assert config["num-nodes"] == 17
+    outcome = Tournament(str(root), config, num_nodes=4).play(Match("gm", "none", 0, 1))
+    assert outcome.value is not None
 
 
 def test_who_attacks_is_told_by_the_ledger(tournament) -> None:

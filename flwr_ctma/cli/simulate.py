@@ -13,7 +13,13 @@ __all__ = ["simulate"]
 
 def simulate(
     folder: Folder = Path(),
-    num_nodes: Annotated[int, typer.Option(help="Number of clients.", min=1)] = 17,
+    num_nodes: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of clients; the app's key `num-nodes`, or 17, if not given.",
+            min=1,
+        ),
+    ] = None,
     run_config: RunConfig = [],  # noqa: B006
     batched: Batched = False,
 ) -> None:
@@ -25,4 +31,7 @@ def simulate(
     with in_a_sentence():
         flower_app = FlowerApp(folder)
         settings = flower_app.run_config(*run_config)
-        flower_app.simulate(num_nodes, settings, kind_of_grid(batched))
+        nodes = num_nodes or int(settings.get("num-nodes", 17))
+        if "num-nodes" in settings:
+            settings["num-nodes"] = nodes
+        flower_app.simulate(nodes, settings, kind_of_grid(batched))

@@ -9,7 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress
 
-from flwr_ctma.cli.common import Folder, RunConfig, in_a_sentence
+from flwr_ctma.cli.common import (
+    Batched,
+    Folder,
+    RunConfig,
+    in_a_sentence,
+    kind_of_grid,
+)
 from flwr_ctma.flower_app import FlowerApp
 from flwr_ctma.heatmap import draw_scores, ledger_table, score_table
 from flwr_ctma.tournament import Tournament, scores, write_matches
@@ -42,6 +48,7 @@ def tournament(
     metric: Annotated[str, typer.Option(help="Larger is better.")] = "accuracy",
     run_config: RunConfig = [],  # noqa: B006
     workers: Annotated[int, typer.Option(help="Runs at a time.", min=1)] = 2,
+    batched: Batched = False,
     output: Annotated[
         Path, typer.Option(help="Folder. One that is there is gone on with.")
     ] = Path("runs/tournament"),
@@ -65,9 +72,8 @@ def tournament(
             *Progress.get_default_columns(), MofNCompleteColumn(), console=console
         )
         with bar:
-            for match, outcome in bar.track(
-                cup.play_all(plan, output, workers), len(plan), description="Matches"
-            ):
+            matches = cup.play_all(plan, output, workers, kind_of_grid(batched))
+            for match, outcome in bar.track(matches, len(plan), description="Matches"):
                 played[match] = outcome
     write_matches(output / "matches.csv", played)
     for match, outcome in played.items():
