@@ -5,7 +5,7 @@ own: it is `torch.optim.SGD(params, lr, momentum=β, dampening=β)`, which start
 m_1 = g_1, where the paper's m_0 = 0 makes the first steps smaller.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
 from typing import Any
@@ -48,7 +48,7 @@ class Mu2SGD(Optimizer):
     clip : float | None (default: None)
         Largest norm of a gradient, all parameters together; g and g̃ are clipped each
         on its own, as in the authors' code, where it is 2.
-    radius : float | None (default: None)
+    radius : float (default: infinity)
         Π projects on the ball of this radius around the origin.
     buffers : Iterable[Tensor] (default: ())
         What a forward pass changes besides gradients: `model.buffers()` for a model
@@ -101,7 +101,7 @@ class Mu2SGD(Optimizer):
         *,
         weight_decay: float = 0.0,
         clip: float | None = None,
-        radius: float | None = None,
+        radius: float = inf,
         buffers: Iterable[Tensor] = (),
     ) -> None:
         if not 0 < lr < inf:
@@ -110,8 +110,8 @@ class Mu2SGD(Optimizer):
             raise wrong("weight_decay", "at least 0 and finite", weight_decay)
         if clip is not None and not clip > 0:
             raise wrong("clip", "positive or None", clip)
-        if radius is not None and not radius > 0:
-            raise wrong("radius", "positive or None", radius)
+        if not radius > 0:
+            raise wrong("radius", "positive", radius)
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self.schedule = parse_schedule(schedule)
         self.clip = clip
@@ -153,8 +153,8 @@ class Mu2SGD(Optimizer):
                 eta = group["lr"] * weights.alpha
                 lead.sub_(momentum, alpha=eta)
                 lead.sub_(x, alpha=eta * group["weight_decay"])
-        if self.radius is not None:
-            self._project(moved, self.radius)
+        if moved and self.radius < inf:
+            self._project(moved)
         for x, weights in moved.items():
             state = self.state[x]
             state["point"].copy_(x)
@@ -193,11 +193,12 @@ class Mu2SGD(Optimizer):
                 gradient.mul_(shrink)
         return loss, gradients
 
-    def _project(self, parameters: Iterable[Tensor], radius: float) -> None:
-        iterates = {x: x + self.state[x]["lead"] for x in parameters}
-        shrink = (radius / _norm(iterates.values())).clamp(max=1)
-        for x, w in iterates.items():
-            self.state[x]["lead"] = w * shrink - x
+    def _project(self, parameters: Collection[Tensor]) -> None:
+        norm = _norm(x + self.state[x]["lead"] for x in parameters)
+        shrink = (self.radius / norm).clamp(max=1)
+        for x in parameters:
+            # Π(x + lead) - x, which is the very lead where nothing shrinks.
+            self.state[x]["lead"].mul_(shrink).sub_((1 - shrink) * x)
 
 
 def _start(x: Tensor) -> dict[str, Tensor]:

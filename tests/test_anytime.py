@@ -19,14 +19,7 @@ from flwr_ctma.simulation import InProcessGrid
 from flwr_ctma.strategy import RobustStrategy
 from flwr_ctma.strategy.anytime import AnyTimeSGD
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Vectors this small lose more by waiting for a second thread than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
@@ -201,6 +194,14 @@ def test_projection_and_weight_decay(schedule, options):
     )
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
     assert np.abs(expected - plain(schedule, participants)).max() > 1e-2
+
+
+def test_a_ball_that_is_not_left_changes_no_bit():
+    free, held = (
+        federate("paper", rounds=40, nodes=4, radius=radius)[0]
+        for radius in (np.inf, 1e3)
+    )
+    np.testing.assert_array_equal(free, held)
 
 
 def momentum_client(message, context):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi
@@ -229,14 +228,6 @@ def digits(monkeypatch, folder, rollback=False, **overrides):
         APP.simulate(config["num-nodes"], config)
     monkeypatch.setattr(server.app, "build_strategy", build)
     return RunFolder(folder).rounds()
-
-
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 ON = {"clients": ["mu2", "momentum", "sgd"], "server": ["mu2(floored)", "momentum"]}

@@ -9,6 +9,8 @@ from torch import nn
 from flwr_ctma.optim import Mu2SGD, load_state_record, state_record
 from flwr_ctma.schedules import Fixed, Floored, Paper, Unaveraged, parse_schedule
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 200
 D = 6
 SCHEDULES = [Paper(), Fixed(), Fixed(storm_beta=1.0), Floored(), Unaveraged(Paper())]
@@ -16,15 +18,6 @@ CUDA = pytest.param(
     "cuda",
     marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Nets this small lose more by waiting for a second thread than it brings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Quadratics:
@@ -122,6 +115,15 @@ def test_options_act_on_the_whole_vector(schedule, lr, abc, options):
     actual = by_torch(f, lambda x: Mu2SGD(x, lr, schedule, **options), split=True)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
     assert np.abs(expected - by_hand(f, lr, abc)).max() > 1e-3
+
+
+@pytest.mark.parametrize("schedule", ["paper", "fixed"])
+def test_a_ball_that_is_not_left_changes_no_bit(schedule):
+    free, held = (
+        by_torch(Quadratics(), lambda x, r=r: Mu2SGD(x, 2e-3, schedule, radius=r))
+        for r in (float("inf"), 1e3)
+    )
+    np.testing.assert_array_equal(free, held)
 
 
 def test_groups_have_their_own_learning_rate_and_weight_decay():

@@ -39,7 +39,7 @@ class AnyTimeSGD(FedAvg):
         `"floored"`. Its β is for the clients, who count their own steps.
     weight_decay : float (default: 0.0)
         λ.
-    radius : float | None (default: None)
+    radius : float (default: infinity)
         Π projects on the ball of this radius around the origin.
     **fedavg : Any
         Settings of FedAvg: whom to sample, names of records and keys.
@@ -75,15 +75,15 @@ class AnyTimeSGD(FedAvg):
         schedule: Schedule | str = Fixed(),  # noqa: B008, a frozen value
         *,
         weight_decay: float = 0.0,
-        radius: float | None = None,
+        radius: float = inf,
         **fedavg: Any,
     ) -> None:
         if not 0 < eta < inf:
             raise wrong("eta", "positive and finite", eta)
         if not 0 <= weight_decay < inf:
             raise wrong("weight_decay", "at least 0 and finite", weight_decay)
-        if radius is not None and not radius > 0:
-            raise wrong("radius", "positive or None", radius)
+        if not radius > 0:
+            raise wrong("radius", "positive", radius)
         super().__init__(**fedavg)
         self.eta = eta
         self.schedule = parse_schedule(schedule)
@@ -136,7 +136,7 @@ class AnyTimeSGD(FedAvg):
             momentum = np.subtract(x[name], numbers(average[name]), dtype=dtype)
             momentum += self.weight_decay * x[name]
             lead[name] = self._lead.get(name, 0.0) - self.eta * alpha * momentum
-        if self.radius is not None:
+        if self.radius < inf:
             lead = _projected(x, lead, self.radius)
         self._lead = {name: (1 - gamma) * value for name, value in lead.items()}
         moved = {
@@ -173,7 +173,7 @@ def _is_parameter(name: str, arrays: ArrayRecord) -> bool:
 def _projected(
     x: Mapping[str, NDArray[Any]], lead: Mapping[str, NDArray[Any]], radius: float
 ) -> dict[str, NDArray[Any]]:
-    """Π(x + lead) - x, all arrays together being the vector."""
+    """Π(x + lead) - x, all arrays together being the vector: lead, if none shrinks."""
     norm = hypot(*(float(np.linalg.norm(x[name] + lead[name])) for name in x))
     shrink = min(1.0, radius / norm) if norm > 0 else 1.0
-    return {name: shrink * (x[name] + lead[name]) - x[name] for name in x}
+    return {name: shrink * lead[name] - (1 - shrink) * x[name] for name in x}
