@@ -13,7 +13,7 @@ from flwr_ctma.attacks import Attack
 from flwr_ctma.attacks.collusion import Colluders, Seen, stack
 from flwr_ctma.errors import wrong
 from flwr_ctma.strategy.around import Around
-from flwr_ctma.strategy.refusals import inside, refuse, setting
+from flwr_ctma.strategy.refusals import inside, refuse, waits_for_nobody
 from flwr_ctma.strategy.robust import RobustStrategy
 
 __all__ = ["AttackedStrategy"]
@@ -72,7 +72,7 @@ class AttackedStrategy(Around):
         seed: int = 0,
     ) -> None:
         super().__init__(strategy)
-        if setting(strategy, "loop", None):
+        if waits_for_nobody(strategy):
             raise wrong(
                 "strategy",
                 "one that aggregates rounds",

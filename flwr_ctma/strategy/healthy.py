@@ -18,7 +18,7 @@ from flwr_ctma.arrays import numbers
 from flwr_ctma.errors import wrong
 from flwr_ctma.records import BUFFERS
 from flwr_ctma.strategy.around import Around
-from flwr_ctma.strategy.refusals import inside, setting
+from flwr_ctma.strategy.refusals import inside, waits_for_nobody
 from flwr_ctma.strategy.state import restore, state_of
 
 __all__ = ["Healthy"]
@@ -81,7 +81,7 @@ class Healthy(Around):
         super().__init__(strategy)
         if not factor > 1:
             raise wrong("factor", "above 1", factor)
-        if rollback and setting(strategy, "loop", None):
+        if rollback and waits_for_nobody(strategy):
             raise wrong(
                 "rollback",
                 "False around a strategy that waits for nobody",

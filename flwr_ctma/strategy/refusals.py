@@ -20,6 +20,7 @@ __all__ = [
     "refuse",
     "refuse_kind",
     "setting",
+    "waits_for_nobody",
 ]
 
 _NOISE = "its noise is meant for the mean of clipped replies, which this is not"
@@ -91,6 +92,11 @@ def setting(strategy: Strategy, name: str, default: Any) -> Any:
         if hasattr(part, name):
             return getattr(part, name)
     return default
+
+
+def waits_for_nobody(strategy: Strategy) -> bool:
+    """Tell whether a strategy, or what it wraps, has a loop of its own for rounds."""
+    return setting(strategy, "loop", None) is not None
 
 
 def refuse(strategy: Strategy) -> None:
