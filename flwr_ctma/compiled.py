@@ -8,12 +8,11 @@ import numpy as np
 
 from flwr_ctma import loops, plain
 from flwr_ctma.network import network
-from flwr_ctma.plain import Reader, combine
+from flwr_ctma.plain import Reader
 from flwr_ctma.scratch import Array
 from flwr_ctma.stack import Float64
 
 __all__ = [
-    "combine",
     "nearest_mean",
     "products",
     "ranked_mean",

@@ -10,7 +10,6 @@ from flwr_ctma.scratch import Array, scratch
 from flwr_ctma.stack import Float64
 
 __all__ = [
-    "combine",
     "nearest_mean",
     "products",
     "ranked_mean",
@@ -39,12 +38,6 @@ def reader(rows: Sequence[Array], dtype: "np.dtype[Any]") -> Reader:
                 )
 
     return read
-
-
-def combine(coefficients: Array, block: Array, out: Array) -> None:
-    """Write `coefficients @ block`."""
-    # `matmul` reads a view where it is; `dot` would copy it first.
-    np.matmul(coefficients, block, out=out)
 
 
 def products(blocks: Iterable[Array], n: int, first: int = 0) -> Float64:

@@ -180,14 +180,6 @@ def test_nothing_is_read_beyond_what_is_given():
             ask()
 
 
-@BOTH
-def test_combine(loops):
-    rows = block(9, 500, np.float64, seed=0, apart=7)
-    coefficients, out = np.linspace(-1, 1, 9), np.empty(500)
-    loops.combine(coefficients, rows, out)
-    np.testing.assert_allclose(out, np.einsum("i,ij->j", coefficients, rows))
-
-
 @pytest.mark.parametrize("rule", TABLE, ids=lambda rule: rule.spec)
 def test_rules_give_the_same_with_either(rule, monkeypatch):
     rng = np.random.default_rng(0)

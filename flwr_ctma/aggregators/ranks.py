@@ -1,7 +1,7 @@
 """Kernels that weigh the values of a coordinate by their rank."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,6 @@ class WeightedRanks:
         return order, self.chosen(self.row_weights[order])
 
 
-@dataclass(frozen=True, eq=False)
 class WeightedMedian(WeightedRanks):
     """The value at which the cumulative weight passes one half.
 
@@ -87,10 +86,8 @@ class WeightedMedian(WeightedRanks):
     row_weights : ndarray of shape (n,)
     """
 
-    # Static, as a function that is an attribute of a class would be bound.
-    chosen: Callable[[Float64], Float64] = field(
-        init=False, default=staticmethod(_middle)
-    )
+    def __init__(self, row_weights: Float64) -> None:
+        super().__init__(row_weights, _middle)
 
     def value(self, block: Any) -> Any:
         """Median of the values."""
