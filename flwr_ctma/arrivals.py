@@ -112,9 +112,7 @@ class ArrivalGrid(InProcessGrid):
         """Hand messages to their nodes, to be answered in time."""
         pushed = []
         for message in messages:
-            self._sent += 1
-            key = str(self._sent)
-            message.metadata.__dict__["_message_id"] = key
+            key = self._number(message)
             node = self._index[message.metadata.dst_node_id]
             due = self.now + self._durations(node, self._rng)
             self._waiting[key] = (due, message)
@@ -167,8 +165,5 @@ class ArrivalGrid(InProcessGrid):
     def _arrive(self, key: str) -> list[Message]:
         due, message = self._waiting.pop(key)
         self.now = max(self.now, due)
-        reply = self._answer(message)
-        if reply is None:
-            return []
-        reply.metadata.__dict__["_message_id"] = f"reply-{key}"
-        return [reply]
+        self._keep(key, self._answer(message))
+        return super().pull_messages([key])

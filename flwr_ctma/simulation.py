@@ -180,6 +180,10 @@ class InProcessGrid(Grid):
             context.state = recorddict_from_proto(proto)
 
     def _number(self, message: Message) -> str:
+        """Give a message to one of the nodes an id."""
+        node_id = message.metadata.dst_node_id
+        if node_id not in self._contexts:
+            raise wrong("dst_node_id", f"one of {self.get_node_ids()}", node_id)
         self._sent += 1
         message_id = str(self._sent)
         message.metadata.__dict__["_message_id"] = message_id
@@ -192,8 +196,6 @@ class InProcessGrid(Grid):
 
     def _answer(self, message: Message) -> Message | None:
         node_id = message.metadata.dst_node_id
-        if node_id not in self._contexts:
-            raise wrong("dst_node_id", f"one of {self.get_node_ids()}", node_id)
         before = self._contexts[node_id]
         context = dataclasses.replace(
             before,

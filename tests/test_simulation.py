@@ -18,6 +18,8 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
+from flwr_ctma.arrivals import ArrivalGrid, Fixed
+from flwr_ctma.batched import BatchedGrid, together
 from flwr_ctma.simulation import InProcessGrid
 
 TARGETS = np.arange(12.0).reshape(4, 3)
@@ -224,6 +226,19 @@ def test_what_the_author_gets_wrong_is_told():
     app = app_of(lambda m, c: None)
     with pytest.raises(ValueError, match=r"`num_nodes` should be at least 1"):
         InProcessGrid(app, 0)
-    grid = InProcessGrid(app, 2)
+
+
+def virtual(app, num_nodes):
+    return ArrivalGrid(app, num_nodes, Fixed((1.0,) * num_nodes))
+
+
+@pytest.mark.parametrize("kind", [InProcessGrid, BatchedGrid, virtual])
+def test_a_message_to_nobody_is_told_and_holds_up_nobody(kind):
+    def wait_for_the_others(message, context):
+        together(list, None)
+        return Message(RecordDict(), reply_to=message)
+
+    grid = kind(app_of(wait_for_the_others), 2)
+    to_nobody = Message(RecordDict(), 99, "query")
     with pytest.raises(ValueError, match=r"Found `dst_node_id = 99`"):
-        grid.push_messages([Message(RecordDict(), 99, "query")])
+        grid.push_messages([*ask(grid), to_nobody])
