@@ -49,6 +49,11 @@ class Counts(Weighing):
     References
     ----------
     Dahan and Levy, "Weight for Robustness", NeurIPS 2024 (arXiv 2501.09621).
+
+    Examples
+    --------
+    >>> Counts()(np.array([1.0, 4.0]), ages=np.array([0.0, 3.0]))
+    array([1., 4.])
     """
 
     def __call__(self, counts: Float64, ages: Float64) -> Float64:
@@ -58,7 +63,13 @@ class Counts(Weighing):
 
 @dataclass(frozen=True)
 class Alike(Weighing):
-    """The same for every client that has delivered: what rules without weights do."""
+    """The same for every client that has delivered: what rules without weights do.
+
+    Examples
+    --------
+    >>> Alike()(np.array([1.0, 4.0]), ages=np.array([0.0, 3.0]))
+    array([1., 1.])
+    """
 
     def __call__(self, counts: Float64, ages: Float64) -> Float64:
         """Ones."""
@@ -73,9 +84,19 @@ class Staleness(Weighing):
     ----------
     power : float (default: 0.5)
 
+    Raises
+    ------
+    ValueError
+        If power is negative.
+
     References
     ----------
     Xie, Koyejo and Gupta, "Asynchronous Federated Optimization", 2019, section 5.
+
+    Examples
+    --------
+    >>> Staleness(power=1)(np.array([1.0, 4.0]), ages=np.array([0.0, 3.0]))
+    array([1.  , 0.25])
     """
 
     power: float = 0.5

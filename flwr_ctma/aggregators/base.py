@@ -29,6 +29,14 @@ class Aggregate:
         mean over coordinates of its weight there. It sums to 1 where rows are averaged.
     distances : ndarray of shape (n,)
         ‖row − vector‖ over measured coordinates.
+
+    Examples
+    --------
+    >>> from flwr_ctma import parse_aggregator
+    >>> rule = parse_aggregator("ctma(cwmed)")
+    >>> found = rule.aggregate(np.array([[1.0], [2.0], [3.0], [99.0]]), f=1)
+    >>> found.vector, found.influence.round(2), found.distances
+    (array([2.]), array([0.33, 0.33, 0.33, 0.  ]), array([ 1.,  0.,  1., 97.]))
     """
 
     vector: Any
@@ -57,7 +65,7 @@ class Aggregator(ABC):
         """Find the point; weights have been checked."""
 
     def kappa(self, n: int, f: int) -> float | None:
-        """κ of the rule's (f, κ)-robustness among n rows; None where none is known.
+        """κ of the rule's (f, κ)-robustness among n > 2f rows; None if none is known.
 
         For every set S of n − f rows: ‖A(x) − mean_S‖² ≤ κ · mean_{i in S} ‖x_i −
         mean_S‖². No rule has κ < f/(n − 2f) (Allouah et al., AISTATS 2023, Definition

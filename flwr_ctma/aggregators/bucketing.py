@@ -25,6 +25,11 @@ class Bucketing(Aggregator):
     seed : int (default: 0)
         Of the random order, the same at every call: give a new one each round.
 
+    Raises
+    ------
+    ValueError
+        If size or seed is out of range, or ⌈n/size⌉ is not more than 2f.
+
     References
     ----------
     Karimireddy, He and Jaggi, "Byzantine-Robust Learning on Heterogeneous Datasets via

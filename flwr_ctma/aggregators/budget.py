@@ -27,6 +27,11 @@ class Budget:
         weights.
     weights : ndarray of shape (n,), optional
         Non-negative; uniform if None.
+
+    Raises
+    ------
+    ValueError
+        If f is neither a count below n/2 nor a share, or weights are not n numbers.
     """
 
     n: int

@@ -20,6 +20,11 @@ class Bulyan(Aggregator):
     In each coordinate, of the n − 4f values nearest to the median of the chosen. Needs
     n ≥ 4f + 3.
 
+    Raises
+    ------
+    ValueError
+        If n < 4f + 3.
+
     References
     ----------
     El Mhamdi, Guerraoui and Rouault, "The Hidden Vulnerability of Distributed Learning

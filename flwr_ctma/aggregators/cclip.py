@@ -25,6 +25,11 @@ class CenteredClipping(Aggregator):
         τ, in the units of the updates.
     steps : int (default: 1)
 
+    Raises
+    ------
+    ValueError
+        If radius or steps is out of range.
+
     References
     ----------
     Karimireddy, He and Jaggi, "Learning from History for Byzantine Robust

@@ -23,6 +23,11 @@ class FLTrust(Aggregator):
 
     If no row is trusted the result is g_0.
 
+    Raises
+    ------
+    ValueError
+        If no reference is given.
+
     References
     ----------
     Cao et al., "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping",

@@ -33,6 +33,11 @@ class GeometricMedian(Aggregator):
         Stop once the gradient Σ w_i (x_i − y) / r_i is shorter; Σ w_i is 1. It has no
         unit, and no row, however far, can make it look small or large.
 
+    Raises
+    ------
+    ValueError
+        If tolerance is not between 0 and 1.
+
     References
     ----------
     Vardi and Zhang, "The multivariate L1-median and associated data depth", PNAS 2000.

@@ -19,6 +19,11 @@ class Krum(Aggregator):
     score_i = Σ_{j in N_i} ‖x_i − x_j‖², N_i the n − f − 2 rows nearest to row i, itself
     not among them. Needs n ≥ 2f + 3.
 
+    Raises
+    ------
+    ValueError
+        If n < 2f + 3.
+
     References
     ----------
     Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient
@@ -47,6 +52,11 @@ class MultiKrum(Aggregator):
     ----------
     m : int, optional
         n − f if None.
+
+    Raises
+    ------
+    ValueError
+        If m is not one of 1, …, n, or n < 2f + 3.
 
     References
     ----------

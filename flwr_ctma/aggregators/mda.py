@@ -30,6 +30,11 @@ class MDA(Aggregator):
     limit : int (default: 1000000)
         Largest number of steps, beyond which the search raises a ValueError.
 
+    Raises
+    ------
+    ValueError
+        If limit is below 1, or too low for the rows.
+
     References
     ----------
     Rousseeuw, "Multivariate estimation with high breakdown point", 1985; El Mhamdi et

@@ -20,6 +20,11 @@ class MoNNA(Aggregator):
     pivot : int (default: 0)
         Index of the trusted row. If its client is Byzantine, so is the result.
 
+    Raises
+    ------
+    ValueError
+        If there is no such row.
+
     References
     ----------
     Farhadkhani et al., "Robust Collaborative Learning with Linear Gradient Overhead",

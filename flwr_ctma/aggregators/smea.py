@@ -37,6 +37,11 @@ class SMEA(Aggregator):
     limit : int (default: 200000)
         Largest number C(n, f) of subsets, beyond which it raises a ValueError.
 
+    Raises
+    ------
+    ValueError
+        If limit is below 1, or too low for n and f.
+
     References
     ----------
     Allouah et al., "On the Privacy-Robustness-Utility Trilemma in Distributed

@@ -28,6 +28,11 @@ class Both(Attack):
     second : Attack
         Nearer to the server: `Scaling` or `InflatedWeight`, say.
 
+    Raises
+    ------
+    ValueError
+        If either takes colluders: those replace the whole reply.
+
     Examples
     --------
     >>> from flwr_ctma.attacks import InflatedWeight, SignFlip
@@ -98,6 +103,11 @@ class During(Attack):
     probability : float (default: 1.0)
         With which it happens in each of these rounds: every client draws for itself,
         colluders draw together.
+
+    Raises
+    ------
+    ValueError
+        If stop is not after start, or probability is no probability.
 
     Examples
     --------

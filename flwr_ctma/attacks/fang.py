@@ -25,6 +25,11 @@ class Fang(Omniscient):
     b : float (default: 2.0)
         How far beyond. Larger than 1.
 
+    Raises
+    ------
+    ValueError
+        If b is not larger than 1.
+
     References
     ----------
     Fang, Cao, Jia and Gong, "Local Model Poisoning Attacks to Byzantine-Robust

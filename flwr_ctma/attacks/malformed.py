@@ -54,6 +54,11 @@ class Malformed(Attack):
         One of `FAULTS`. On most of them Flower's FedAvg ends the run; on the others it
         takes over the NaN, the huge numbers or the attacker's whole model.
 
+    Raises
+    ------
+    ValueError
+        If there is no such fault.
+
     Notes
     -----
     Faults of arrays leave a reply without arrays (to `evaluate`) as it is.

@@ -68,6 +68,11 @@ class LyingMetrics(_Report):
     value : float (default: 1e6)
         What is reported; 0.0 claims a perfect loss.
 
+    Raises
+    ------
+    ValueError
+        If value is not finite.
+
     Examples
     --------
     >>> attack = LyingMetrics(value=0.0)

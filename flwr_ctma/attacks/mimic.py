@@ -26,6 +26,11 @@ class Mimic(Omniscient):
         the one that is farthest out along the direction in which the honest updates
         vary most, argmax_i |⟨v, x_i − μ⟩|, v their top principal component.
 
+    Raises
+    ------
+    ValueError
+        If client is negative.
+
     Notes
     -----
     Karimireddy et al. learn v over the first rounds and then keep the client; here it

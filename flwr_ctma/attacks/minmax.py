@@ -79,6 +79,11 @@ class MinMax(_Spread):
         p: "std" is −σ, coordinate by coordinate, "unit" is −μ, "sign" is −sign(μ). Only
         its direction matters.
 
+    Raises
+    ------
+    ValueError
+        If there is no such direction.
+
     References
     ----------
     Shejwalkar and Houmansadr, "Manipulating the Byzantine", NDSS 2021, §IV-B, Eq. 7.
@@ -112,6 +117,11 @@ class MinSum(_Spread):
     ----------
     direction : str (default: "std")
         p, as for `MinMax`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such direction.
 
     References
     ----------

@@ -143,6 +143,11 @@ class OptimalIPM(_Optimal):
     evaluations : int (default: 24)
         How often the rule is tried.
 
+    Raises
+    ------
+    ValueError
+        If evaluations is below 1, or the attack is not aimed at a rule.
+
     References
     ----------
     As "optimised FOE" in Allouah et al., "Fixing by Mixing", AISTATS 2023, and ByzFL;
@@ -178,6 +183,11 @@ class OptimalALIE(_Optimal):
     ----------
     evaluations : int (default: 24)
         How often the rule is tried.
+
+    Raises
+    ------
+    ValueError
+        If evaluations is below 1, or the attack is not aimed at a rule.
 
     References
     ----------

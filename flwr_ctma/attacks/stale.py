@@ -26,6 +26,11 @@ class Stale(Attack):
     delay : int (default: 5)
         How many of its own trainings the reply is behind. At least 1.
 
+    Raises
+    ------
+    ValueError
+        If delay is below 1.
+
     Notes
     -----
     The waiting replies, at most `delay` models, are kept in `context.state`.

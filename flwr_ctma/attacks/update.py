@@ -79,6 +79,11 @@ class GaussianNoise(UpdateAttack):
     mean : float (default: 0.0)
         Mean.
 
+    Raises
+    ------
+    ValueError
+        If std is negative.
+
     References
     ----------
     Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient
@@ -159,6 +164,11 @@ class NonFinite(UpdateAttack):
         "nan", "inf" or "-inf".
     share : float (default: 1.0)
         Share of the coordinates of each array, in [0, 1]; always at least one.
+
+    Raises
+    ------
+    ValueError
+        If value is another word, or share is not in [0, 1].
 
     Examples
     --------

@@ -42,6 +42,11 @@ class Blind(_Variant):
     attack : Omniscient
         `ALIE` or `IPM`, say.
 
+    Raises
+    ------
+    ValueError
+        If the attack does not use what the honest clients send.
+
     Examples
     --------
     >>> from flwr_ctma.attacks import IPM
@@ -90,6 +95,11 @@ class Mirror(_Variant):
     ----------
     attack : Omniscient
         `ALIE` or `MinMax`, say.
+
+    Raises
+    ------
+    ValueError
+        If the attack uses more than what the honest clients send, or less.
 
     Examples
     --------

@@ -62,15 +62,21 @@ class AsyncRobustStrategy(Strategy):
     min_available_nodes : int (default: 2)
         Nodes to wait for before the start.
 
+    Raises
+    ------
+    ValueError
+        If step is no AnyTimeSGD, the rule has no weighted form, or a number is out of
+        range.
+
     Notes
     -----
     Weights are cut so that any f clients hold at most λ of them, see
-    `flwr_ctma.weights.capped`. An update of a client
-    whose count is above that cut replaces its last, but is not counted and makes the
-    server take no step. So f clients cause λ of the steps and f more at most, whatever
-    the pattern of arrivals: a flood neither outvotes the others nor makes the server
-    run on along what they sent long ago. Until so many nodes have delivered that this
-    can be kept, no step is taken.
+    `flwr_ctma.weights.capped`. An update of a client whose count is above that cut
+    replaces its last, but is not counted and makes the server take no step. So f
+    clients cause λ of the steps and f more at most, whatever the pattern of arrivals: a
+    flood neither outvotes the others nor makes the server run on along what they sent
+    long ago. Until so many nodes have delivered that this can be kept, no step is
+    taken.
 
     Nodes that come later get work at the next tick; nodes that are gone keep no weight
     until they are back. A reply that is rejected costs its sender the rest of the

@@ -48,6 +48,11 @@ class Patience:
     at_most : float (default: 600.0)
         Seconds.
 
+    Raises
+    ------
+    ValueError
+        If factor or at_least is negative, or at_most is below at_least.
+
     Examples
     --------
     >>> Patience().grace(1.0), Patience().grace(60.0), Patience().grace(3600.0)
