@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
@@ -99,7 +100,8 @@ class Tournament:
         ------
         tuple[Match, Outcome]
             Those that were there first, then the others as they end. A run that fails
-            is an outcome as well, with its reason, and ends no other.
+            is an outcome as well, with its reason, and ends no other; it is played
+            again the next time.
         """
         done = self._resume(folder)
         yield from ((match, done[match]) for match in plan if match in done)
@@ -111,8 +113,10 @@ class Tournament:
             futures = {pool.submit(self.play, match, kind): match for match in left}
             for future in as_completed(futures):
                 match = futures[future]
-                error = future.exception()
-                outcome = future.result() if not error else _failed(error)
+                if error := future.exception():
+                    yield match, _failed(error)
+                    continue
+                outcome = future.result()
                 print(json.dumps(asdict(match) | asdict(outcome)), file=file)
                 file.flush()
                 yield match, outcome
@@ -160,7 +164,8 @@ def _failed(error: BaseException) -> Outcome:
 def scores(outcomes: Mapping[Match, Outcome]) -> Scores:
     """Average over seeds: number of malicious clients → rule → attack → value.
 
-    Rules come with the best worst case first.
+    Rules come with the best worst case first. An attack that a rule did not meet, or is
+    not defined under, is None.
     """
     gathered: dict[int, dict[str, dict[str, list[float]]]] = {}
     for match, outcome in outcomes.items():
@@ -168,22 +173,25 @@ def scores(outcomes: Mapping[Match, Outcome]) -> Scores:
         values = by_rule.setdefault(match.aggregator, {}).setdefault(match.attack, [])
         if outcome.value is not None:
             values.append(outcome.value)
-    return {
-        f: dict(
-            sorted(
-                (
-                    (
-                        rule,
-                        {a: statistics.fmean(v) if v else None for a, v in by.items()},
-                    )
-                    for rule, by in by_rule.items()
-                ),
-                key=lambda item: worst(item[1]),
-                reverse=True,
-            )
-        )
-        for f, by_rule in gathered.items()
+    return {f: _ranked(by_rule) for f, by_rule in gathered.items()}
+
+
+def _ranked(
+    gathered: Mapping[str, Mapping[str, Sequence[float]]],
+) -> dict[str, dict[str, float | None]]:
+    attacks = dict.fromkeys(attack for row in gathered.values() for attack in row)
+    by_rule = {
+        rule: {attack: _mean(row.get(attack, ())) for attack in attacks}
+        for rule, row in gathered.items()
     }
+    order = sorted(by_rule, key=lambda rule: worst(by_rule[rule]), reverse=True)
+    return {rule: by_rule[rule] for rule in order}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    """Average what there is; what is no number is as bad as can be."""
+    mean = statistics.fmean(values) if values else None
+    return -math.inf if mean is not None and math.isnan(mean) else mean
 
 
 def write_matches(path: Path, outcomes: Mapping[Match, Outcome]) -> None:
@@ -198,4 +206,4 @@ def write_matches(path: Path, outcomes: Mapping[Match, Outcome]) -> None:
 def worst(by_attack: Mapping[str, float | None]) -> float:
     """Give the worst case of a rule; minus infinity if it is not defined."""
     values = [v for v in by_attack.values() if v is not None]
-    return min(values) if values else -float("inf")
+    return min(values, default=-math.inf)

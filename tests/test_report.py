@@ -292,6 +292,70 @@ def test_tournaments_are_shown(tmp_path):
     assert (tmp_path / "r-tournament.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_a_tournament_is_shown_before_its_end(tmp_path):
+    """Before its first match, with gaps, and with a metric that became NaN."""
+    config = {"app": ".", "run_config": {}, "num_nodes": 10, "metric": "accuracy"}
+    line = {"num_malicious": 3, "seed": 1, "seconds": 1.0, "why": ""}
+    met = [("krum", "alie", 0.4), ("krum", "none", 0.9), ("gm", "none", np.nan)]
+    lines = {
+        "begun": [],
+        "half": [{**line, "aggregator": a, "attack": b, "value": c} for a, b, c in met],
+    }
+    for name, matches in lines.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        text = "".join(json.dumps(match) + "\n" for match in matches)
+        (tmp_path / name / "matches.jsonl").write_text(text)
+    page = report(tmp_path, figures=["svg"])
+    assert page.row("krum") == ["krum", "40.0", "90.0", "", "40.0"]
+    assert page.row("gm") == ["gm", "–", "-inf", "", "-inf"]
+    assert "half" in page.text and "begun:" not in page.text
+    assert (tmp_path / "r-tournament.svg").exists()
+
+
+HOSTILE_LINES = [
+    '{"accuracy": 0.5}',
+    '{"round": "<script>alert(1)</script>", "asked": [1]}',
+    '{"round": [1]}',
+    "[" * 100_000,
+    "\udcff",
+]
+
+
+@pytest.mark.parametrize("line", HOSTILE_LINES, ids=range(len(HOSTILE_LINES)))
+def test_a_file_that_nobody_of_us_wrote_is_named(tmp_path, line):
+    file = tmp_path / "rounds.jsonl"
+    file.write_bytes((line + "\n").encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"Found `run = .*rounds\.jsonl"):
+        report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"attack": ...}, {"value": "0.5"}, {"seed": [1]}, {"aggregator": {}}]
+)
+def test_a_tournament_that_nobody_of_us_wrote_is_named(tmp_path, changes):
+    match = {"aggregator": "gm", "attack": "none", "num_malicious": 3, "seed": 1}
+    changed = {**match, "value": 0.5, "seconds": 1.0, **changes}
+    kept = {key: value for key, value in changed.items() if value is not ...}
+    (tmp_path / "matches.jsonl").write_text(json.dumps(kept) + "\n")
+    (tmp_path / "config.json").write_text('{"num_nodes": 9, "metric": "accuracy"}')
+    with pytest.raises(ValueError, match=r"Found `run = .*matches\.jsonl"):
+        report(tmp_path)
+
+
+def test_what_is_no_number_and_names_no_nodes_is_passed_over(tmp_path):
+    """Metrics of other apps may have the names that ours have for lists of nodes."""
+    values = ["NaN", "Infinity", f"{10**400}", '"high"', "true", "0.5"]
+    lines = [
+        f'{{"round": {i}, "accuracy": {v}, "loss": {v}, "seconds": {v}, '
+        '"asked": 3, "missing": [[1]], "suspected": "all"}'
+        for i, v in enumerate(values)
+    ]
+    (tmp_path / "rounds.jsonl").write_text("\n".join(lines) + "\n")
+    page = report(tmp_path, figures=["svg"])
+    assert page.row(tmp_path.name)[-4:-1] == ["5", "50.0", "0.500"]
+
+
 def test_figures_for_papers(sweep):
     report(sweep, figures=["pdf", "svg"])
     assert (sweep / "r-accuracy.pdf").read_bytes().startswith(b"%PDF")

@@ -1,6 +1,7 @@
 """Tournaments: all rules against all attacks, in any app."""
 
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -150,6 +151,7 @@ def test_a_run_that_fails_ends_no_other(tournament, tmp_path) -> None:
     outcomes = dict(other.play_all(plan, tmp_path / "cup", workers=1))
     assert {outcome.value for outcome in outcomes.values()} == {None}
     assert all("`metric`" in outcome.why for outcome in outcomes.values())
+    assert (tmp_path / "cup" / "matches.jsonl").read_text() == ""  # to be played again
 
 
 def test_a_tournament_goes_on_where_it_was_stopped(tournament, tmp_path) -> None:
@@ -206,3 +208,20 @@ def test_the_best_worst_case_comes_first(tmp_path) -> None:
     draw_scores(found, 10, "accuracy", tmp_path / "cup.png")
     assert (tmp_path / "cup.svg").read_text().startswith("<?xml")
     assert (tmp_path / "cup.png").stat().st_size > 5000
+
+
+def test_a_metric_that_is_no_number_is_the_worst_case(tmp_path) -> None:
+    """And what was not played yet is none: tables and figures have a gap there."""
+    outcomes = {
+        Match("mean", "a", 1, 0): Outcome(0.9, 1.0),
+        Match("mean", "b", 1, 0): Outcome(float("nan"), 1.0),
+        Match("gm", "a", 1, 0): Outcome(0.3, 1.0),
+    }
+    found = scores(outcomes)
+    assert list(found[1].items()) == [
+        ("gm", {"a": 0.3, "b": None}),
+        ("mean", {"a": 0.9, "b": -math.inf}),
+    ]
+    console = Console(width=100, record=True)
+    console.print(score_table(1, 10, found[1]))
+    draw_scores(found, 10, "accuracy", tmp_path / "cup.png")

@@ -34,7 +34,7 @@ def write_figures(runs: Sequence[Run], cups: Sequence[Cup], page: Path) -> None:
         draw_accuracy(cast(Mapping[Panel, Sequence[Curve]], panels), "", path)
     if told := dict(itertools.islice(_told(runs), _PANELS)):
         draw_rolls(told, page.with_stem(f"{page.stem}-clients"))
-    for i, cup in enumerate(cups):
+    for i, cup in enumerate(cup for cup in cups if cup.scores):
         path = page.with_stem(f"{page.stem}-tournament{i + 1 if i else ''}")
         draw_scores(cup.scores, cup.num_nodes, cup.metric, path)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,10 +13,12 @@ from flwr_ctma.errors import wrong
 from flwr_ctma.match import read
 from flwr_ctma.tournament import Scores, scores
 
-__all__ = ["Cup", "Run", "find"]
+__all__ = ["Cup", "Run", "find", "finite"]
 
 Line = Mapping[str, Any]
 
+# What lists nodes, if it is a list: an app may have metrics of these names.
+_NODES = ("asked", "missing", "rejected", "trimmed", "suspected")
 _ALIKE = {"accuracy": r"(\b|_)acc(uracy)?(\b|_)", "loss": r"loss(\b|_)"}
 
 
@@ -72,14 +75,15 @@ class Run:
 
     def values(self, name: str | None) -> list[float | None]:
         """Values of a metric by round; None where there is no number."""
-        return [_number(line.get(name)) if name else None for line in self.lines]
+        return [finite(line.get(name)) if name else None for line in self.lines]
 
     @cached_property
-    def malicious(self) -> frozenset[int]:
+    def malicious(self) -> range:
         """Nodes known to be malicious: simulations know them by their partitions."""
         known = any("malicious-kept" in line for line in self.lines)
-        count = self.config.get("num-malicious-nodes", 0) if known else 0
-        return frozenset(range(count if self.config.get("attack") != "none" else 0))
+        count = self.config.get("num-malicious-nodes")
+        attacked = known and self.config.get("attack") != "none"
+        return range(count if attacked and isinstance(count, int) else 0)
 
 
 @dataclass(frozen=True)
@@ -126,13 +130,18 @@ def find(path: Path) -> Iterator[Run | Cup]:
 
 def _place(folder: Path) -> tuple[Path, int, Path]:
     """Order runs as they were planned, where that is known."""
-    plan = list(_config(folder.parent).get("runs", []))
+    runs = _config(folder.parent).get("runs")
+    plan = [*runs] if isinstance(runs, dict) else []
     place = plan.index(folder.name) if folder.name in plan else len(plan)
     return folder.parent, place, folder
 
 
 def _run(folder: Path) -> Run:
-    by_round = {line["round"]: line for line in _lines(folder / "rounds.jsonl")}
+    file = folder / "rounds.jsonl"
+    found = _lines(file)
+    if not all(type(line.get("round")) is int for line in found):
+        raise wrong("run", "a folder whose lines have the number of a round", str(file))
+    by_round = {line["round"]: _plain(line) for line in found}
     lines = [by_round[number] for number in sorted(by_round)]  # the last line counts
     above = _config(folder.parent)
     environment = _config(folder, "versions")
@@ -142,17 +151,21 @@ def _run(folder: Path) -> Run:
 
 
 def _cup(file: Path) -> Cup:
-    config = _config(file.parent)
-    outcomes = dict(map(read, _lines(file)))
-    return Cup(file.parent, config["num_nodes"], config["metric"], scores(outcomes))
+    config, lines = _config(file.parent), _lines(file)
+    try:
+        found = scores(dict(map(read, lines)))
+        return Cup(file.parent, config["num_nodes"], config["metric"], found)
+    except (LookupError, TypeError) as error:
+        expected = "a folder as `flwr-ctma tournament` writes it"
+        raise wrong("run", expected, str(file), repr(error)) from None
 
 
 def _lines(file: Path) -> list[Line]:
     """Read lines of JSON; one that is being written is left out."""
-    text = file.read_text(encoding="utf-8")
     try:
+        text = file.read_text(encoding="utf-8")
         return [dict(json.loads(line)) for line in text.split("\n")[:-1]]
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise wrong("run", "a folder with whole lines", str(file), str(error)) from None
 
 
@@ -169,6 +182,16 @@ def _config(folder: Path, name: str = "config") -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _number(value: object) -> float | None:
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if real else None  # type: ignore[arg-type]
+def _plain(line: Line) -> Line:
+    return {k: v for k, v in line.items() if k not in _NODES or _names_nodes(v)}
+
+
+def _names_nodes(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(node, int) for node in value)
+
+
+def finite(value: object) -> float | None:
+    """Give a finite number; None for all else that JSON may hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) <= sys.float_info.max else None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flwr_ctma.report.found import Run
+from flwr_ctma.report.found import Run, finite
 
 __all__ = ["Group", "Scenario", "Spread", "scenarios", "varying"]
 
@@ -81,12 +81,14 @@ class Group:
 
     def average(self, name: str) -> float | None:
         """Average a number, or the length of a list of nodes, over rounds and runs."""
-        found = [
-            len(line[name]) if isinstance(line[name], list) else line[name]
+        said = [
+            line.get(name)
             for run in self.runs
             for line in run.lines
-            if line.get(name) is not None and line["round"] > 0
+            if line["round"] > 0
         ]
+        counts = [finite(len(v) if isinstance(v, list) else v) for v in said]
+        found = [count for count in counts if count is not None]
         return statistics.fmean(found) if found else None
 
 
