@@ -20,8 +20,8 @@ __all__ = ["load_state_record", "state_record"]
 def state_record(optimizer: Optimizer) -> ArrayRecord:
     """Write an optimizer's state as a record, for `context.state`.
 
-    Its numbers come back exactly. Hyper-parameters are not in it: a client constructs
-    its optimizer anew in every round.
+    Its numbers come back exactly, those in bfloat16 by way of float32. Hyper-parameters
+    are not in it: a client constructs its optimizer anew in every round.
 
     Parameters
     ----------
@@ -50,8 +50,8 @@ def state_record(optimizer: Optimizer) -> ArrayRecord:
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if isinstance(value, Tensor):
-                array = to_array(value.detach().cpu().numpy())
-                record[f"{kind}.{index}.{name}"] = array
+                kept = value.detach().cpu().to(_kept_as(value.dtype))
+                record[f"{kind}.{index}.{name}"] = to_array(kept.numpy())
     return record
 
 
@@ -81,6 +81,11 @@ def load_state_record(optimizer: Optimizer, record: ArrayRecord | None) -> bool:
     return True
 
 
+def _kept_as(dtype: torch.dtype) -> torch.dtype:
+    """NumPy, and so Flower, has no bfloat16; float32 holds what it does."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
 def _read(
     optimizer: Optimizer, record: Mapping[str, Array]
 ) -> dict[Tensor, dict[str, Tensor]]:
@@ -93,12 +98,14 @@ def _read(
             raise ValueError(f"it is of {kind}")
         _, shape, flat = npy.view(array.data)
         value = torch.from_numpy(flat.copy()).view(shape)
-        if value.dim() and (value.shape, value.dtype) != (like.shape, like.dtype):
+        expected = (like.shape, _kept_as(like.dtype))
+        if value.dim() and (value.shape, value.dtype) != expected:
             raise ValueError(f"{key} is {value.dtype} of shape {tuple(value.shape)}")
         if not np.isfinite(flat).all():
             raise ValueError(f"{key} is not finite")
         # Counts stay on the CPU, where torch's optimizers keep them.
-        state[like][name] = value.to(like.device) if value.dim() else value
+        vector = value.shape == like.shape and name != "step"
+        state[like][name] = value.to(like) if vector else value
     if len({frozenset(names) for names in state.values()}) > 1:
         raise ValueError("parts of it are missing")
     return dict(state)

@@ -357,6 +357,27 @@ def test_a_parameter_that_joins_later_starts_with_its_own_gradient():
     assert torch.equal(optimizer.state[xs[-1]]["momentum"], torch.full((3,), 4.0))
 
 
+@pytest.mark.parametrize("shape", [(7,), ()])
+@pytest.mark.parametrize("kind", [Mu2SGD, torch.optim.Adam])
+def test_state_of_parameters_in_bfloat16_comes_back(kind, shape):
+    """Records have no such dtype: float32 holds its numbers exactly."""
+    x = nn.Parameter(torch.full(shape, 0.7).bfloat16())
+    first, second = kind([x], lr=0.1), kind([x], lr=0.1)
+
+    def closure():
+        x.grad = None
+        loss = (x**3).sum()
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        first.step(closure)
+    assert load_state_record(second, state_record(first))
+    for name, value in first.state[x].items():
+        assert second.state[x][name].dtype == value.dtype
+        assert torch.equal(second.state[x][name], value)
+
+
 def spoilt(record, **changes):
     """The record with other arrays, or without those that are None."""
     for name, array in changes.items():
