@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,9 @@ from flwr_ctma.processes import last_run, spell_config, superlink
 from flwr_ctma.runs import RunFolder
 
 APP = Path(__file__).parent / "asyncapp"
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/cmdline").exists(), reason="needs /proc"
+)
 
 
 def rows(folder):
@@ -55,15 +58,7 @@ class Deployment:
 
     def kill_server(self):
         """The ServerApp alone: SuperLink and SuperNodes live on."""
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"flwr-serverapp" in command and self.address.encode() in command:
-                os.kill(int(folder.name), signal.SIGKILL)
-                return
-        raise LookupError("no ServerApp")
+        os.kill(pid_of("flwr-serverapp", self.address), signal.SIGKILL)
 
     def begin(self, config):
         command = ["flwr", "run", str(APP), "--run-config", spell_config(config)]
@@ -75,6 +70,18 @@ class Deployment:
             assert time.monotonic() < deadline, f"The run is still {status}."
             time.sleep(3)
         return status
+
+
+def pid_of(program, address):
+    """The process of one of Flower's programs that talks to this SuperLink."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if program.encode() in command and address.encode() in command:
+            return int(folder.name)
+    raise LookupError(f"no {program}")
 
 
 def wait_for_rounds(folder, number, patience=300):
@@ -106,7 +113,7 @@ def test_deployment_goes_on_while_nodes_are_slow_die_and_come(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
+@needs_proc
 def test_a_server_that_is_killed_goes_on_when_it_is_started_again(tmp_path):
     """It knows the SuperNodes again; what they were doing for the dead one is lost."""
     output = tmp_path / "run"
@@ -130,3 +137,35 @@ def test_a_server_that_is_killed_goes_on_when_it_is_started_again(tmp_path):
     for node, client in after.items():
         assert client["count"] >= before[node]["count"] > 0
         assert client["asked"] - client["delivered"] <= 2
+
+
+@pytest.mark.long
+@needs_proc
+def test_a_simulation_that_stood_still_goes_on_when_it_is_started_again(tmp_path):
+    """After a minute, as of a laptop that sleeps, Flower has given it up."""
+    output = tmp_path / "run"
+    config = {"seconds": 0.2, "output": str(output)}
+    with superlink("--simulation") as (env, address):
+        run = ["flwr", "run", str(APP), "--federation-config", "num-supernodes=5"]
+        run += ["--stream", "--run-config"]
+        first = [*run, spell_config({**config, "num-rounds": 1000})]
+        with subprocess.Popen(first, env=env, stdout=subprocess.DEVNULL) as running:
+            wait_for_rounds(output, 2)
+            simulation = pid_of("flwr-simulation", address)
+            os.kill(simulation, signal.SIGSTOP)
+            time.sleep(65)
+            os.kill(simulation, signal.SIGCONT)
+            running.wait(60)
+        deadline = time.monotonic() + 120
+        with suppress(LookupError):
+            while pid_of("flwr-simulation", address):
+                assert time.monotonic() < deadline, "It goes on for itself."
+                time.sleep(1)
+        said = ("finished:failed", "No heartbeat received from the task")
+        assert last_run(env) == said
+        saved = latest(output / "checkpoints").number
+        second = [*run, spell_config({**config, "num-rounds": saved + 2})]
+        subprocess.run(second, env=env, check=True, stdout=subprocess.DEVNULL)
+        assert last_run(env)[0] == "finished:completed"
+    rounds = [line["round"] for line in RunFolder(output).rounds()]
+    assert sorted(set(rounds)) == list(range(saved + 3))
