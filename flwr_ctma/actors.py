@@ -5,7 +5,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from flwr_ctma.cpu import CpuStack, Panel
+from flwr_ctma.cpu import CpuStack
+from flwr_ctma.panel import Panel
 
 __all__ = ["Pool", "Unavailable"]
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from flwr_ctma import parallel
-from flwr_ctma.cpu import CpuStack, Panel, Span, in_lanes
+from flwr_ctma.cpu import CpuStack, Span, in_lanes
+from flwr_ctma.panel import Panel
 from flwr_ctma.scratch import Array
 from flwr_ctma.stack import Columns, Float64, Kernel, Moments, Vector, pivot_of
 

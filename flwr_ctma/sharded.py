@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from flwr_ctma.actors import Pool, Unavailable
-from flwr_ctma.cpu import CpuStack, Panel, Span
+from flwr_ctma.cpu import CpuStack, Span
 from flwr_ctma.errors import wrong
+from flwr_ctma.panel import Panel
 from flwr_ctma.spec import check_fields
 from flwr_ctma.stack import Columns, Float64, Kernel, Stack, Vector
 

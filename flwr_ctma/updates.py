@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flwr_ctma.cpu import CpuStack, Panel
+from flwr_ctma.cpu import CpuStack
 from flwr_ctma.errors import wrong
+from flwr_ctma.panel import Panel
 from flwr_ctma.stack import (
     Columns,
     Float64,

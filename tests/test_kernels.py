@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table import TABLE
 
-from flwr_ctma import cpu, kernels, parse_aggregator, plain
+from flwr_ctma import cpu, kernels, panel, parse_aggregator, plain
 from flwr_ctma.aggregators import ranks
 from flwr_ctma.strategy import streaming
 
@@ -186,7 +186,7 @@ def test_rules_give_the_same_with_either(rule, monkeypatch):
     rows = rng.standard_normal((13, 3000)).astype(np.float32)
     given = rule.given(np.ones(3000, np.float32))
     compiled = parse_aggregator(rule.spec).aggregate(rows, 2, **given)
-    for user in (cpu, ranks, streaming):
+    for user in (cpu, panel, ranks, streaming):
         monkeypatch.setattr(user, "kernels", lambda: plain)
     slow = parse_aggregator(rule.spec).aggregate(rows, 2, **given)
     np.testing.assert_allclose(compiled.vector, slow.vector, atol=2e-6)
