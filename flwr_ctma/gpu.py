@@ -1,6 +1,7 @@
 """Rows in a torch tensor: on a GPU, or in a dtype that NumPy lacks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -158,12 +159,18 @@ class TorchStack(Stack):
             return torch.as_tensor(mixing, dtype=block.dtype).to(block.device) @ block
 
 
-class _full_precision:
+@contextmanager
+def _full_precision() -> Iterator[None]:
     """Matrix products without TF32, whose 10 bits lose the distances."""
-
-    def __enter__(self) -> None:
-        self.before = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False
-
-    def __exit__(self, *error: object) -> None:
-        torch.backends.cuda.matmul.allow_tf32 = self.before
+    setting: Any = torch.backends.cuda.matmul
+    name: str
+    full: Any
+    try:
+        name, full, before = "allow_tf32", False, setting.allow_tf32
+    except RuntimeError:  # set by its newer name: torch lets nobody mix the two
+        name, full, before = "fp32_precision", "ieee", setting.fp32_precision
+    setattr(setting, name, full)
+    try:
+        yield
+    finally:
+        setattr(setting, name, before)

@@ -142,7 +142,9 @@ def spell_config(config: Mapping[str, Any]) -> str:
     >>> spell_config({"seed": 1, "attack": "signflip"})
     'seed=1 attack="signflip"'
     """
-    return " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+    # JSON escapes characters beyond the first 65536 in halves, which TOML refuses.
+    spelled = {k: json.dumps(v, ensure_ascii=False) for k, v in config.items()}
+    return " ".join(f"{key}={value}" for key, value in spelled.items())
 
 
 def free_address() -> str:

@@ -6,12 +6,13 @@ while the app still writes.
 
 import json
 import math
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 __all__ = ["RunFolder"]
 
@@ -51,8 +52,9 @@ class RunFolder:
     def append(self, record: Mapping[str, Any]) -> None:
         """Add the line of one round."""
         line = json.dumps(_plain(record)) + "\n"
-        with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line)
+        with (self.path / "rounds.jsonl").open("a+b") as file:
+            _drop_half_a_line(file)
+            file.write(line.encode())
 
     def rounds(self) -> list[dict[str, Any]]:
         """Read the rounds that are there; a line that is being written is left out."""
@@ -62,6 +64,17 @@ class RunFolder:
             return []
         whole = text[: text.rfind("\n") + 1]
         return [json.loads(line) for line in whole.splitlines()]
+
+
+def _drop_half_a_line(file: BinaryIO) -> None:
+    """Take from the end what a full disk or a kill has left of a line."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        file.seek(end - 1)
+        if file.read(1) == b"\n":
+            break
+        end -= 1
+    file.truncate(end)
 
 
 def _versions() -> dict[str, str]:

@@ -131,12 +131,14 @@ def call_roll(grid: Grid, num_nodes: int) -> dict[int, int]:
     log(INFO, "Calling the roll of %d nodes", len(nodes))
     calls = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
     return {
-        reply.metadata.src_node_id: _partition_of(reply)
+        reply.metadata.src_node_id: partition
         for reply in grid.send_and_receive(calls, timeout=_PATIENCE)
-        if reply.has_content()
+        if reply.has_content() and (partition := _partition_of(reply)) is not None
     }
 
 
-def _partition_of(introduction: Message) -> int:
-    partition = introduction.content.metric_records["metrics"]["partition-id"]
-    return int(partition)  # type: ignore[arg-type]
+def _partition_of(introduction: Message) -> int | None:
+    """Read which partition a node says it has, if that is what it says."""
+    said = introduction.content.metric_records.get("metrics", MetricRecord())
+    partition = said.get("partition-id")
+    return partition if isinstance(partition, int) else None

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file
 
 from clients.config import RunConfig
@@ -15,6 +17,8 @@ from flwr_ctma.engines import Ray
 from flwr_ctma.flower_app import FlowerApp
 from flwr_ctma.processes import RunFailed
 from flwr_ctma.runs import RunFolder
+from flwr_ctma.simulation import InProcessGrid
+from server.app import call_roll
 
 ROOT = Path(__file__).parent.parent
 APP = FlowerApp(ROOT)
@@ -152,6 +156,26 @@ def test_omniscient_attack_is_mounted_on_the_server(tmp_path):
     honest, _ = simulate(tmp_path / "1", aggregator="mean", attack="none")
     attacked, _ = simulate(tmp_path / "2", aggregator="mean", attack="ipm(epsilon=100)")
     assert attacked[-1]["loss"] > 2 * honest[-1]["loss"]
+
+
+def test_no_answer_to_the_roll_ends_the_run():
+    """It is for the report alone, and any client may say anything."""
+    answers = [
+        {"metrics": MetricRecord({"partition-id": 0})},
+        {"metrics": MetricRecord({"partition-id": [1, 2]})},
+        {"metrics": MetricRecord({"partition": 2})},
+        {"other": MetricRecord({"partition-id": 3})},
+        {"metrics": ConfigRecord({"partition-id": 4})},
+    ]
+    client = ClientApp()
+
+    @client.query()
+    def introduce(message, context):
+        partition = context.node_config["partition-id"]
+        return Message(RecordDict(answers[partition]), reply_to=message)
+
+    grid = InProcessGrid(client, len(answers))
+    assert call_roll(grid, len(answers)) == {grid.get_node_ids()[0]: 0}
 
 
 def test_clients_measure_too_if_asked(tmp_path):

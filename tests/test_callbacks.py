@@ -114,6 +114,16 @@ def test_lines_make_a_run_folder(tmp_path):
     assert [json.loads(line)["round"] for line in lines] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("whole", ["", '{"round": 0}\n{"round": 1}\n'])
+@pytest.mark.parametrize("half", ["", "{", '{"round": 2, "accu'])
+def test_half_a_line_does_not_spoil_the_next(tmp_path, whole, half):
+    """A full disk, or a kill, leaves such; the run goes on in the same folder."""
+    file = tmp_path / "rounds.jsonl"
+    file.write_text(whole + half)
+    RunFolder(tmp_path).append({"round": 2})
+    assert file.read_text() == whole + '{"round": 2}\n'
+
+
 def test_lines_go_on_where_a_resumed_run_does(tmp_path):
     lines = []
     for rounds in (2, 4):

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from flwr.common.config import parse_config_args
 from rich.console import Console
 from rich.text import Text
 from typer.testing import CliRunner
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 import flwr_ctma
 from flwr_ctma.cli import app
 from flwr_ctma.comparison import Job, Scenario, curves, jobs, table
+from flwr_ctma.processes import spell_config
 from flwr_ctma.progress import Watcher
 
 ROOT = Path(__file__).parent.parent
@@ -193,6 +195,12 @@ def processes_of(marker):
         except OSError:
             continue
     return found
+
+
+@pytest.mark.parametrize("value", ["/tmp/é 😀", "C:\\runs", 1e-30, 10**30, True, 0])
+def test_flower_reads_what_is_spelled_for_it(value):
+    spelled = spell_config({"output": value, "seed": 1})
+    assert parse_config_args([spelled]) == {"output": value, "seed": 1}
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes in /proc")

@@ -12,7 +12,8 @@ from flwr.serverapp.strategy import FedAvg
 
 from flwr_ctma.arrivals import ArrivalGrid, Fixed
 from flwr_ctma.records import Model
-from flwr_ctma.strategy import OnDiskGrid, PatientGrid, RobustStrategy
+from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.strategy import Observed, OnDiskGrid, PatientGrid, RobustStrategy
 from flwr_ctma.strategy.ondisk import move_to_disk
 
 SHAPES = {"a": (300, 20), "empty": (0,), "b": (7,), "c": ()}
@@ -72,6 +73,16 @@ def test_what_is_on_disk_is_what_was_sent(tmp_path):
     held = reply.content["arrays"].values()
     assert all(isinstance(array.data, memoryview) for array in held)
     assert [bytes(array.data) for array in held] == bytes_before
+
+
+def test_what_lies_on_disk_is_counted_as_received(tmp_path):
+    lines = []
+    grid = OnDiskGrid(InProcessGrid(client(SHAPES), 5), 1, tmp_path)
+    initial = {k: Array(np.zeros(shape, np.float32)) for k, shape in SHAPES.items()}
+    inner = FedAvg(fraction_evaluate=0.0, min_train_nodes=5, min_available_nodes=5)
+    strategy = Observed(RobustStrategy(inner, num_malicious_nodes=1), lines.append)
+    strategy.start(grid, ArrayRecord(initial), num_rounds=1)
+    assert lines[1]["bytes-received"] == lines[1]["bytes-sent"] > 0
 
 
 def test_replies_without_arrays_stay_as_they_are(tmp_path):

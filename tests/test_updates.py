@@ -1,5 +1,8 @@
 """The stack of updates and what one can do with it, on the CPU and in torch."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -252,3 +255,21 @@ def test_integers_of_panels_are_averaged_as_float64():
     (found,) = parse_aggregator("cwmed")(Updates.of([Panel(counts)]), f=1)
     assert found.dtype == np.float64
     np.testing.assert_array_equal(found, [4.0, 9.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("allow_tf32", True), ("fp32_precision", "tf32")]
+)
+def test_the_precision_of_torch_is_left_as_it_was(name, value):
+    """Whether it was set by its old name or its new one, which torch does not mix."""
+    script = f"""
+import torch
+from flwr_ctma.aggregators import CTMA, CwMed
+setting = torch.backends.cuda.matmul
+setting.{name} = {value!r}
+CTMA(CwMed())(torch.randn(9, 40).bfloat16(), f=2)
+assert setting.{name} == {value!r}
+"""
+    if not hasattr(torch.backends.cuda.matmul, name):
+        pytest.skip("a name that this version of torch does not know")
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -86,5 +86,5 @@ def bytes_of(messages: Iterable[Message]) -> int:
         if message.has_content()
         for record in message.content.array_records.values()
         for array in record.values()
-        if isinstance(array.data, bytes)
+        if isinstance(array.data, bytes | memoryview)
     )
