@@ -82,7 +82,8 @@ def _median(gram: Float64, weights: Float64, tolerance: float) -> Float64:
     else:
         y = _leave(best, gram, apart[best], weights)
     for _ in range(_MAX_STEPS):
-        r = np.sqrt(np.maximum(np.diag(gram) - 2 * (gram @ y) + y @ gram @ y, 0.0))
+        along = gram @ y
+        r = np.sqrt(np.maximum(np.diag(gram) - 2 * along + y @ along, 0.0))
         if not r.all():
             break
         pull = weights / r
