@@ -13,8 +13,13 @@ from flwr.serverapp.strategy import FedAvg
 from flwr_ctma.arrivals import ArrivalGrid, Fixed
 from flwr_ctma.records import Model
 from flwr_ctma.simulation import InProcessGrid
-from flwr_ctma.strategy import Observed, OnDiskGrid, PatientGrid, RobustStrategy
-from flwr_ctma.strategy.ondisk import move_to_disk
+from flwr_ctma.strategy import (
+    Observed,
+    OnDiskGrid,
+    PatientGrid,
+    RobustStrategy,
+    ondisk,
+)
 
 SHAPES = {"a": (300, 20), "empty": (0,), "b": (7,), "c": ()}
 
@@ -35,11 +40,6 @@ def client(shapes, dtype=np.float32):
         return Message(RecordDict(content), reply_to=message)
 
     return app
-
-
-def ask():
-    ArrivalGrid(ClientApp(), 1, Fixed((1.0,)))  # who sends messages
-    return Message(RecordDict(), 2, "train")
 
 
 def run(kind, shapes, n, rule="ctma(gm)", dtype=np.float32, **settings):
@@ -63,16 +63,34 @@ def test_a_run_on_disk_is_the_run_in_memory(tmp_path, rule, dtype):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_on_disk_is_what_was_sent(tmp_path):
-    asked = ask()
-    values = {k: np.ones(shape, np.float32) for k, shape in SHAPES.items()}
-    record = ArrayRecord({key: Array(value) for key, value in values.items()})
-    bytes_before = [array.data for array in record.values()]
-    reply = Message(RecordDict({"arrays": record}), reply_to=asked)
-    move_to_disk(reply, tmp_path)
-    held = reply.content["arrays"].values()
-    assert all(isinstance(array.data, memoryview) for array in held)
-    assert [bytes(array.data) for array in held] == bytes_before
+def train_once(grid):
+    asked = [Message(RecordDict(), node, "train") for node in grid.get_node_ids()]
+    return grid.send_and_receive(asked)
+
+
+@pytest.mark.parametrize("size", [1, 60_000, ondisk._SIZE])
+def test_what_is_on_disk_is_what_was_sent(tmp_path, monkeypatch, size):
+    """A file for each reply, one for two of them, and one for all."""
+    monkeypatch.setattr(ondisk, "_SIZE", size)
+    here = InProcessGrid(client(SHAPES), 5)
+    there = OnDiskGrid(InProcessGrid(client(SHAPES), 5), 1, tmp_path)
+    for one, other in zip(train_once(here), train_once(there), strict=True):
+        for key, array in one.content["arrays"].items():
+            held = other.content["arrays"][key].data
+            assert isinstance(held, memoryview) and held == array.data
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at handles in /proc")
+def test_many_replies_take_few_file_handles():
+    """Of which a process may often have no more than 1024."""
+    grid = OnDiskGrid(InProcessGrid(client(SHAPES), 100), 3)
+    handles = Path("/proc/self/fd")
+    before = len(list(handles.iterdir()))
+    replies = train_once(grid)
+    assert len(list(handles.iterdir())) <= before + 2
+    del replies, grid
+    assert len(list(handles.iterdir())) == before
 
 
 def test_what_lies_on_disk_is_counted_as_received(tmp_path):
@@ -85,14 +103,21 @@ def test_what_lies_on_disk_is_counted_as_received(tmp_path):
     assert lines[1]["bytes-received"] == lines[1]["bytes-sent"] > 0
 
 
-def test_replies_without_arrays_stay_as_they_are(tmp_path):
-    asked = ask()
-    for reply in (
-        Message(Error(5, "gone"), reply_to=asked),
-        Message(RecordDict({"metrics": MetricRecord({"a": 1})}), reply_to=asked),
-        Message(RecordDict({"arrays": ArrayRecord({})}), reply_to=asked),
-    ):
-        move_to_disk(reply, tmp_path)
+@pytest.mark.parametrize(
+    "content",
+    [
+        Error(5, "gone"),
+        RecordDict({"metrics": MetricRecord({"a": 1})}),
+        RecordDict({"arrays": ArrayRecord({})}),
+    ],
+    ids=["error", "no record", "empty record"],
+)
+def test_replies_without_arrays_stay_as_they_are(tmp_path, content, caplog):
+    app = ClientApp()
+    app.train()(lambda message, context: Message(content, reply_to=message))
+    (reply,) = train_once(OnDiskGrid(InProcessGrid(app, 1), 0, tmp_path / "missing"))
+    assert reply.has_error() == isinstance(content, Error)
+    assert "stays in memory" not in caplog.text
 
 
 def test_a_disk_that_takes_nothing_costs_no_reply(tmp_path):
