@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from flwr_ctma.errors import wrong
+
 __all__ = ["Ledger", "Record"]
 
 
@@ -88,8 +90,8 @@ class Ledger:
         self._records: dict[int, Record] = {}
 
     def __getitem__(self, node: int) -> Record:
-        """Give the record of a node."""
-        return self._records.setdefault(node, Record())
+        """Give the record of a node; an empty one if it was never asked."""
+        return self._records.get(node, Record())
 
     def note(
         self,
@@ -117,24 +119,29 @@ class Ledger:
         missing : node ids
         """
         for node in accepted:
-            self[node].asked += 1
+            self._of(node).asked += 1
         if distances is not None:
             n, ranks = len(accepted), _ranks(np.asarray(distances))
             for node, rank in zip(accepted, ranks, strict=True):
-                self[node].ranked += 1
-                self[node].height += max(rank - f - 0.5, 0.0) / (n - f)
-                self[node].depth += max(n - f - rank + 0.5, 0.0) / (n - f)
+                record = self._of(node)
+                record.ranked += 1
+                record.height += max(rank - f - 0.5, 0.0) / (n - f)
+                record.depth += max(n - f - rank + 0.5, 0.0) / (n - f)
         for node in trimmed:
-            self[node].trimmed += 1
+            self._of(node).trimmed += 1
         for node, reason in rejected:
-            record = self[node]
+            record = self._of(node)
             record.asked += 1
             record.rejected[reason] += 1
             record.ranked += 1
             record.height += 1.0
         for node in missing:
-            self[node].asked += 1
-            self[node].missing += 1
+            record = self._of(node)
+            record.asked += 1
+            record.missing += 1
+
+    def _of(self, node: int) -> Record:
+        return self._records.setdefault(node, Record())
 
     def violators(self, times: int) -> list[int]:
         """Give the nodes with so many rejected replies or more, the most first.
@@ -179,7 +186,14 @@ class Ledger:
         """Give the nodes with a record that an honest one is unlikely to have.
 
         With this confidence no honest one of all the nodes is among them.
+
+        Raises
+        ------
+        ValueError
+            If the confidence is not between 0 and 1.
         """
+        if not 0 < confidence < 1:
+            raise wrong("confidence", "between 0 and 1, without them", confidence)
         limit = math.log10(max(len(self._records), 1) / (1 - confidence))
         return [
             node for node, record in self._records.items() if record.suspicion >= limit

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from flwr_ctma.flower_app import FlowerApp
-from flwr_ctma.ledger import Ledger
+from flwr_ctma.ledger import Ledger, Record
 from flwr_ctma.tournament import Match, Tournament
 
 
@@ -152,3 +152,17 @@ def test_three_of_seventeen_are_told_on_digits(attack, least):
     outcome = Tournament(str(root), config).play(Match("ctma(gm)", attack, 3, 1))
     assert outcome.auc >= least
     assert outcome.found == 3 and outcome.alarms <= 1
+
+
+def test_a_look_at_a_node_that_was_never_asked_changes_nothing():
+    ledger = Ledger()
+    ledger.note([1, 2], distances=[1.0, 2.0])
+    before = ledger.to_rows()
+    assert ledger[7] == Record()
+    assert ledger.to_rows() == before
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 1.5, float("nan")])
+def test_a_confidence_that_is_none_is_named(confidence):
+    with pytest.raises(ValueError, match="`confidence` should be between 0 and 1"):
+        Ledger().suspects(confidence)
