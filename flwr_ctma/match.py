@@ -115,7 +115,7 @@ def play(
     }
     config.update({key: own[key] for key in own.keys() & config.keys()})
     grid = kind(byzantine.around(client_app), num_nodes, config)
-    with _sampling(match.seed), _defended(match) as ended:
+    with _sampling(match.seed), _defended(match, num_nodes) as ended:
         server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), config))
     if not ended:
         expected = "one whose ServerApp starts a strategy of the Message API"
@@ -179,7 +179,7 @@ _Ended = Sequence[tuple[Result, Ledger | None]]
 
 
 @contextlib.contextmanager
-def _defended(match: Match) -> Iterator[_Ended]:
+def _defended(match: Match, num_nodes: int) -> Iterator[_Ended]:
     """Let every strategy that is started run under a match's rule and attack.
 
     An app starts its strategy itself: the method it calls is the place to step in.
@@ -188,6 +188,10 @@ def _defended(match: Match) -> Iterator[_Ended]:
 
     def start_defended(self: Strategy, *args: Any, **kwargs: Any) -> Result:
         (*_, strategy) = inside(self)
+        needed = getattr(strategy, "min_available_nodes", 0)
+        if needed > num_nodes:
+            expected = f"at least {needed}: the app's strategy waits for so many"
+            raise wrong("num-nodes", expected, num_nodes)
         ledger = None
         if match.aggregator != "fedavg":
             strategy = RobustStrategy(

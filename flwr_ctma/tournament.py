@@ -20,7 +20,15 @@ from flwr_ctma.match import Match, Outcome, play, read
 from flwr_ctma.simulation import InProcessGrid
 from flwr_ctma.workers import one_core_each
 
-__all__ = ["Match", "Outcome", "Tournament", "scores", "worst", "write_matches"]
+__all__ = [
+    "Match",
+    "Outcome",
+    "Tournament",
+    "scores",
+    "undefined",
+    "worst",
+    "write_matches",
+]
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,7 @@ class Tournament:
 
     def play(self, match: Match, kind: type[InProcessGrid] = InProcessGrid) -> Outcome:
         """Run the app once, under a rule and an attack."""
-        why = self._undefined(match)
-        if why:
+        if why := undefined(match.aggregator, self.num_nodes, match.num_malicious):
             return Outcome(None, 0.0, why)
         return play(match, self.app, self.run_config, self.num_nodes, self.metric, kind)
 
@@ -121,17 +128,6 @@ class Tournament:
                 file.flush()
                 yield match, outcome
 
-    def _undefined(self, match: Match) -> str:
-        """Say why a rule is not defined for so many, if it is not."""
-        if match.aggregator == "fedavg":
-            return ""
-        rows = np.random.default_rng(0).normal(size=(self.num_nodes, 3))
-        try:
-            parse_aggregator(match.aggregator)(rows, f=match.num_malicious)
-        except ValueError as error:
-            return str(error)
-        return ""
-
     def _resume(self, folder: Path) -> dict[Match, Outcome]:
         """Read what was played; refuse a folder that holds another tournament."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -159,6 +155,27 @@ Scores = dict[int, dict[str, dict[str, float | None]]]
 
 def _failed(error: BaseException) -> Outcome:
     return Outcome(None, 0.0, f"{type(error).__name__}: {error}")
+
+
+def undefined(aggregator: str, n: int, f: int) -> str:
+    """Say why a rule is not defined for so many, if it is not.
+
+    Examples
+    --------
+    >>> undefined("krum", n=17, f=8)
+    'Parameter `f` should be at most (n − 3)/2 = 7 for Krum among n = 17 rows. Found \
+`f = 8`. Sample more clients, or use ctma(gm).'
+    >>> undefined("krum", n=17, f=7)
+    ''
+    """
+    if aggregator == "fedavg":
+        return ""
+    rows = np.random.default_rng(0).normal(size=(n, 3))
+    try:
+        parse_aggregator(aggregator)(rows, f=f)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def scores(outcomes: Mapping[Match, Outcome]) -> Scores:

@@ -79,6 +79,8 @@ def test_failed_run_is_named_and_the_others_are_shown(tmp_path):
         (("-c", "sead=1"), "Did you mean `seed`"),
         (("--aggregator", "ctma(kurm)"), "did you mean `krum`"),
         (("--attack", "sinflip"), "did you mean `signflip`"),
+        (("-c", "num-malicious-nodes=3"), "smaller than n/2 = 2.5"),
+        (("--aggregator", "krum", "-c", "num-malicious-nodes=2"), "(n − 3)/2 = 1"),
         (("-c", 'optimizer="adam"'), "one of mu2, momentum, sgd"),
     ],
 )

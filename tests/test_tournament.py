@@ -139,6 +139,12 @@ def test_an_app_of_the_former_api_is_named(tmp_path, monkeypatch) -> None:
         tournament.play(Match("gm", "none", 0, 0))
 
 
+def test_an_app_that_would_wait_for_more_nodes_is_told(tournament) -> None:
+    few = Tournament(tournament.app, tournament.run_config, num_nodes=5)
+    with pytest.raises(ValueError, match="`num-nodes` should be at least 10"):
+        few.play(Match("gm", "none", 1, 0))
+
+
 def test_a_metric_that_the_app_does_not_report_is_named(tournament) -> None:
     other = Tournament(tournament.app, tournament.run_config, 10, metric="f1")
     with pytest.raises(ValueError, match=r"`metric`.*'accuracy'"):

@@ -38,7 +38,7 @@ class Krum(Aggregator):
 
     def kappa(self, n: int, f: int) -> float | None:
         """6 (1 + f/(n − 2f)) (Allouah et al., AISTATS 2023, Table 1)."""
-        return 6 * (1 + f / (n - 2 * f))
+        return 6 * (1 + f / (n - 2 * f)) if n >= 2 * f + 3 else None
 
     def _point(self, rows: Updates, budget: Budget) -> Combination:
         return Combination(rows.expand(_mean_of_best(rows, budget, 1)))

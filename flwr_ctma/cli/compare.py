@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from flwr_ctma.aggregators import parse_aggregator
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.cli.common import Folder, RunConfig, in_a_sentence
 from flwr_ctma.comparison import Job, Rounds, curves, jobs, table, write_csv
@@ -22,6 +21,7 @@ from flwr_ctma.figures import draw_accuracy
 from flwr_ctma.flower_app import FlowerApp
 from flwr_ctma.processes import RunFailed
 from flwr_ctma.progress import Watcher
+from flwr_ctma.tournament import undefined
 
 __all__ = ["compare"]
 
@@ -88,8 +88,12 @@ def compare(
             expected = f"an app whose run-config has {', '.join(missing)}"
             raise wrong("app", expected, str(folder))
         attacks = attack or [settings["attack"]]
-        for rule in set(aggregator) - {"fedavg"}:
-            parse_aggregator(rule)
+        n, f = settings["num-nodes"], settings["num-malicious-nodes"]
+        if not isinstance(n, int) or n < 1:
+            raise wrong("num-nodes", "at least 1", n)
+        for rule in aggregator:
+            if why := undefined(rule, n, f):
+                raise ValueError(why)
         for each in attacks:
             parse_attack(each)
         plan = jobs(attacks, partitioner, aggregator, seed or [settings["seed"]])
