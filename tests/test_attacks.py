@@ -187,6 +187,14 @@ def test_wrong_input_is_named(attack, arguments, name):
 
 
 @every_omniscient
+def test_nothing_strange_comes_of_honest_rows_that_are_equal(attack):
+    """A spread of rounding alone, of which no root may be drawn blindly."""
+    with np.errstate(invalid="raise", divide="raise"):
+        for row in normal(40, 2):
+            assert np.isfinite(attack(np.tile(row, (9, 1)), F, rng())).all()
+
+
+@every_omniscient
 @settings(max_examples=8, deadline=None)
 @given(honest=rows, data=st.data())
 def test_order_of_the_honest_does_not_matter(attack, honest, data):
@@ -247,6 +255,8 @@ def test_blind_alie_takes_z_from_all_and_the_rest_from_the_attackers():
     forged = Blind(ALIE()).collude(honest, own, rng())
     np.testing.assert_allclose(forged, np.full((2, 1), 1 - largest_deviation(5, 2)))
     assert Blind(IPM()).collude(honest, own[:0], rng()).shape == (0, 1)
+    weightless = np.r_[np.ones(len(honest)), np.zeros(len(own))]
+    assert Blind(IPM()).collude(honest, own, rng(), weightless) is own
 
 
 def test_mirror_by_hand():

@@ -61,7 +61,8 @@ class _Geometry:
         centred = np.eye(h + 1)
         centred[:h, :h] -= weights / weights.sum()
         gram = rows.mix(centred).gram()
-        apart, norms = squared_distances(gram[:h, :h]), np.diag(gram)
+        apart = squared_distances(gram[:h, :h])
+        norms = np.maximum(np.diag(gram), 0.0)
         return _Geometry(weights, apart, norms[:h], gram[:h, h], float(norms[h]))
 
 

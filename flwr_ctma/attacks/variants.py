@@ -73,9 +73,9 @@ class Blind(_Variant):
     ) -> Rows:
         """Send what the attack makes of the attackers' own updates."""
         h, f = len(honest), len(own)
-        if f == 0:
-            return own
         every = np.ones(h + f) if weights is None else weights
+        if not every[h:].any():  # there are none, or they count nothing
+            return own
         stand_in = every[h:] * (every[:h].sum() / every[h:].sum())
         return self(own, f, rng, np.concatenate([stand_in, every[h:]]))
 
