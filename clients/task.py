@@ -68,7 +68,11 @@ def load_train(config: RunConfig, partition: int, num_partitions: int) -> Exampl
     """Load the examples of one client."""
     alpha = config.alpha if config.partitioner == "dirichlet" else None
     source = (config.dataset, config.evaluate_on)
-    return _partition(source, alpha, config.seed, partition, num_partitions)
+    dealt = (source, alpha, config.seed, num_partitions)
+    decoded = _partitions(*dealt)
+    if partition not in decoded:
+        decoded[partition] = _decoded(_partitioner(*dealt).load_partition(partition))
+    return decoded[partition]
 
 
 def load_held_out(config: RunConfig) -> Examples:
@@ -136,12 +140,12 @@ def _held_out(source: Source) -> Examples:
     return _decoded(_splits(source)["test"])
 
 
-@lru_cache(maxsize=64)
-def _partition(
-    source: Source, alpha: float | None, seed: int, partition: int, num_partitions: int
-) -> Examples:
-    partitioner = _partitioner(source, alpha, seed, num_partitions)
-    return _decoded(partitioner.load_partition(partition))
+@lru_cache(maxsize=4)
+def _partitions(
+    source: Source, alpha: float | None, seed: int, num_partitions: int
+) -> dict[int, Examples]:
+    """Hold what is decoded: together no more than the data, however many clients."""
+    return {}
 
 
 @lru_cache(maxsize=1)

@@ -209,6 +209,12 @@ def test_partitions_are_all_of_the_training_data(partitioner):
     assert (images.min(), images.max()) == (-1, 1)
 
 
+def test_partitions_are_decoded_once_however_many_there_are():
+    config = RunConfig.of(APP.run_config(SMALL, {"seed": 11}))
+    once, again = ([load_train(config, i, 90) for i in range(90)] for _ in range(2))
+    assert all(one is other for one, other in zip(once, again, strict=True))
+
+
 def test_dirichlet_partitions_differ_in_their_labels():
     config = RunConfig.of(APP.run_config('partitioner="dirichlet" alpha=0.1'))
     labels = [load_train(config, i, 17).labels for i in range(17)]
