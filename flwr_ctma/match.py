@@ -20,8 +20,8 @@ from flwr_ctma.flower_app import FlowerApp
 from flwr_ctma.ledger import Ledger
 from flwr_ctma.mods import ByzantineMod
 from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.strategy.around import inside
 from flwr_ctma.strategy.attacked import AttackedStrategy
-from flwr_ctma.strategy.refusals import inside
 from flwr_ctma.strategy.robust import RobustStrategy
 
 __all__ = ["Match", "Outcome", "load", "play", "read"]

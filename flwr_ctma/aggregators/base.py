@@ -1,6 +1,7 @@
 """What a rule is: rows and a budget of Byzantine weight in, a point out."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -14,7 +15,15 @@ from flwr_ctma.spec import check_fields, spell
 from flwr_ctma.stack import Float64, Vector
 from flwr_ctma.updates import Updates
 
-__all__ = ["Aggregate", "Aggregator", "Budget", "Columnwise", "Combination", "Point"]
+__all__ = [
+    "Aggregate",
+    "Aggregator",
+    "Budget",
+    "Columnwise",
+    "Combination",
+    "Point",
+    "parts",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +170,8 @@ class Aggregator(ABC):
     def _prepare(
         self, updates: Any, f: int | float, weights: Any, reference: Any
     ) -> tuple[Updates, Budget]:
-        if reference is not None and not _needs_reference(self):
+        needed = any(part.needs_reference for part in parts(self))
+        if reference is not None and not needed:
             raise wrong(
                 "reference", f"None for {self}, which uses none", "given", "Drop it."
             )
@@ -180,11 +190,13 @@ class Aggregator(ABC):
         return rows, Budget(rows.n, f, _as_weights(weights))
 
 
-def _needs_reference(rule: Aggregator) -> bool:
-    held = (getattr(rule, field.name) for field in fields(rule))
-    return rule.needs_reference or any(
-        _needs_reference(item) for item in held if isinstance(item, Aggregator)
-    )
+def parts(rule: Aggregator) -> Iterator[Aggregator]:
+    """Give a rule, the rules that it holds, and the rules that those hold."""
+    yield rule
+    for field in fields(rule):
+        held = getattr(rule, field.name)
+        if isinstance(held, Aggregator):
+            yield from parts(held)
 
 
 def _as_weights(weights: Any) -> Float64 | None:

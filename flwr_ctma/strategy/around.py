@@ -1,14 +1,22 @@
 """A strategy around a strategy."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from flwr_ctma.strategy.refusals import inside, prepared, setting
-
-__all__ = ["Around", "Evaluate", "close_round_of", "loop_of"]
+__all__ = [
+    "Around",
+    "Evaluate",
+    "close_round_of",
+    "inside",
+    "loop_of",
+    "prepared",
+    "setting",
+    "waits_for_nobody",
+]
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -89,6 +97,44 @@ class Around(Strategy):
     ) -> MetricRecord | None:
         """Let the strategy inside aggregate the evaluation."""
         return self.strategy.aggregate_evaluate(server_round, replies)
+
+
+def inside(strategy: Any) -> Iterator[Any]:
+    """Give a strategy, the one it wraps, the one that one wraps.
+
+    Examples
+    --------
+    >>> from flwr.serverapp.strategy import FedAvg
+    >>> [type(s).__name__ for s in inside(FedAvg())]
+    ['FedAvg']
+    """
+    while isinstance(strategy, Strategy):
+        yield strategy
+        strategy = getattr(strategy, "strategy", None)
+
+
+def prepared(strategy: Strategy, grid: Grid, num_rounds: int) -> Grid:
+    """Give the grid that a strategy, or what it wraps, asks to run its rounds on.
+
+    For wrappers: Flower's loop calls the outermost strategy's `start` alone.
+    """
+    for part in inside(strategy):
+        if hasattr(part, "prepare"):
+            grid = part.prepare(grid, num_rounds)
+    return grid
+
+
+def setting(strategy: Strategy, name: str, default: Any) -> Any:
+    """Find a setting of a strategy, or of what it wraps."""
+    for part in inside(strategy):
+        if hasattr(part, name):
+            return getattr(part, name)
+    return default
+
+
+def waits_for_nobody(strategy: Strategy) -> bool:
+    """Tell whether a strategy, or what it wraps, has a loop of its own for rounds."""
+    return setting(strategy, "loop", None) is not None
 
 
 def close_round_of(

@@ -12,8 +12,8 @@ from flwr_ctma.aggregators import Budget, Mean
 from flwr_ctma.attacks import Attack
 from flwr_ctma.attacks.collusion import Colluders, Seen, stack
 from flwr_ctma.errors import wrong
-from flwr_ctma.strategy.around import Around
-from flwr_ctma.strategy.refusals import inside, refuse, waits_for_nobody
+from flwr_ctma.strategy.around import Around, inside, waits_for_nobody
+from flwr_ctma.strategy.refusals import refuse
 from flwr_ctma.strategy.robust import RobustStrategy
 
 __all__ = ["AttackedStrategy"]

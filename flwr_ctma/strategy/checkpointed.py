@@ -13,8 +13,14 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from flwr_ctma.checkpoint import latest, write
 from flwr_ctma.errors import wrong
-from flwr_ctma.strategy.around import Around, Evaluate, close_round_of, loop_of
-from flwr_ctma.strategy.refusals import inside, prepared
+from flwr_ctma.strategy.around import (
+    Around,
+    Evaluate,
+    close_round_of,
+    inside,
+    loop_of,
+    prepared,
+)
 from flwr_ctma.strategy.state import restore, state_of
 
 __all__ = ["Checkpointed"]

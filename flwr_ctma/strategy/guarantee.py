@@ -6,7 +6,7 @@ from logging import INFO, WARNING
 from flwr.common import log
 
 from flwr_ctma.aggregators import CTMA, Aggregator, Hierarchical
-from flwr_ctma.strategy.refusals import parts
+from flwr_ctma.aggregators.base import parts
 
 __all__ = ["caveats", "promise", "tell"]
 

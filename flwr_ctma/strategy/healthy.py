@@ -17,8 +17,7 @@ from flwr.serverapp.strategy import Strategy
 from flwr_ctma.arrays import numbers
 from flwr_ctma.errors import wrong
 from flwr_ctma.records import BUFFERS
-from flwr_ctma.strategy.around import Around
-from flwr_ctma.strategy.refusals import inside, waits_for_nobody
+from flwr_ctma.strategy.around import Around, inside, waits_for_nobody
 from flwr_ctma.strategy.state import restore, state_of
 
 __all__ = ["Healthy"]

@@ -1,27 +1,15 @@
 """Strategies and rules that cannot do their work here, and what to use instead."""
 
-import dataclasses
-from collections.abc import Iterator
-from typing import Any
-
 import numpy as np
-from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from flwr_ctma.aggregators import Aggregator, FLTrust, MoNNA, parse_aggregator
+from flwr_ctma.aggregators.base import parts
 from flwr_ctma.errors import wrong
+from flwr_ctma.strategy.around import inside
 
-__all__ = [
-    "checked_rule",
-    "inside",
-    "parts",
-    "prepared",
-    "refuse",
-    "refuse_kind",
-    "setting",
-    "waits_for_nobody",
-]
+__all__ = ["checked_rule", "refuse", "refuse_kind"]
 
 _NOISE = "its noise is meant for the mean of clipped replies, which this is not"
 _TREES = "trees are joined, not averaged"
@@ -62,43 +50,6 @@ _REASONS: tuple[tuple[type[Strategy], str, str], ...] = (
 )
 
 
-def inside(strategy: Any) -> Iterator[Any]:
-    """Give a strategy, the one it wraps, the one that one wraps.
-
-    Examples
-    --------
-    >>> [type(s).__name__ for s in inside(flower.FedAvg())]
-    ['FedAvg']
-    """
-    while isinstance(strategy, Strategy):
-        yield strategy
-        strategy = getattr(strategy, "strategy", None)
-
-
-def prepared(strategy: Strategy, grid: Grid, num_rounds: int) -> Grid:
-    """Give the grid that a strategy, or what it wraps, asks to run its rounds on.
-
-    For wrappers: Flower's loop calls the outermost strategy's `start` alone.
-    """
-    for part in inside(strategy):
-        if hasattr(part, "prepare"):
-            grid = part.prepare(grid, num_rounds)
-    return grid
-
-
-def setting(strategy: Strategy, name: str, default: Any) -> Any:
-    """Find a setting of a strategy, or of what it wraps."""
-    for part in inside(strategy):
-        if hasattr(part, name):
-            return getattr(part, name)
-    return default
-
-
-def waits_for_nobody(strategy: Strategy) -> bool:
-    """Tell whether a strategy, or what it wraps, has a loop of its own for rounds."""
-    return setting(strategy, "loop", None) is not None
-
-
 def refuse(strategy: Strategy) -> None:
     """Raise a ValueError for a strategy that must see single replies."""
     if not isinstance(strategy, Strategy):
@@ -124,15 +75,6 @@ def refuse_kind(kind: type, name: str) -> None:
                 name,
                 remedy,
             )
-
-
-def parts(rule: Aggregator) -> Iterator[Aggregator]:
-    """Give a rule, the rules that it holds, and the rules that those hold."""
-    yield rule
-    for field in dataclasses.fields(rule):
-        held = getattr(rule, field.name)
-        if isinstance(held, Aggregator):
-            yield from parts(held)
 
 
 def checked_rule(aggregator: Aggregator | str, weighted: bool) -> Aggregator:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from flwr_ctma.actors import Unavailable
 from flwr_ctma.aggregators import Aggregator, Budget
+from flwr_ctma.aggregators.base import parts
 from flwr_ctma.ledger import Ledger
 from flwr_ctma.records import (
     BUFFERS,
@@ -23,12 +24,13 @@ from flwr_ctma.records import (
     read_metrics,
 )
 from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.strategy.around import setting
 from flwr_ctma.strategy.asking import Asking
 from flwr_ctma.strategy.backend import Backend, Held, parse_backend
 from flwr_ctma.strategy.claims import claimed_budget, weight_of
 from flwr_ctma.strategy.only import only_reply
 from flwr_ctma.strategy.patience import Patience, PatientGrid
-from flwr_ctma.strategy.refusals import checked_rule, parts, refuse, setting
+from flwr_ctma.strategy.refusals import checked_rule, refuse
 from flwr_ctma.strategy.reporting import log_outcome, report
 from flwr_ctma.strategy.round import Outcome, Round
 from flwr_ctma.strategy.step import Step, take_step
