@@ -10,11 +10,13 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from logging import WARNING
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
+from flwr.common import log
 from numpy.typing import NDArray
 
 from flwr_ctma.errors import wrong
@@ -37,7 +39,7 @@ class Checkpoint(NamedTuple):
 
 
 def write(folder: Path, number: int, state: Any) -> Path:
-    """Save state under a number, and drop all but the last two checkpoints.
+    """Save state under a number, and drop all but this checkpoint and the one before.
 
     Parameters
     ----------
@@ -79,7 +81,13 @@ def write(folder: Path, number: int, state: Any) -> Path:
             "it are intact. Free some space and resume",
             str(folder),
         ) from error
-    for old in [*_finished(folder)[:-_KEPT], *folder.glob(".round-*")]:
+    # One of a later round is not whole, or the run would have gone on after it.
+    found = _finished(folder)
+    kept = [path for path in found if path.name <= final.name][-_KEPT:]
+    for old in [
+        *folder.glob(".round-*"),
+        *(path for path in found if path not in kept),
+    ]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -99,6 +107,7 @@ def latest(folder: Path) -> Checkpoint | None:
         state = _read(path)
         if state is not None:
             return Checkpoint(int(path.name.removeprefix("round-")), state)
+        log(WARNING, "The checkpoint %s is not whole: it is passed over.", path)
     return None
 
 
@@ -148,7 +157,14 @@ def _read(path: Path) -> Any | None:
         if hashlib.sha256(numbers).hexdigest() != text["sha256"]:
             return None
         return unpack(text["state"], load(numbers))
-    except (OSError, ValueError, KeyError, SafetensorError):
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        RecursionError,
+        SafetensorError,
+    ):
         return None
 
 

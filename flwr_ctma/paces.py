@@ -64,7 +64,15 @@ class Uniform(Pace):
     power: ClassVar[float] = 0.0
 
     def durations(self, n: int, f: int = 0, share: float = 0.0) -> Durations:
-        """Scale the rates of the first f to their share."""
+        """Scale the rates of the first f to their share.
+
+        Raises
+        ------
+        ValueError
+            If the share is not in [0, 1).
+        """
+        if not 0 <= share < 1:
+            raise wrong("malicious-share", "in [0, 1)", share)
         rates = np.arange(1, n + 1) ** self.power
         if f and share:
             rates[:f] *= share / (1 - share) * rates[f:].sum() / rates[:f].sum()
@@ -134,13 +142,13 @@ class Traced(Pace):
         """
         found: dict[int, list[float]] = {node: [] for node in range(n)}
         try:
-            with (
-                Path(self.path).expanduser().open(newline="", encoding="utf-8") as file
-            ):
+            # As Excel writes it, too: with a mark before the first name.
+            path = Path(self.path).expanduser()
+            with path.open(newline="", encoding="utf-8-sig") as file:
                 for row in csv.DictReader(file):
                     if int(row["node"]) in found:
                         found[int(row["node"])].append(float(row["seconds"]))
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
             expected = "a CSV file with the columns `node` and `seconds`"
             raise wrong("arrivals", expected, self.path, str(error)) from error
         without = [node for node, seconds in found.items() if not seconds]
@@ -214,7 +222,7 @@ def grid_of(
     ValueError
         If there is a pace, and the grid is to be of another kind.
     """
-    pace = parse_pace(run_config.get("arrivals", "real"))
+    pace = parse_pace(str(run_config.get("arrivals", "real")))
     config = dict(run_config)
     if pace is None:
         return kind(client_app, num_nodes, config)

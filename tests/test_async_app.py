@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from clients.config import RunConfig
 from flwr_ctma.engines import Ray
 from flwr_ctma.flower_app import FlowerApp
-from flwr_ctma.paces import parse_pace
+from flwr_ctma.paces import grid_of, parse_pace
 from flwr_ctma.processes import RunFailed
 from flwr_ctma.runs import RunFolder
 from flwr_ctma.simulation import InProcessGrid
@@ -103,7 +103,8 @@ def test_malicious_clients_make_their_share_of_arrivals(spelled, share) -> None:
 
 def test_times_come_from_a_file(tmp_path) -> None:
     file = tmp_path / "times.csv"
-    file.write_text("node,seconds\n0,1.5\n1,2\n0,2.5\n7,9\n")
+    lines = "node,seconds\n0,1.5\n1,2\n0,2.5\n7,9\n"
+    file.write_text(lines, encoding="utf-8-sig")  # as Excel does
     durations = parse_pace(str(file)).durations(2)
     rng = np.random.default_rng(0)
     assert {durations(0, rng) for _ in range(50)} == {1.5, 2.5}
@@ -117,6 +118,7 @@ def test_times_come_from_a_file(tmp_path) -> None:
         ("node,seconds\n0,1\n1,0\n", "above 0"),
         ("node,seconds\n0,1\n1,soon\n", "could not convert"),
         ("client,seconds\n0,1\n", "columns `node` and `seconds`"),
+        pytest.param("node,seconds\n" + "9" * 200_000, "field larger", id="long"),
         (None, "No such file"),
     ],
 )
@@ -126,6 +128,13 @@ def test_wrong_file_is_one_sentence(text, sentence, tmp_path) -> None:
         file.write_text(text)
     with pytest.raises(ValueError, match=sentence):
         parse_pace(str(file)).durations(2)
+
+
+@pytest.mark.parametrize("config", [{"arrivals": 5}, {"malicious-share": 1.0}])
+def test_the_keys_of_another_app_are_one_sentence(config) -> None:
+    config = {"arrivals": "uniform", "num-malicious-nodes": 1, **config}
+    with pytest.raises(ValueError, match=r"`(arrivals|malicious-share)` should be"):
+        grid_of(ClientApp(), 4, config)
 
 
 def test_a_virtual_pace_needs_a_virtual_clock() -> None:

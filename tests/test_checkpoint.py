@@ -126,6 +126,27 @@ def test_a_spoiled_checkpoint_falls_back_to_the_one_before(tmp_path, name) -> No
     assert latest(tmp_path).number == 1
 
 
+@pytest.mark.parametrize(
+    "text", ["null", "[]", "{}", '{"sha256": 3', "[" * 100_000, '{"state": [[]]}']
+)
+def test_a_state_that_nobody_of_us_wrote_is_passed_over(tmp_path, text, caplog) -> None:
+    write(tmp_path, 1, {})
+    spoiled = write(tmp_path, 2, {})
+    (spoiled / "state.json").write_text(text)
+    assert latest(tmp_path).number == 1
+    assert "round-00000002 is not whole" in caplog.text
+
+
+def test_a_run_whose_checkpoints_are_all_spoiled_keeps_its_new_ones(tmp_path) -> None:
+    start(tmp_path, rounds=5)
+    for spoiled in tmp_path.glob("round-*/state.json"):
+        spoiled.unlink()
+    start(tmp_path, rounds=3)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["round-00000002", "round-00000003"]
+    assert latest(tmp_path).number == 3
+
+
 def test_what_comes_back_is_what_was_saved(tmp_path) -> None:
     state = {
         "a": np.array(2.5, np.float16),
