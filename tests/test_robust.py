@@ -24,6 +24,7 @@ from flwr_ctma.records import Model
 from flwr_ctma.simulation import InProcessGrid
 from flwr_ctma.strategy import RobustStrategy
 from flwr_ctma.strategy.claims import bounded_weights, trimmed_mean
+from flwr_ctma.strategy.guarantee import caveats, promise
 from flwr_ctma.strategy.tolerance import Tolerance, bearable, needed
 
 SENT = np.linspace(-1, 1, 30, dtype=np.float32)
@@ -425,6 +426,14 @@ def test_a_rule_without_weights_says_so_at_once():
         RobustStrategy(
             FedAvg(), "krum", num_malicious_nodes=1, weighted_by="num-examples"
         )
+
+
+@pytest.mark.parametrize("rule", ["mean", "ctma(mean)"])
+def test_a_rule_that_is_not_robust_promises_nothing(rule):
+    rule = parse_aggregator(rule)
+    assert "no bound on the error" in promise(rule, n=9, f=2)
+    assert any("not robust" in caveat for caveat in caveats(rule, n=9, f=2))
+    assert not list(caveats(rule, n=9, f=0))
 
 
 NUMBERS = st.floats(allow_nan=True, allow_infinity=True) | st.integers()

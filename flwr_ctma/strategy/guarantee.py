@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from logging import INFO, WARNING
+from math import inf, isfinite
 
 from flwr.common import log
 
@@ -37,7 +38,7 @@ def promise(rule: Aggregator, n: int, f: int) -> str:
     known = (
         f"squared error at most {kappa:.1f} times the honest variance (κ; no rule can "
         f"have less than {least:.2g})"
-        if kappa is not None
+        if kappa is not None and isfinite(kappa)
         else "no bound on the error is known"
     )
     chance = sum(p.failure for p in parts(rule) if isinstance(p, Hierarchical))
@@ -64,5 +65,5 @@ then fails from ε = (n - 2f)/f = 0.12 on. Use nnm(cwmed), or sample more nodes.
             f"they are alike. Under IPM it then fails from ε = (n - 2f)/f = "
             f"{(n - 2 * f) / f:.2g} on. Use nnm(cwmed), or sample more nodes."
         )
-    if rule.kappa(n, f) == float("inf"):
-        yield f"{rule} is not robust: one liar moves it anywhere."
+    if rule.kappa(n, f) == inf:
+        yield f"{rule} is not robust: liars may move it anywhere."
