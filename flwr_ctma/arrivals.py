@@ -72,7 +72,8 @@ class ArrivalGrid(InProcessGrid):
 
     A message is answered when its node's time is over: `pull_messages` moves the clock
     to the next arrival among the messages it is asked for and returns that one alone;
-    `send_and_receive` returns when all have answered, or at its timeout.
+    `send_and_receive` returns when all have answered, or at its timeout, and what is
+    not answered then never is.
 
     Parameters
     ----------
@@ -140,6 +141,8 @@ class ArrivalGrid(InProcessGrid):
                 break
             waiting.remove(key)
             replies += self._arrive(key)
+        for key in waiting:
+            del self._waiting[key]
         return replies
 
     def state_dict(self) -> dict[str, Any]:

@@ -78,7 +78,8 @@ def load(app: str) -> tuple[ServerApp, ClientApp]:
         return FlowerApp(Path(app)).load()
     try:
         parts = [part.split(":") for part in app.split(",")]
-        sys.path.insert(0, "")
+        if "" not in sys.path:
+            sys.path.insert(0, "")
         server_app, client_app = (
             getattr(importlib.import_module(module), name) for module, name in parts
         )

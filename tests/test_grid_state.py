@@ -5,7 +5,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from flwr_ctma.arrivals import ArrivalGrid, Proportional
+from flwr_ctma.arrivals import ArrivalGrid, Fixed, Proportional
 from flwr_ctma.checkpoint import latest, write
 from flwr_ctma.simulation import InProcessGrid
 
@@ -50,6 +50,13 @@ def test_nodes_keep_what_they_kept(tmp_path) -> None:
     assert not second.pull_messages(keys)
     replies = second.send_and_receive(ask(second))
     assert [reply.content["seen"]["n"] for reply in replies] == [5, 5, 1]
+
+
+def test_what_comes_too_late_is_not_kept() -> None:
+    grid = ArrivalGrid(app(), 3, Fixed((1.0, 2.0, 9.0)))
+    replies = grid.send_and_receive(ask(grid), timeout=5.0)
+    assert [reply.metadata.src_node_id for reply in replies] == grid.get_node_ids()[:2]
+    assert grid.now == 5.0 and grid.state_dict()["waiting"] == {}
 
 
 def arrivals(grid, keys, number):
