@@ -57,7 +57,8 @@ def parse(text: str, table: Mapping[str, type], parameter: str) -> Any:
     try:
         return _build(tree, table)
     except (ValueError, TypeError, OverflowError) as error:
-        raise wrong(parameter, f"well-formed: {error}", text) from error
+        said = str(error).removesuffix(".")
+        raise wrong(parameter, f"well-formed: {said}", text) from error
 
 
 def spell(value: Any, table: Mapping[str, type]) -> str:
@@ -110,8 +111,8 @@ def _build(node: ast.expr, table: Mapping[str, type]) -> Any:
         raise ValueError(f"`{ast.unparse(node)}` is not a name")
     kind = table.get(call.func.id)
     if kind is None:
-        close = difflib.get_close_matches(call.func.id, table, n=1)
-        hint = f", did you mean `{close[0]}`?" if close else ""
+        close = difflib.get_close_matches(call.func.id.lower(), table, n=1)
+        hint = f" (did you mean `{close[0]}`?)" if close else ""
         raise ValueError(
             f"`{call.func.id}` is not one of {', '.join(sorted(table))}{hint}"
         )
@@ -143,7 +144,8 @@ def _build(node: ast.expr, table: Mapping[str, type]) -> Any:
         and f.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ValueError(f"`{call.func.id}` needs {', '.join(map(_kebab, missing))}")
+        names = ", ".join(map(_kebab, missing))
+        raise ValueError(f"`{call.func.id}` needs {names} in parentheses")
     return kind(**given)
 
 

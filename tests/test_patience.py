@@ -297,3 +297,8 @@ def test_a_connection_that_is_lost_ends_the_run(clock):
 def test_patience_that_makes_no_sense(settings, name):
     with pytest.raises(ValueError, match=f"Parameter `{name}` should be"):
         Patience(**settings)
+
+
+def test_patience_is_no_number_of_seconds() -> None:
+    with pytest.raises(ValueError, match="`patience` should be a `Patience`, or None"):
+        RobustStrategy(FedAvg(), num_malicious_nodes=1, patience=60)

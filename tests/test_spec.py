@@ -110,6 +110,8 @@ def test_whatever_is_written_is_a_rule_or_a_value_error(text):
     ("text", "parts"),
     [
         ("gmm", ["`gmm` is not one of", "did you mean `gm`?"]),
+        ("CTMA(gm)", ["`CTMA` is not one of", "did you mean `ctma`?"]),
+        ("ctma", ["`ctma` needs base in parentheses"]),
         ("ctma(cwmedian)", ["`cwmedian` is not one of", "did you mean `cwmed`?"]),
         ("zzzzzz", ["`zzzzzz` is not one of arc, bucketing, "]),
         ("ctma", ["`ctma` needs base"]),

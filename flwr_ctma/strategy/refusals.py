@@ -53,7 +53,12 @@ _REASONS: tuple[tuple[type[Strategy], str, str], ...] = (
 def refuse(strategy: Strategy) -> None:
     """Raise a ValueError for a strategy that must see single replies."""
     if not isinstance(strategy, Strategy):
-        raise wrong("strategy", "a Strategy of Flower's Message API", strategy)
+        raise wrong(
+            "strategy",
+            "a Strategy of Flower's Message API",
+            strategy,
+            "For `flwr.server.strategy` use `flwr_ctma.legacy.RobustStrategy`.",
+        )
     for part in inside(strategy):
         if getattr(part, "needs_all_replies", False):
             raise wrong(

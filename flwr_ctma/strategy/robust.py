@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from flwr_ctma.actors import Unavailable
 from flwr_ctma.aggregators import Aggregator, Budget
 from flwr_ctma.aggregators.base import parts
+from flwr_ctma.errors import wrong
 from flwr_ctma.ledger import Ledger
 from flwr_ctma.records import (
     BUFFERS,
@@ -128,6 +129,8 @@ class RobustStrategy(Strategy):
         self.weighted_by = weighted_by
         self.unmeasured = tuple(unmeasured)
         self.max_violations = max_violations
+        if not isinstance(patience, Patience | None):
+            raise wrong("patience", "a `Patience`, or None", patience)
         self.patience = patience
         self.backend = parse_backend(backend)
         self.ledger = Ledger()
