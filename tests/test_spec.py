@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from flwr_ctma.aggregators import (
     NNM,
     RULES,
     SMEA,
+    Aggregator,
     Bucketing,
     Bulyan,
     CenteredClipping,
@@ -192,3 +194,21 @@ def test_strings_and_booleans_are_spelled_without_quotes():
     )
     for value in (Example(), Example("right-hand", True)):
         assert parse(spell(value, table), table, "example") == value
+
+
+@dataclasses.dataclass(frozen=True)
+class Quoted(Aggregator):
+    """A rule of somebody whose module imports annotations from the future."""
+
+    base: "Aggregator"
+    rows: "tuple[int, ...]" = ()
+    keep: "bool" = True
+    sizes: tuple[int, ...] = (1,)
+
+    def _point(self, rows, budget):
+        return self.base.locate(rows, budget)
+
+
+def test_a_rule_of_ones_own_may_declare_what_it_likes():
+    rule = Quoted(CwMed(), rows=(3,), keep=False)
+    assert rule(np.array([[1.0], [2.0], [9.0]]), f=1) == 2
