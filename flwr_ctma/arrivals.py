@@ -1,5 +1,6 @@
 """Clients that take their time, on a clock that takes none."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,10 +10,10 @@ import numpy as np
 from flwr.app import Message, UserConfig
 from flwr.clientapp import ClientApp
 
+from flwr_ctma.errors import wrong
 from flwr_ctma.simulation import InProcessGrid, freeze, thaw
 
 __all__ = ["ArrivalGrid", "Durations", "Fixed", "Proportional"]
-
 
 # Seconds that pass when a strategy asks in vain.
 _TICK = 1.0
@@ -28,21 +29,46 @@ class Durations(ABC):
 
 @dataclass(frozen=True)
 class Proportional(Durations):
-    """Arrivals in proportion to (i + 1)^power: node i answers at that rate.
+    """Arrivals in proportion to the nodes' rates.
 
-    Times are exponential, so that each next arrival is node i's with a probability in
-    proportion to its rate. Power 1 and 2 are the settings of Dahan and Levy (NeurIPS
-    2024), power 0 is uniform.
+    The next arrival is that of node i, counted from 0, with probability::
+
+        λ_i / Σ_j λ_j,    λ_i = (i + 1)^power
+
+    Times are exponential, with mean 1 / λ_i. Power 0 is uniform.
 
     Parameters
     ----------
     power : float (default: 1.0)
-    rates : tuple of float, optional
-        Of the first nodes, in place of (i + 1)^power: a flood, or a share of arrivals.
+        1 and 2 are the settings of the paper.
+    rates : tuple of float (default: ())
+        λ_i of the first nodes, in place of (i + 1)^power: a flood, say.
+
+    Raises
+    ------
+    ValueError
+        For a power that is not finite, or a rate that is not above 0 and finite.
+
+    References
+    ----------
+    Dahan and Levy, "Weight for Robustness", NeurIPS 2024 (arXiv 2501.09621).
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> slow, fast = (Proportional(rates=(0.1,))(node, rng) for node in (0, 9))
+    >>> slow > fast
+    True
     """
 
     power: float = 1.0
     rates: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.power):
+            raise wrong("power", "finite", self.power)
+        if not all(0 < rate < math.inf for rate in self.rates):
+            raise wrong("rates", "above 0, and finite", self.rates)
 
     def __call__(self, node: int, rng: np.random.Generator) -> float:
         """Draw a duration."""
@@ -58,12 +84,28 @@ class Fixed(Durations):
     ----------
     seconds : tuple of float
         One for each node.
+
+    Raises
+    ------
+    ValueError
+        For a time that is negative or not finite; when a node is asked that has none.
+
+    Examples
+    --------
+    >>> Fixed((1.0, 1.0, 9.5))(2, np.random.default_rng())
+    9.5
     """
 
     seconds: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if not all(0 <= second < math.inf for second in self.seconds):
+            raise wrong("seconds", "at least 0, and finite", self.seconds)
+
     def __call__(self, node: int, rng: np.random.Generator) -> float:
         """Give the node's duration."""
+        if node >= len(self.seconds):
+            raise wrong("seconds", f"at least {node + 1} numbers", self.seconds)
         return self.seconds[node]
 
 
@@ -78,9 +120,13 @@ class ArrivalGrid(InProcessGrid):
     Parameters
     ----------
     client_app : ClientApp
+        The app that every node runs.
     num_nodes : int
+        How many nodes there are, each its own partition.
     durations : Durations
-    run_config : UserConfig, optional
+        How long each takes.
+    run_config : UserConfig | None (default: None)
+        What the clients find in `context.run_config`.
     seed : int (default: 0)
         Of the durations.
 
@@ -88,6 +134,26 @@ class ArrivalGrid(InProcessGrid):
     ----------
     now : float
         Seconds on the virtual clock.
+
+    Raises
+    ------
+    ValueError
+        If there is no node, or a message goes to a node that does not exist.
+
+    Examples
+    --------
+    >>> from flwr.app import RecordDict
+    >>> app = ClientApp()
+    >>> @app.query()
+    ... def answer(message, context):
+    ...     return Message(RecordDict(), reply_to=message)
+    >>> grid = ArrivalGrid(app, 2, Fixed((3.0, 1.0)))
+    >>> asked = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]
+    >>> keys = grid.push_messages(asked)
+    >>> [reply.metadata.src_node_id for reply in grid.pull_messages(keys)], grid.now
+    ([3], 1.0)
+    >>> [reply.metadata.src_node_id for reply in grid.pull_messages(keys)], grid.now
+    ([2], 3.0)
     """
 
     def __init__(

@@ -59,6 +59,22 @@ def test_what_comes_too_late_is_not_kept() -> None:
     assert grid.now == 5.0 and grid.state_dict()["waiting"] == {}
 
 
+@pytest.mark.parametrize(
+    ("build", "named"),
+    [
+        (lambda: Proportional(np.nan), "power"),
+        (lambda: Proportional(rates=(1.0, 0.0)), "rates"),
+        (lambda: Fixed((1.0, -1.0)), "seconds"),
+        (lambda: Fixed((np.inf,)), "seconds"),
+        (lambda: ArrivalGrid(app(), 3, Fixed((1.0, 1.0))), "seconds"),
+    ],
+)
+def test_times_that_are_none_are_named(build, named) -> None:
+    with pytest.raises(ValueError, match=f"`{named}` should be"):
+        grid = build()
+        grid.send_and_receive(ask(grid))
+
+
 def arrivals(grid, keys, number):
     """The next so many arrivals, each node being asked again at once."""
     found = []
