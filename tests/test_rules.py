@@ -91,6 +91,13 @@ def test_geometric_median_on_a_line_is_the_median(n, seed):
     )
 
 
+def test_geometric_median_does_not_stop_at_a_row_of_no_weight():
+    """Of the two rows that tie the middle is the fourth, which counts nothing."""
+    x = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 5.0], [0.0, 0.0]])
+    found = GeometricMedian()(x, f=0, weights=[1, 1, 1, 0])
+    np.testing.assert_allclose(found, [0.0, 1 / math.sqrt(3)], atol=1e-5)
+
+
 @few
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 1e3, 1e8, 1e19]))
 def test_geometric_median_is_a_minimum(seed, far):

@@ -72,8 +72,8 @@ class GeometricMedian(Aggregator):
 
 def _median(gram: Float64, weights: Float64, tolerance: float) -> Float64:
     """Coefficients of the geometric median of rows with this Gram matrix."""
-    apart = np.sqrt(squared_distances(gram))
-    sums = np.where(weights > 0, apart @ weights, np.inf)
+    apart, counted = np.sqrt(squared_distances(gram)), weights > 0
+    sums = np.where(counted, apart @ weights, np.inf)
     best = int(np.argmin(sums))
     tied = apart[best] * (sums <= sums[best] * (1 + 1e-12))
     if tied.any():
@@ -84,9 +84,9 @@ def _median(gram: Float64, weights: Float64, tolerance: float) -> Float64:
     for _ in range(_MAX_STEPS):
         along = gram @ y
         r = np.sqrt(np.maximum(np.diag(gram) - 2 * along + y @ along, 0.0))
-        if not r.all():
+        if not r[counted].all():
             break
-        pull = weights / r
+        pull = weights / np.where(counted, r, 1.0)
         step = pull / pull.sum() - y
         y = y + step
         # The gradient at the old y is the step times the sum of the pulls.
