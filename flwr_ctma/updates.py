@@ -125,9 +125,12 @@ class Updates:
         if self.mixing is None:
             return Updates(self.stack.take(rows)), rows
         mixing = self.mixing[rows]
-        kept = np.flatnonzero(mixing.any(axis=0))
+        used = mixing.any(axis=0)
         if self.reference is not None:
-            kept = np.union1d(kept, [self.reference])
+            used[self.reference] = True
+        elif not used.any():  # what is taken is zero, but a stack needs a row
+            used[0] = True
+        kept = np.flatnonzero(used)
         if len(kept) == self.stack.n:
             return Updates(self.stack, mixing, self.reference), kept
         place = None

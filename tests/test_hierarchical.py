@@ -211,6 +211,17 @@ def test_inner_products_are_taken_within_groups_alone():
         assert not rows.stack.has_moments
 
 
+def test_rows_that_are_all_clipped_to_nothing_are_a_group_like_others():
+    """Most rows are zero, so ARC shortens the others to zero times themselves."""
+    x = np.zeros((24, 5))
+    x[:3] = np.arange(1.0, 4.0)[:, None]
+    rule = parse_aggregator(
+        "arc(hierarchical(ctma(cwmed), size=1, failure=0.9, seed=0))"
+    )
+    found = rule.aggregate(x, f=2)
+    assert (found.vector == 0).all() and found.influence.sum() <= 1
+
+
 def test_weights_and_groups_that_cannot_hold_are_refused():
     x = np.zeros((100, 2))
     rule = parse_aggregator("hierarchical(ctma(gm), size=10)")
