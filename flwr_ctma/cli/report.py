@@ -25,8 +25,9 @@ def report(
 ) -> None:
     """Make a page of runs: accuracy, attacks, and what every client did.
 
-    One run in production will do, as will a sweep of `compare` or a `tournament`. The
-    page is a single file that needs no network.
+    RUNS are run folders, or folders above them: one run in production will do, as will
+    those of `compare`, `sweep` or `tournament`. The page is a single file that needs no
+    network.
     """
     with in_a_sentence():
         print(write_report(runs, output, figures))

@@ -43,14 +43,16 @@ def tournament(
     malicious: Annotated[
         list[int], typer.Option(help="How many clients are malicious. Repeatable.")
     ] = [3, 5, 8],  # noqa: B006
-    seed: Annotated[list[int], typer.Option(help="Repeatable.")] = [1],  # noqa: B006
+    seed: Annotated[list[int], typer.Option(help="Seed of a run. Repeatable.")] = [1],  # noqa: B006
     num_nodes: Annotated[int, typer.Option(help="Number of clients.", min=1)] = 17,
-    metric: Annotated[str, typer.Option(help="Larger is better.")] = "accuracy",
+    metric: Annotated[
+        str, typer.Option(help="What is compared, as the app names it; large is good.")
+    ] = "accuracy",
     run_config: RunConfig = [],  # noqa: B006
     workers: Annotated[int, typer.Option(help="Runs at a time.", min=1)] = 2,
     batched: Batched = False,
     output: Annotated[
-        Path, typer.Option(help="Folder. One that is there is gone on with.")
+        Path, typer.Option(help="Folder. What it holds of it is not played again.")
     ] = Path("runs/tournament"),
 ) -> None:
     """Play rules against attacks in any app, and name the best worst case.
