@@ -125,12 +125,11 @@ class Updates:
         if self.mixing is None:
             return Updates(self.stack.take(rows)), rows
         mixing = self.mixing[rows]
-        used = mixing.any(axis=0)
+        kept = np.flatnonzero(mixing.any(axis=0))
         if self.reference is not None:
-            used[self.reference] = True
-        elif not used.any():  # what is taken is zero, but a stack needs a row
-            used[0] = True
-        kept = np.flatnonzero(used)
+            kept = np.union1d(kept, [self.reference])
+        elif not kept.size:  # what is taken is zero, but a stack needs a row
+            kept = np.array([0])
         if len(kept) == self.stack.n:
             return Updates(self.stack, mixing, self.reference), kept
         place = None
