@@ -19,9 +19,12 @@ from typer.testing import CliRunner
 
 import flwr_ctma
 from flwr_ctma.cli import app
+from flwr_ctma.cli.compare import _run_all
 from flwr_ctma.comparison import Job, Scenario, curves, jobs, table
-from flwr_ctma.processes import spell_config
+from flwr_ctma.engines import Engine
+from flwr_ctma.processes import RunFailed, spell_config
 from flwr_ctma.progress import Watcher
+from flwr_ctma.runs import RunFolder
 
 ROOT = Path(__file__).parent.parent
 SMALL = "num-nodes=5 num-malicious-nodes=1 num-server-rounds=2 local-steps=1"
@@ -71,6 +74,37 @@ def test_failed_run_is_named_and_the_others_are_shown(tmp_path):
     assert "failed fedavg_malformed_iid_seed-1" in done.stdout
     assert "could not be broadcast" in done.stdout
     assert "ctma(gm)  " in done.stdout
+
+
+class Failing(Engine):
+    """Runs of one round, but for those whose rule is said to fail."""
+
+    def __init__(self, *rules):
+        self.rules, self.begun = rules, []
+
+    def __exit__(self, *_):
+        pass
+
+    def run(self, config, num_nodes, log):
+        self.begun.append(config["aggregator"])
+        if config["aggregator"] in self.rules:
+            raise RunFailed("no room")
+        RunFolder(log.parent).append({"round": 1, "accuracy": 0.5})
+        yield
+
+
+def test_a_run_that_cannot_begin_takes_none_before_it_along(tmp_path):
+    plan = jobs(["none"], ["iid"], ["fedavg", "gm", "cwmed"], [1])
+    settings = {"num-server-rounds": 1, "num-nodes": 5}
+    console = Console(file=io.StringIO())
+    engine = Failing("gm")
+    results, failed = _run_all(plan, engine, settings, tmp_path, console)
+    assert [job.aggregator for job in results] == ["fedavg", "cwmed"]
+    assert {job.aggregator: why for job, why in failed.items()} == {"gm": "no room"}
+    engine = Failing("fedavg")
+    with pytest.raises(RunFailed, match="no room"):
+        _run_all(plan, engine, settings, tmp_path / "other", console)
+    assert engine.begun == ["fedavg"]
 
 
 @pytest.mark.parametrize(

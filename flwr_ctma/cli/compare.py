@@ -118,7 +118,10 @@ def _run_all(
     root: Path,
     console: Console,
 ) -> tuple[dict[Job, Rounds], dict[Job, str]]:
-    """Run one job after the other; one that fails in the middle stops no other."""
+    """Run one job after the other; only the first stops the others if it cannot begin.
+
+    That is the user's to mend, and before anything else is run.
+    """
     results: dict[Job, Rounds] = {}
     failed: dict[Job, str] = {}
     with engine, Watcher(console, plan, settings["num-server-rounds"]) as watcher:
@@ -129,7 +132,7 @@ def _run_all(
                     watcher.see(job, rounds)
                 results[job] = rounds
             except RunFailed as error:
-                if not rounds:
+                if not (rounds or results or failed):
                     raise
                 failed[job] = str(error)
     return results, failed
