@@ -82,12 +82,8 @@ def write(folder: Path, number: int, state: Any) -> Path:
             str(folder),
         ) from error
     # One of a later round is not whole, or the run would have gone on after it.
-    found = _finished(folder)
-    kept = [path for path in found if path.name <= final.name][-_KEPT:]
-    for old in [
-        *folder.glob(".round-*"),
-        *(path for path in found if path not in kept),
-    ]:
+    kept = [path for path in _finished(folder) if path.name <= final.name][-_KEPT:]
+    for old in {*folder.glob("round-*"), *folder.glob(".round-*")} - {*kept}:
         shutil.rmtree(old, ignore_errors=True)
     return final
 

@@ -106,6 +106,27 @@ def test_any_client_may_send_anything():
     assert len(lines) == 3
 
 
+def test_metrics_of_an_app_hide_nothing_of_a_line():
+    """Whatever the clients and the server call what they measure."""
+    names = ("round", "asked", "missing", "rejected", "seconds", "bytes-sent")
+    odd = MetricRecord(dict.fromkeys(names, 0.25))
+
+    def answer(message, context, call_next):
+        reply = call_next(message, context)
+        if reply is not None and message.metadata.message_type == "train":
+            reply.content["metrics"].update(odd)
+        return reply
+
+    around = ClientApp(mods=[answer])
+    around.train()(lambda message, context: app(message, context))
+    lines = []
+    run(lines.append, app=around, evaluate_fn=lambda *_: odd)
+    assert [line["round"] for line in lines] == [0, 1, 2]
+    assert len(lines[1]["asked"]) == 12 and lines[1]["missing"] == [NODE_OF[SILENT]]
+    assert lines[1]["rejected"] == [NODE_OF[MALFORMED]]
+    assert lines[1]["bytes-sent"] > 1
+
+
 def test_lines_make_a_run_folder(tmp_path):
     folder = RunFolder(tmp_path)
     folder.begin({"aggregator": "ctma(cwmed)"})

@@ -87,7 +87,9 @@ class Observed(Around):
         self._line["bytes-received"] = bytes_of(replies)
         arrays, metrics = super().aggregate_train(server_round, replies)
         for key, value in (metrics or {}).items():
-            self._line[key.removeprefix("nodes-")] = value
+            name = key.removeprefix("nodes-")
+            if name != key or name not in self._line:  # no client's metric hides ours
+                self._line[name] = value
         return arrays, metrics
 
     def configure_evaluate(
@@ -111,7 +113,9 @@ class Observed(Around):
         """Add what the server measured, and hand the line to the callbacks."""
         if self._line:
             self._line["seconds"] = time.monotonic() - self._since
-        line = {"round": server_round, **(metrics or {}), **self._line}
+        known = {**(metrics or {}), **self._line}
+        known.pop("round", None)
+        line = {"round": server_round, **known}
         self._line = {}
         for callback in self.callbacks:
             try:
