@@ -53,7 +53,11 @@ class Pace(ABC):
 
 @dataclass(frozen=True)
 class Uniform(Pace):
-    """Each next arrival is any client's, with equal probability.
+    """Each next arrival is any client's, with probability 1 / n.
+
+    With a share σ of f malicious clients, the rates of these are scaled, so that::
+
+        Σ_{i < f} λ_i / Σ_j λ_j = σ
 
     Examples
     --------
@@ -81,11 +85,16 @@ class Uniform(Pace):
 
 @dataclass(frozen=True)
 class ById(Uniform):
-    """Each next arrival is client i's with a probability in proportion to i.
+    """Each next arrival is client i's, counted from 1, with probability i / Σ_j j.
 
     References
     ----------
     Dahan and Levy, "Weight for Robustness", NeurIPS 2024 (arXiv 2501.09621).
+
+    Examples
+    --------
+    >>> parse_pace("id").durations(4).rates
+    (1.0, 2.0, 3.0, 4.0)
     """
 
     power: ClassVar[float] = 1.0
@@ -93,7 +102,17 @@ class ById(Uniform):
 
 @dataclass(frozen=True)
 class ByIdSquared(Uniform):
-    """Each next arrival is client i's with a probability in proportion to i²."""
+    """Each next arrival is client i's, counted from 1, with probability i² / Σ_j j².
+
+    References
+    ----------
+    Dahan and Levy, "Weight for Robustness", NeurIPS 2024 (arXiv 2501.09621).
+
+    Examples
+    --------
+    >>> parse_pace("id2").durations(4).rates
+    (1.0, 4.0, 9.0, 16.0)
+    """
 
     power: ClassVar[float] = 2.0
 
@@ -106,6 +125,16 @@ class Straggler(Pace):
     ----------
     slowdown : float (default: 10.0)
         Seconds that it takes.
+
+    Raises
+    ------
+    ValueError
+        If that is below 1, or not finite.
+
+    Examples
+    --------
+    >>> Straggler(60.0).durations(3)
+    Fixed(seconds=(1.0, 1.0, 60.0))
     """
 
     slowdown: float = 10.0
@@ -128,6 +157,11 @@ class Traced(Pace):
     ----------
     path : str
         A CSV file with the columns `node`, counted from 0, and `seconds`.
+
+    Raises
+    ------
+    ValueError
+        When it is read: if it is no such file, or has no time of some client.
     """
 
     path: str
@@ -142,8 +176,8 @@ class Traced(Pace):
         """
         found: dict[int, list[float]] = {node: [] for node in range(n)}
         try:
-            # As Excel writes it, too: with a mark before the first name.
             path = Path(self.path).expanduser()
+            # Excel puts a mark before the first name.
             with path.open(newline="", encoding="utf-8-sig") as file:
                 for row in csv.DictReader(file):
                     if int(row["node"]) in found:

@@ -246,7 +246,15 @@ def _copy_arrays(record: ArrayRecord) -> ArrayRecord:
 
 
 def freeze(message: Message) -> NDArray[np.uint8]:
-    """Write a message as bytes; `thaw` reads them."""
+    """Write a message as bytes; `thaw` reads them.
+
+    Examples
+    --------
+    >>> grid = InProcessGrid(ClientApp(), num_nodes=1)
+    >>> message = Message(RecordDict(), grid.get_node_ids()[0], "query")
+    >>> thaw(freeze(message)).metadata.message_type
+    'query'
+    """
     return _bytes(message_to_proto(message))
 
 
