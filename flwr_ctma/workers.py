@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -16,7 +17,8 @@ __all__ = ["one_core_each"]
 def one_core_each(workers: int, log: Path) -> Iterator[ProcessPoolExecutor]:
     """Open a pool of processes that use one core each and print into a file.
 
-    When the block ends, what has not begun does not begin.
+    When the block ends, what has not begun does not begin. If this process is killed,
+    they end with it, so that none of them writes where the next attempt does.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
@@ -28,6 +30,7 @@ def one_core_each(workers: int, log: Path) -> Iterator[ProcessPoolExecutor]:
 
 
 def _begin(log: Path) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["FLWR_CTMA_NUM_THREADS"] = "1"
     stream = log.open("a", encoding="utf-8", buffering=1)
     sys.stdout = sys.stderr = stream
@@ -39,3 +42,10 @@ def _begin(log: Path) -> None:
         import torch
 
         torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
