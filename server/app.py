@@ -49,13 +49,13 @@ def main(grid: Grid, context: Context) -> None:
     config = RunConfig.of(context.run_config)
     random.seed(config.seed)  # Flower's strategies sample nodes with it
     clock = clock_of(grid, config)
+    strategy = build_strategy(config)
     device = find_device(config.device)
     held_out = load_held_out(config).to(device)
     stamped = with_trigger(held_out, config)
     model = build_model(held_out, config).to(device)
     partitions = call_roll(grid, config.num_nodes)
     began = clock() if clock else 0.0
-    strategy = build_strategy(config)
     if config.asynchronous:
         grid = AttackedGrid(grid, attack_of_arrivals(config), seed=config.seed)
     if config.folder:

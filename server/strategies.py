@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from clients.config import RunConfig
@@ -35,12 +36,14 @@ def build_strategy(config: RunConfig) -> Strategy:
     else:
         strategy = _step_of_the_server(config, **sampling)
     if config.aggregator != "fedavg":
+        rule, f = parse_aggregator(config.aggregator), config.num_malicious_nodes
         strategy = RobustStrategy(
             strategy,
-            config.aggregator,
-            num_malicious_nodes=config.num_malicious_nodes,
+            rule,
+            num_malicious_nodes=f,
             backend=config.backend,
         )
+        rule(np.zeros((config.num_sampled, 1)), f)  # a ValueError if n is too small
     # Attacks that see the honest updates act here, on vectors or on models as they are
     # sent; to all others this is nothing.
     return AttackedStrategy(strategy, config.attack, seed=config.seed)

@@ -96,6 +96,14 @@ def test_wrong_value_ends_a_ray_run_with_its_sentence(ray, tmp_path):
         run(ray, tmp_path / "run", optimizer="adam")
 
 
+def test_a_rule_that_cannot_tell_so_many_says_so_before_any_client_starts(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"at most \(n − 3\)/2 = 1 for Krum among n = 5"
+    ):
+        simulate(tmp_path / "run", aggregator="krum", **{"num-malicious-nodes": 2})
+    assert not (tmp_path / "run").exists()
+
+
 def test_same_seed_gives_the_same_bits(tmp_path):
     _, first = simulate(tmp_path / "1", attack="noise")
     _, second = simulate(tmp_path / "2", attack="noise")
