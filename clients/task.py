@@ -1,8 +1,8 @@
 """What every client and the server share: the data, the model and its evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -68,11 +68,7 @@ def load_train(config: RunConfig, partition: int, num_partitions: int) -> Exampl
     """Load the examples of one client."""
     alpha = config.alpha if config.partitioner == "dirichlet" else None
     source = (config.dataset, config.evaluate_on)
-    dealt = (source, alpha, config.seed, num_partitions)
-    decoded = _partitions(*dealt)
-    if partition not in decoded:
-        decoded[partition] = _decoded(_partitioner(*dealt).load_partition(partition))
-    return decoded[partition]
+    return _dealt(source, alpha, config.seed, num_partitions)(partition)
 
 
 def load_held_out(config: RunConfig) -> Examples:
@@ -141,17 +137,10 @@ def _held_out(source: Source) -> Examples:
 
 
 @lru_cache(maxsize=4)
-def _partitions(
+def _dealt(
     source: Source, alpha: float | None, seed: int, num_partitions: int
-) -> dict[int, Examples]:
-    """Hold what is decoded: together no more than the data, however many clients."""
-    return {}
-
-
-@lru_cache(maxsize=1)
-def _partitioner(
-    source: Source, alpha: float | None, seed: int, num_partitions: int
-) -> Partitioner:
+) -> Callable[[int], Examples]:
+    """Deal out the data; each partition is decoded once, however many there are."""
     train = _splits(source)["train"]
     partitioner: Partitioner
     if alpha is None:
@@ -163,7 +152,7 @@ def _partitioner(
         )
     # IidPartitioner deals out contiguous blocks, so the order must be random before.
     partitioner.dataset = train.shuffle(seed=seed)
-    return partitioner
+    return cache(lambda partition: _decoded(partitioner.load_partition(partition)))
 
 
 @lru_cache(maxsize=1)
