@@ -37,7 +37,7 @@ def only_reply(
     metrics, faults = trimmed_mean([reply.metrics for reply in replies], f)
     outcome.misreported = [(outcome.nodes[i], why) for i, why in faults.items()]
     for node, why in outcome.misreported:
-        log(WARNING, "\t> Not counted of node %d: %s", node, why)
+        log(WARNING, "\t> Misreporting node %d: of its metrics, %s", node, why.detail)
     weight = metrics.get(weight_key)
     if not isinstance(weight, float) or weight <= 0:
         metrics[weight_key] = 1.0
