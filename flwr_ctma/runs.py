@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "append_line"]
 
 _PACKAGES = ("flwr-ctma", "flwr", "ray", "torch", "numpy", "flwr-datasets")
 
@@ -51,10 +51,7 @@ class RunFolder:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add the line of one round."""
-        line = json.dumps(_plain(record)) + "\n"
-        with (self.path / "rounds.jsonl").open("a+b") as file:
-            _drop_half_a_line(file)
-            file.write(line.encode())
+        append_line(self.path / "rounds.jsonl", json.dumps(_plain(record)))
 
     def rounds(self) -> list[dict[str, Any]]:
         """Read the rounds that are there; a line that is being written is left out."""
@@ -66,15 +63,18 @@ class RunFolder:
         return [json.loads(line) for line in whole.splitlines()]
 
 
-def _drop_half_a_line(file: BinaryIO) -> None:
-    """Take from the end what a full disk or a kill has left of a line."""
-    end = file.seek(0, os.SEEK_END)
-    while end:
-        file.seek(end - 1)
-        if file.read(1) == b"\n":
-            break
-        end -= 1
-    file.truncate(end)
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, in the place of half a one, as a full disk leaves it."""
+    with path.open("a+b") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        while end:
+            file.seek(end - 1)
+            if file.read(1) == b"\n":
+                break
+            end -= 1
+        if end < size:
+            file.truncate(end)
+        file.write(f"{line}\n".encode())
 
 
 def _versions() -> dict[str, str]:

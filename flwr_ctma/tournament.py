@@ -17,6 +17,7 @@ from flwr_ctma.aggregators import parse_aggregator
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.errors import wrong
 from flwr_ctma.match import Match, Outcome, play, read
+from flwr_ctma.runs import append_line
 from flwr_ctma.simulation import InProcessGrid
 from flwr_ctma.workers import one_core_each
 
@@ -24,6 +25,7 @@ __all__ = [
     "Match",
     "Outcome",
     "Tournament",
+    "played",
     "scores",
     "undefined",
     "worst",
@@ -113,10 +115,7 @@ class Tournament:
         done = self._resume(folder)
         yield from ((match, done[match]) for match in plan if match in done)
         left = [match for match in plan if match not in done]
-        with (
-            one_core_each(workers, folder / "log.txt") as pool,
-            (folder / "matches.jsonl").open("a", encoding="utf-8") as file,
-        ):
+        with one_core_each(workers, folder / "log.txt") as pool:
             futures = {pool.submit(self.play, match, kind): match for match in left}
             for future in as_completed(futures):
                 match = futures[future]
@@ -124,8 +123,8 @@ class Tournament:
                     yield match, _failed(error)
                     continue
                 outcome = future.result()
-                print(json.dumps(asdict(match) | asdict(outcome)), file=file)
-                file.flush()
+                line = json.dumps(asdict(match) | asdict(outcome))
+                append_line(folder / "matches.jsonl", line)
                 yield match, outcome
 
     def _resume(self, folder: Path) -> dict[Match, Outcome]:
@@ -140,17 +139,27 @@ class Tournament:
                 "Name another one.",
             )
         path.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
-        played = folder / "matches.jsonl"
-        if not played.exists():
-            return {}
-        text = played.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]  # the last line may have been cut off
-        if whole != text:
-            played.write_text(whole, encoding="utf-8")
-        return dict(read(json.loads(line)) for line in whole.splitlines())
+        file = folder / "matches.jsonl"
+        return played(file) if file.exists() else {}
 
 
 Scores = dict[int, dict[str, dict[str, float | None]]]
+
+
+def played(file: Path) -> dict[Match, Outcome]:
+    """Read matches that were played; one that is being written is left out.
+
+    Raises
+    ------
+    ValueError
+        If a line is not what was written.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+        return dict(read(json.loads(line)) for line in lines)
+    except (LookupError, RecursionError, TypeError, ValueError) as error:
+        expected = "that of a tournament, each line a match"
+        raise wrong("file", expected, str(file), repr(error)) from None
 
 
 def _failed(error: BaseException) -> Outcome:

@@ -339,7 +339,7 @@ def test_a_tournament_that_nobody_of_us_wrote_is_named(tmp_path, changes):
     kept = {key: value for key, value in changed.items() if value is not ...}
     (tmp_path / "matches.jsonl").write_text(json.dumps(kept) + "\n")
     (tmp_path / "config.json").write_text('{"num_nodes": 9, "metric": "accuracy"}')
-    with pytest.raises(ValueError, match=r"Found `run = .*matches\.jsonl"):
+    with pytest.raises(ValueError, match=r"Found `\w+ = .*matches\.jsonl"):
         report(tmp_path)
 
 

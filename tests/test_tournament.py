@@ -157,7 +157,7 @@ def test_a_run_that_fails_ends_no_other(tournament, tmp_path) -> None:
     outcomes = dict(other.play_all(plan, tmp_path / "cup", workers=1))
     assert {outcome.value for outcome in outcomes.values()} == {None}
     assert all("`metric`" in outcome.why for outcome in outcomes.values())
-    assert (tmp_path / "cup" / "matches.jsonl").read_text() == ""  # to be played again
+    assert not (tmp_path / "cup" / "matches.jsonl").exists()  # to be played again
 
 
 def test_a_tournament_goes_on_where_it_was_stopped(tournament, tmp_path) -> None:
@@ -174,6 +174,15 @@ def test_a_tournament_goes_on_where_it_was_stopped(tournament, tmp_path) -> None
     other = Tournament(tournament.app, tournament.run_config, 10, metric="loss")
     with pytest.raises(ValueError, match="`output`"):
         list(other.play_all(plan, folder, workers=1))
+
+
+@pytest.mark.parametrize("line", ["{}", "0", "half a line"])
+def test_a_folder_that_is_no_tournament_of_ours_is_named(
+    tournament, tmp_path, line
+) -> None:
+    (tmp_path / "matches.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"`file` should be that of a tournament"):
+        list(tournament.play_all([], tmp_path, workers=1))
 
 
 def test_a_table_of_who_was_suspected() -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr_ctma.errors import wrong
-from flwr_ctma.match import read
-from flwr_ctma.tournament import Scores, scores
+from flwr_ctma.tournament import Scores, played, scores
 
 __all__ = ["Cup", "Run", "find", "finite"]
 
@@ -151,9 +150,9 @@ def _run(folder: Path) -> Run:
 
 
 def _cup(file: Path) -> Cup:
-    config, lines = _config(file.parent), _lines(file)
+    config = _config(file.parent)
     try:
-        found = scores(dict(map(read, lines)))
+        found = scores(played(file))
         return Cup(file.parent, config["num_nodes"], config["metric"], found)
     except (LookupError, TypeError) as error:
         expected = "a folder as `flwr-ctma tournament` writes it"
