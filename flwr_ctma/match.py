@@ -104,6 +104,14 @@ def play(
     """Run an app once, under a rule and an attack; see `Tournament`."""
     began = time.monotonic()
     server_app, client_app = load(app)
+    legacy = wrong(
+        "app",
+        "one whose ServerApp starts a strategy of the Message API",
+        app,
+        "Those of `flwr.server.strategy` are not.",
+    )
+    if getattr(server_app, "_server_fn", None):
+        raise legacy
     byzantine = ByzantineMod(match.attack, match.num_malicious, match.seed)
     if not byzantine.attack.needs_own:
         client_app = _Idle(client_app, byzantine)
@@ -119,8 +127,7 @@ def play(
     with _sampling(match.seed), _defended(match, num_nodes) as ended:
         server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), config))
     if not ended:
-        expected = "one whose ServerApp starts a strategy of the Message API"
-        raise wrong("app", expected, app, "Those of `flwr.server.strategy` are not.")
+        raise legacy
     result, ledger = ended[-1]
     value = _final(result, metric)
     seconds = time.monotonic() - began

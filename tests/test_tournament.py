@@ -130,13 +130,18 @@ def test_a_rule_that_is_not_defined_for_so_many_is_not_played(tournament) -> Non
     assert outcome.value is None and "Krum among n = 10" in outcome.why
 
 
-def test_an_app_of_the_former_api_is_named(tmp_path, monkeypatch) -> None:
+def test_an_app_of_the_former_api_is_named_before_it_runs(
+    tmp_path, monkeypatch
+) -> None:
+    def no_grid(*args):
+        raise AssertionError("it runs")
+
     monkeypatch.chdir(tmp_path)
     legacy = EXAMPLE.parent / "quickstart-legacy"
     config = FlowerApp(legacy).run_config("num-server-rounds=1")
     tournament = Tournament(str(legacy), config, num_nodes=10)
     with pytest.raises(ValueError, match="strategy of the Message API"):
-        tournament.play(Match("gm", "none", 0, 0))
+        tournament.play(Match("gm", "none", 0, 0), no_grid)
 
 
 def test_an_app_that_would_wait_for_more_nodes_is_told(tournament) -> None:
