@@ -7,13 +7,11 @@ import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from flwr.app import Context, RecordDict
 
 from flwr_ctma.aggregators import parse_aggregator
@@ -23,7 +21,7 @@ from flwr_ctma.flower_app import FlowerApp
 from flwr_ctma.paces import grid_of
 from flwr_ctma.simulation import InProcessGrid
 from flwr_ctma.swept import Ended, Run, evaluated, held
-from flwr_ctma.workers import one_core_each
+from flwr_ctma.workers import alone_in, one_core_each
 
 __all__ = ["State", "Sweep"]
 
@@ -119,9 +117,9 @@ class Sweep:
         Raises
         ------
         ValueError
-            If another sweep is at work in the folder.
+            If another process is at work in the folder.
         """
-        with _alone_in(folder):
+        with alone_in(folder):
             yield from self._play(folder, workers, kind)
 
     def _play(
@@ -148,22 +146,6 @@ class Sweep:
                     if future.running()
                 )
                 yield State(rounds + active, ended)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold a folder, as two sweeps would write the same lines."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise wrong(
-            "output",
-            "a folder in which no other sweep is at work",
-            str(folder),
-            "Wait until that one has ended, or name another folder.",
-        ) from error
 
 
 def _product(axes: Values) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from flwr_ctma.errors import wrong
 from flwr_ctma.match import Match, Outcome, play, read
 from flwr_ctma.runs import append_line
 from flwr_ctma.simulation import InProcessGrid
-from flwr_ctma.workers import one_core_each
+from flwr_ctma.workers import alone_in, one_core_each
 
 __all__ = [
     "Match",
@@ -111,7 +111,22 @@ class Tournament:
             Those that were there first, then the others as they end. A run that fails
             is an outcome as well, with its reason, and ends no other; it is played
             again the next time.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds another tournament, or another process is at work in it.
         """
+        with alone_in(folder):
+            yield from self._play_all(plan, folder, workers, kind)
+
+    def _play_all(
+        self,
+        plan: Sequence[Match],
+        folder: Path,
+        workers: int,
+        kind: type[InProcessGrid],
+    ) -> Iterator[tuple[Match, Outcome]]:
         done = self._resume(folder)
         yield from ((match, done[match]) for match in plan if match in done)
         left = [match for match in plan if match not in done]
@@ -129,7 +144,6 @@ class Tournament:
 
     def _resume(self, folder: Path) -> dict[Match, Outcome]:
         """Read what was played; refuse a folder that holds another tournament."""
-        folder.mkdir(parents=True, exist_ok=True)
         own, path = asdict(self), folder / "config.json"
         if path.exists() and json.loads(path.read_text()) != own:
             raise wrong(

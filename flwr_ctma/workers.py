@@ -1,4 +1,4 @@
-"""Processes that each run whole federations on one core."""
+"""Processes that each run whole federations on one core, and the folder they fill."""
 
 import contextlib
 import logging
@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-__all__ = ["one_core_each"]
+from filelock import FileLock, Timeout
+
+from flwr_ctma.errors import wrong
+
+__all__ = ["alone_in", "one_core_each"]
 
 
 @contextlib.contextmanager
@@ -27,6 +31,28 @@ def one_core_each(workers: int, log: Path) -> Iterator[ProcessPoolExecutor]:
             yield pool
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder, which is made if it is not there, as two would write one line.
+
+    Raises
+    ------
+    ValueError
+        If another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise wrong(
+            "output",
+            "a folder in which nothing else is at work",
+            str(folder),
+            "Wait until that has ended, or name another folder.",
+        ) from error
 
 
 def _begin(log: Path) -> None:

@@ -161,7 +161,7 @@ def test_two_sweeps_do_not_write_the_same_lines(plan, tmp_path):
     sweep = Sweep.read(plan('[axes]\naggregator = ["gm"]'), ROOT)
     first = sweep.play(tmp_path / "sweep", 1)
     next(first)
-    with pytest.raises(ValueError, match="no other sweep is at work"):
+    with pytest.raises(ValueError, match="in which nothing else is at work"):
         next(sweep.play(tmp_path / "sweep", 1))
     first.close()
     assert not next(sweep.play(tmp_path / "sweep", 1)).ended

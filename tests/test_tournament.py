@@ -78,6 +78,15 @@ def test_matches_are_played_on_the_kind_of_grid_that_is_asked_for(
     assert {pairing: outcomes[pairing].value for pairing in plan} == alone
 
 
+def test_two_tournaments_do_not_write_the_same_lines(tournament, tmp_path) -> None:
+    plan = tournament.matches(["gm"], ["none", "signflip"], [0], [0])
+    first = tournament.play_all(plan, tmp_path / "cup", 1)
+    next(first)
+    with pytest.raises(ValueError, match="in which nothing else is at work"):
+        next(tournament.play_all(plan, tmp_path / "cup", 1))
+    assert len(list(first)) == 1
+
+
 def test_an_app_that_waits_for_its_nodes_waits_for_those_there_are(monkeypatch) -> None:
     root = EXAMPLE.parent.parent
     monkeypatch.chdir(root)
