@@ -86,9 +86,11 @@ class Observed(Around):
         ]
         self._line["bytes-received"] = bytes_of(replies)
         arrays, metrics = super().aggregate_train(server_round, replies)
+        # No client's metric hides ours. Where none was asked for a round, all is told.
+        ours = {*self._line} if self._asked else set()
         for key, value in (metrics or {}).items():
             name = key.removeprefix("nodes-")
-            if name != key or name not in self._line:  # no client's metric hides ours
+            if name != key or name not in ours:
                 self._line[name] = value
         return arrays, metrics
 
