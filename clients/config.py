@@ -13,10 +13,10 @@ from clients.optimizers import Optimization, parse_optimizer
 from flwr_ctma import parse_aggregator
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.errors import wrong
-from flwr_ctma.paces import parse_pace
-from flwr_ctma.strategy.backend import parse_backend
-from flwr_ctma.strategy.refusals import checked_rule
-from flwr_ctma.weights import parse_weighing
+from flwr_ctma.simulation.arrivals import parse_pace
+from flwr_ctma.strategy.asynchronous.weighting import parse_weighing
+from flwr_ctma.strategy.backends import parse_backend
+from flwr_ctma.strategy.compatibility import checked_rule
 
 __all__ = ["RunConfig"]
 

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from clients.stacked import Asked, gradients, kind_of
 from clients.task import Examples
-from flwr_ctma.arrays import numbers, to_array
-from flwr_ctma.batched import together
 from flwr_ctma.errors import wrong
+from flwr_ctma.messages.arrays import numbers, to_array
+from flwr_ctma.simulation.batched import together
 
 __all__ = ["FlatNetwork"]
 

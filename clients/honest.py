@@ -13,7 +13,7 @@ from clients.flat import FlatNetwork
 from clients.task import Examples, build_model, evaluate, find_device, load_train
 from flwr_ctma.attacks import poison
 from flwr_ctma.errors import wrong
-from flwr_ctma.optim import load_state_record, state_record
+from flwr_ctma.optim.mu2sgd import load_state_record, state_record
 
 __all__ = ["app", "partition_of"]
 

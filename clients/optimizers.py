@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from flwr_ctma.errors import wrong
-from flwr_ctma.optim import Mu2SGD
-from flwr_ctma.schedules import Fixed, Floored, Paper, Schedule, Unaveraged
+from flwr_ctma.optim.mu2sgd import Mu2SGD
+from flwr_ctma.optim.schedules import Fixed, Floored, Paper, Schedule, Unaveraged
 from flwr_ctma.spec import check_fields, parse, spell
 
 __all__ = ["Momentum", "Mu2", "Optimization", "Plain", "parse_optimizer"]

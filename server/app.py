@@ -30,9 +30,9 @@ from flwr_ctma.attacks import Backdoor, parse_attack
 from flwr_ctma.attacks.base import parts
 from flwr_ctma.attacks.grid import AttackedGrid
 from flwr_ctma.errors import wrong
-from flwr_ctma.processes import RunFailed
-from flwr_ctma.runs import RunFolder
+from flwr_ctma.experiments.processes import RunFailed
 from flwr_ctma.strategy import Observed
+from flwr_ctma.tracking.run_folder import RunFolder
 from server.journal import Journal
 from server.strategies import attack_of_arrivals, build_strategy
 

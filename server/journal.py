@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clients.config import RunConfig
-from flwr_ctma.runs import RunFolder
+from flwr_ctma.tracking.run_folder import RunFolder
 
 __all__ = ["Journal"]
 

@@ -8,14 +8,14 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from clients.config import RunConfig
 from flwr_ctma import parse_aggregator
 from flwr_ctma.attacks import Attack, parse_attack
-from flwr_ctma.schedules import Fixed
+from flwr_ctma.optim.schedules import Fixed
 from flwr_ctma.strategy import (
     AnyTimeSGD,
     AsyncRobustStrategy,
     AttackedStrategy,
     RobustStrategy,
 )
-from flwr_ctma.weights import Alike, parse_weighing
+from flwr_ctma.strategy.asynchronous.weighting import Alike, parse_weighing
 
 __all__ = ["attack_of_arrivals", "build_strategy"]
 

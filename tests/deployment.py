@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from flwr_ctma.processes import (
+from flwr_ctma.experiments.processes import (
     free_address,
     last_run,
     process,

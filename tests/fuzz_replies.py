@@ -19,7 +19,7 @@ atheris = pytest.importorskip("atheris")  # doctests are collected from every fi
 with atheris.instrument_imports(include=["flwr_ctma"]):
     from test_fuzz import SENT, check, record, saved
 
-    from flwr_ctma import npy
+    from flwr_ctma.messages import npy
 
 KEYS = [*SENT, *SENT, *SENT, "other", "", "w\x00"]
 DTYPES = ["<f4", ">f4", "<f8", "<f2", "<i8", "|i1", "|b1", "<u4", "<c8", "|S2", "<U1"]

@@ -11,7 +11,7 @@ import numpy as np
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Result
 
-from flwr_ctma.checkpoint import latest
+from flwr_ctma.tracking.checkpoint import latest
 
 Start = Callable[[Path | None], Result]
 

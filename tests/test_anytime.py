@@ -12,10 +12,10 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 from flwr_ctma.aggregators import parse_aggregator
-from flwr_ctma.momentum import CorrectedMomentum
-from flwr_ctma.optim import Mu2SGD, load_state_record, state_record
-from flwr_ctma.schedules import Unaveraged, parse_schedule
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.optim.momentum import CorrectedMomentum
+from flwr_ctma.optim.mu2sgd import Mu2SGD, load_state_record, state_record
+from flwr_ctma.optim.schedules import Unaveraged, parse_schedule
+from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import RobustStrategy
 from flwr_ctma.strategy.anytime import AnyTimeSGD
 

@@ -13,11 +13,11 @@ from safetensors.numpy import load_file
 
 from clients.config import RunConfig
 from clients.task import build_model, evaluate, load_held_out, load_train
-from flwr_ctma.engines import Ray
-from flwr_ctma.flower_app import FlowerApp
-from flwr_ctma.processes import RunFailed
-from flwr_ctma.runs import RunFolder
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.experiments.app import FlowerApp
+from flwr_ctma.experiments.processes import RunFailed
+from flwr_ctma.experiments.runtimes import Ray
+from flwr_ctma.simulation.grid import InProcessGrid
+from flwr_ctma.tracking.run_folder import RunFolder
 from server.app import call_roll
 
 ROOT = Path(__file__).parent.parent

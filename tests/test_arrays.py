@@ -6,7 +6,7 @@ import pytest
 from flwr.app import Array
 from hypothesis import given
 
-from flwr_ctma.arrays import numbers, to_array
+from flwr_ctma.messages.arrays import numbers, to_array
 
 ANY = np_st.arrays(
     np_st.scalar_dtypes().filter(lambda dtype: dtype.kind in "biuf"),

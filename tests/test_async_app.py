@@ -8,12 +8,12 @@ from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file
 
 from clients.config import RunConfig
-from flwr_ctma.engines import Ray
-from flwr_ctma.flower_app import FlowerApp
-from flwr_ctma.paces import grid_of, parse_pace
-from flwr_ctma.processes import RunFailed
-from flwr_ctma.runs import RunFolder
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.experiments.app import FlowerApp
+from flwr_ctma.experiments.processes import RunFailed
+from flwr_ctma.experiments.runtimes import Ray
+from flwr_ctma.simulation.arrivals import grid_of, parse_pace
+from flwr_ctma.simulation.grid import InProcessGrid
+from flwr_ctma.tracking.run_folder import RunFolder
 from server.app import clock_of
 
 ROOT = Path(__file__).parent.parent

@@ -7,11 +7,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Result
 from kills import bits, kill_again_and_again
 
-from flwr_ctma.arrivals import ArrivalGrid, Proportional
-from flwr_ctma.checkpoint import latest
-from flwr_ctma.momentum import CorrectedMomentum
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.optim.momentum import CorrectedMomentum
+from flwr_ctma.simulation.clock import ArrivalGrid, Proportional
+from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy, Checkpointed
+from flwr_ctma.tracking.checkpoint import latest
 
 ROUNDS = 12
 NODES = 7

@@ -8,10 +8,10 @@ import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from flwr_ctma.arrivals import ArrivalGrid, Fixed
 from flwr_ctma.report import write_report
-from flwr_ctma.runs import RunFolder
+from flwr_ctma.simulation.clock import ArrivalGrid, Fixed
 from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy, Observed
+from flwr_ctma.tracking.run_folder import RunFolder
 
 NODES = 7
 MODEL = np.full(10, 2.0)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from deployment import supernode
 
-from flwr_ctma.checkpoint import latest
-from flwr_ctma.engines import Ray
-from flwr_ctma.processes import last_run, spell_config, superlink
-from flwr_ctma.runs import RunFolder
+from flwr_ctma.experiments.processes import last_run, spell_config, superlink
+from flwr_ctma.experiments.runtimes import Ray
+from flwr_ctma.tracking.checkpoint import latest
+from flwr_ctma.tracking.run_folder import RunFolder
 
 APP = Path(__file__).parent / "asyncapp"
 needs_proc = pytest.mark.skipif(

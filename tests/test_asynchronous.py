@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_ctma.aggregators import parse_aggregator
-from flwr_ctma.arrivals import ArrivalGrid, Durations, Fixed, Proportional
-from flwr_ctma.momentum import CorrectedMomentum
+from flwr_ctma.optim.momentum import CorrectedMomentum
+from flwr_ctma.simulation.clock import ArrivalGrid, Durations, Fixed, Proportional
 from flwr_ctma.strategy.anytime import AnyTimeSGD
-from flwr_ctma.strategy.asynchronous import AsyncRobustStrategy
-from flwr_ctma.weights import Staleness, capped
+from flwr_ctma.strategy.asynchronous.robust import AsyncRobustStrategy
+from flwr_ctma.strategy.asynchronous.weighting import Staleness, capped
 
 TARGET = np.linspace(-1.0, 1.0, 12)
 Corrupt = Callable[[int, np.ndarray], np.ndarray | None]

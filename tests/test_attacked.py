@@ -12,10 +12,10 @@ from flwr.simulation import run_simulation
 
 from flwr_ctma.attacks import ALIE, IPM, Fang, OptimalALIE, OptimalIPM, SignFlip
 from flwr_ctma.mods import ByzantineMod
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy
-from flwr_ctma.strategy.attacked import AttackedStrategy
 from flwr_ctma.strategy.robust import RobustStrategy
+from flwr_ctma.strategy.wrappers.attacked import AttackedStrategy
 
 START = {
     "w": np.full((2, 3), 10.0, np.float32),

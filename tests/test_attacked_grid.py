@@ -9,12 +9,12 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from flwr_ctma.aggregators import CTMA, CwMed
-from flwr_ctma.arrivals import ArrivalGrid, Proportional
 from flwr_ctma.attacks import ALIE, IPM, OptimalALIE
 from flwr_ctma.attacks.alie import largest_deviation
 from flwr_ctma.attacks.grid import AttackedGrid
 from flwr_ctma.mods import ByzantineMod
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.simulation.clock import ArrivalGrid, Proportional
+from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy
 
 START = 10.0

@@ -9,9 +9,9 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
-from flwr_ctma.sharded import RayBackend
+from flwr_ctma.engine.ray import RayBackend
+from flwr_ctma.engine.updates import Panel, Updates
 from flwr_ctma.strategy import RobustStrategy
-from flwr_ctma.updates import Panel, Updates
 
 N = 9
 

@@ -16,11 +16,11 @@ from clients import stacked
 from clients.flat import FlatNetwork
 from clients.stacked import Asked, gradients
 from clients.task import Examples
-from flwr_ctma.batched import BatchedGrid, together
 from flwr_ctma.cli import app as command_line
-from flwr_ctma.engines import Batched
-from flwr_ctma.flower_app import FlowerApp
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.experiments.app import FlowerApp
+from flwr_ctma.experiments.runtimes import Batched
+from flwr_ctma.simulation.batched import BatchedGrid, together
+from flwr_ctma.simulation.grid import InProcessGrid
 
 APP = FlowerApp(Path(__file__).parent.parent)
 SMALL = {

@@ -203,6 +203,6 @@ def test_11_distances_of_many_nearly_equal_models():
 
     rows = torch.tensor(x)
     assert error(torch.cdist(rows, rows).numpy()) == pytest.approx(92, abs=5)
-    from flwr_ctma.updates import Updates
+    from flwr_ctma.engine.updates import Updates
 
     assert error(np.sqrt(Updates.of(x).squared_distances())) < 1e-6

@@ -11,11 +11,11 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from flwr_ctma.callbacks import Progress, TensorBoard, numbers
 from flwr_ctma.mods import ByzantineMod
-from flwr_ctma.runs import RunFolder
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import Checkpointed, Observed, RobustStrategy
+from flwr_ctma.tracking.callbacks import Progress, TensorBoard, numbers
+from flwr_ctma.tracking.run_folder import RunFolder
 
 app = ClientApp()
 MALFORMED, SILENT, FAR = 0, 1, 2

@@ -13,10 +13,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Result
 from kills import bits, kill_again_and_again
 
-from flwr_ctma.checkpoint import CheckpointError, latest, write
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import RobustStrategy
-from flwr_ctma.strategy.checkpointed import Checkpointed
+from flwr_ctma.strategy.wrappers.checkpointed import Checkpointed
+from flwr_ctma.tracking.checkpoint import CheckpointError, latest, write
 
 ROUNDS = 12
 client = ClientApp()

@@ -20,11 +20,11 @@ from typer.testing import CliRunner
 import flwr_ctma
 from flwr_ctma.cli import app
 from flwr_ctma.cli.compare import _run_all
-from flwr_ctma.comparison import Job, Scenario, curves, jobs, table
-from flwr_ctma.engines import Engine
-from flwr_ctma.processes import RunFailed, spell_config
-from flwr_ctma.progress import Watcher
-from flwr_ctma.runs import RunFolder
+from flwr_ctma.experiments.comparison import Job, Scenario, curves, jobs, table
+from flwr_ctma.experiments.processes import RunFailed, spell_config
+from flwr_ctma.experiments.progress import Watcher
+from flwr_ctma.experiments.runtimes import Engine
+from flwr_ctma.tracking.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 SMALL = "num-nodes=5 num-malicious-nodes=1 num-server-rounds=2 local-steps=1"

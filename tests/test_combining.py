@@ -20,7 +20,7 @@ from flwr_ctma import legacy as former
 from flwr_ctma import parse_aggregator
 from flwr_ctma.attacks import IPM
 from flwr_ctma.mods import ByzantineMod
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import (
     AttackedStrategy,
     Checkpointed,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clients.config import RunConfig
-from flwr_ctma.flower_app import FlowerApp
+from flwr_ctma.experiments.app import FlowerApp
 
 APP = FlowerApp(Path(__file__).parent.parent)
 

@@ -10,9 +10,9 @@ import pytest
 from deployment import DEPLOYED, deployment, journal, run, wait_for
 from safetensors.numpy import load_file
 
-from flwr_ctma.engines import Ray
-from flwr_ctma.processes import last_run, process, spell_config
-from flwr_ctma.runs import RunFolder
+from flwr_ctma.experiments.processes import last_run, process, spell_config
+from flwr_ctma.experiments.runtimes import Ray
+from flwr_ctma.tracking.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 NODES = 3

@@ -21,7 +21,7 @@ from pages import DOCS, PAGES, ROOT, Page
 from threadpoolctl import threadpool_limits
 
 from flwr_ctma.mods import ByzantineMod
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.simulation.grid import InProcessGrid
 
 ELSEWHERE = {  # the tests that run blocks of a page in another way
     ("CONTRIBUTING.md", "python"): "test_contributing.py",

@@ -19,8 +19,8 @@ from clients.config import RunConfig
 from flwr_ctma import parse_aggregator
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.cli import app as flwr_ctma
-from flwr_ctma.flower_app import FlowerApp
-from flwr_ctma.sweep import Sweep
+from flwr_ctma.experiments.app import FlowerApp
+from flwr_ctma.experiments.sweep import Sweep
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SOURCES = (ROOT / "mkdocs.yml").exists()  # not where the wheel is tested

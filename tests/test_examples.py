@@ -24,9 +24,9 @@ from flwr.serverapp.strategy import (
 )
 from threadpoolctl import threadpool_limits
 
-from flwr_ctma.engines import Ray
+from flwr_ctma.experiments.runtimes import Ray
 from flwr_ctma.mods import ByzantineMod
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import RobustStrategy
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -21,7 +21,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx
 
 from flwr_ctma.legacy import RobustStrategy as LegacyRobust
 from flwr_ctma.mods import ByzantineMod
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import AttackedStrategy, Checkpointed, RobustStrategy
 
 START = ArrayRecord([np.zeros(4)])

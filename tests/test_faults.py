@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import (
     FedYogi,
 )
 
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import RobustStrategy
 
 N, F = 12, 2

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from test_checkpoint import start
 
-from flwr_ctma.checkpoint import CheckpointError, latest
+from flwr_ctma.tracking.checkpoint import CheckpointError, latest
 
 
 @pytest.fixture

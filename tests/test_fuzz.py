@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from flwr_ctma.aggregators import CTMA, Budget, GeometricMedian
-from flwr_ctma.records import Model, Rejection, Reply
-from flwr_ctma.strategy.claims import trimmed_mean
-from flwr_ctma.strategy.step import take_step
+from flwr_ctma.messages.schema import Model, Rejection, Reply
+from flwr_ctma.strategy.round.aggregate import take_step
+from flwr_ctma.strategy.round.claims import trimmed_mean
 
 SENT = {
     "w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3),

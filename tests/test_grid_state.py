@@ -5,9 +5,9 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from flwr_ctma.arrivals import ArrivalGrid, Fixed, Proportional
-from flwr_ctma.checkpoint import latest, write
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.simulation.clock import ArrivalGrid, Fixed, Proportional
+from flwr_ctma.simulation.grid import InProcessGrid
+from flwr_ctma.tracking.checkpoint import latest, write
 
 
 def app() -> ClientApp:

@@ -13,11 +13,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi
 
 import server.app
-from flwr_ctma.arrivals import ArrivalGrid, Fixed
-from flwr_ctma.flower_app import FlowerApp
-from flwr_ctma.processes import RunFailed
-from flwr_ctma.runs import RunFolder
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.experiments.app import FlowerApp
+from flwr_ctma.experiments.processes import RunFailed
+from flwr_ctma.simulation.clock import ArrivalGrid, Fixed
+from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import (
     AnyTimeSGD,
     AsyncRobustStrategy,
@@ -26,6 +25,7 @@ from flwr_ctma.strategy import (
     Observed,
     RobustStrategy,
 )
+from flwr_ctma.tracking.run_folder import RunFolder
 
 N, F = 7, 2
 INITIAL = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from flwr_ctma import parse_aggregator
 from flwr_ctma.aggregators import CTMA, CwMed, Hierarchical
-from flwr_ctma.grouping import chance_of_loss, levels
+from flwr_ctma.aggregators.grouping import chance_of_loss, levels
+from flwr_ctma.engine.updates import Updates
 from flwr_ctma.strategy.guarantee import promise
-from flwr_ctma.updates import Updates
 
 
 def sizes_of(n, m):

@@ -24,8 +24,8 @@ from flwr_ctma.aggregators import (
     MoNNA,
     MultiKrum,
 )
+from flwr_ctma.engine.updates import Panel, Updates
 from flwr_ctma.errors import wrong
-from flwr_ctma.updates import Panel, Updates
 
 X = np.random.default_rng(0).standard_normal((11, 4))
 ONES = np.ones(4)

@@ -10,12 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table import TABLE
 
-from flwr_ctma import cpu, kernels, panel, parse_aggregator, plain
+from flwr_ctma import parse_aggregator
 from flwr_ctma.aggregators import ranks
-from flwr_ctma.strategy import streaming
+from flwr_ctma.engine import cpu, kernels
+from flwr_ctma.engine import layer as panel
+from flwr_ctma.engine.kernels import numpy as plain
+from flwr_ctma.strategy.backends import streaming
 
 pytest.importorskip("numba")
-COMPILED = importlib.import_module("flwr_ctma.compiled")
+COMPILED = importlib.import_module("flwr_ctma.engine.kernels.numba")
 BOTH = pytest.mark.parametrize("loops", [COMPILED, plain], ids=["compiled", "plain"])
 DTYPES = st.sampled_from([np.float32, np.float64])
 
@@ -49,14 +52,14 @@ import sys
 sys.modules["numba"] = None
 import numpy as np
 from flwr_ctma import parse_aggregator
-from flwr_ctma.kernels import kernels
+from flwr_ctma.engine.kernels import kernels
 parse_aggregator("ctma(cwmed)")(np.eye(5), f=1)
 print(kernels().__name__)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["flwr_ctma.plain"]
+    assert done.stdout.split() == ["flwr_ctma.engine.kernels.numpy"]
 
 
 def test_compiled_where_nothing_can_be_kept():
@@ -66,14 +69,14 @@ from numba.core import caching
 caching.CacheImpl._locator_classes = []
 import numpy as np
 from flwr_ctma import parse_aggregator
-from flwr_ctma.kernels import kernels
+from flwr_ctma.engine.kernels import kernels
 parse_aggregator("krum")(np.eye(5), f=1)
 print(kernels().__name__)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["flwr_ctma.compiled"]
+    assert done.stdout.split() == ["flwr_ctma.engine.kernels.numba"]
 
 
 @BOTH

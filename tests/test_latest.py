@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from flwr_ctma.aggregators import Budget, parse_aggregator
-from flwr_ctma.latest import Latest
-from flwr_ctma.updates import Updates
+from flwr_ctma.engine.incremental import Latest
+from flwr_ctma.engine.updates import Updates
 
 
 def arrive(latest: Latest, rng: np.random.Generator, scale: float = 1.0) -> int:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from flwr_ctma.flower_app import FlowerApp
-from flwr_ctma.ledger import Ledger, Record
-from flwr_ctma.tournament import Match, Tournament
+from flwr_ctma.experiments.app import FlowerApp
+from flwr_ctma.experiments.tournament import Match, Tournament
+from flwr_ctma.tracking.ledger import Ledger, Record
 
 
 def test_counts():

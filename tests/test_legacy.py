@@ -24,7 +24,7 @@ from flwr.serverapp import strategy as flower
 from flwr_ctma import strategy as ours
 from flwr_ctma.legacy import RobustStrategy
 from flwr_ctma.mods import ByzantineMod
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.simulation.grid import InProcessGrid
 
 TARGETS = np.random.default_rng(0).normal(size=(10, 2, 3)) * 0.1 + np.ones((2, 3))
 HONEST = TARGETS[3:]

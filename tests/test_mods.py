@@ -28,7 +28,7 @@ from flwr_ctma.attacks import (
     poison,
 )
 from flwr_ctma.mods import ByzantineMod
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.simulation.grid import InProcessGrid
 
 MODEL = {
     "w": np.arange(6, dtype=np.float32).reshape(3, 2),

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord
 
-from flwr_ctma.momentum import CorrectedMomentum
-from flwr_ctma.schedules import Fixed, Paper
+from flwr_ctma.optim.momentum import CorrectedMomentum
+from flwr_ctma.optim.schedules import Fixed, Paper
 
 SHAPES = {"weight": (3, 2, 2), "bias": (2,), "scale": ()}
 

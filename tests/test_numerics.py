@@ -15,7 +15,7 @@ import pytest
 from table import TABLE, everyone
 
 from flwr_ctma import parse_aggregator
-from flwr_ctma.updates import Panel, Updates
+from flwr_ctma.engine.updates import Panel, Updates
 
 N, F = 17, 4
 BY_DISTANCE = {

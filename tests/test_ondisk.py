@@ -11,9 +11,9 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from flwr_ctma.arrivals import ArrivalGrid, Fixed
-from flwr_ctma.records import Model
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.messages.schema import Model
+from flwr_ctma.simulation.clock import ArrivalGrid, Fixed
+from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import (
     Observed,
     OnDiskGrid,

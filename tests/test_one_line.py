@@ -10,7 +10,7 @@ import torch
 from flwr.app import Context, RecordDict
 from threadpoolctl import threadpool_limits
 
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.simulation.grid import InProcessGrid
 
 ROOT = Path(__file__).parents[1]
 IMPORT = "from flwr_ctma.mods import ByzantineMod\n"

@@ -6,8 +6,8 @@ import torch
 from flwr.app import Array, ArrayRecord, Context, RecordDict
 from torch import nn
 
-from flwr_ctma.optim import Mu2SGD, load_state_record, state_record
-from flwr_ctma.schedules import Fixed, Floored, Paper, Unaveraged, parse_schedule
+from flwr_ctma.optim.mu2sgd import Mu2SGD, load_state_record, state_record
+from flwr_ctma.optim.schedules import Fixed, Floored, Paper, Unaveraged, parse_schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

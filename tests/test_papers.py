@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flwr_ctma.runs import RunFolder
-from flwr_ctma.sweep import Sweep
-from flwr_ctma.swept import final_scores
+from flwr_ctma.experiments.sweep import Sweep
+from flwr_ctma.experiments.sweep_results import final_scores
+from flwr_ctma.tracking.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 PAPERS = ROOT / "examples" / "papers"

@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import (
     AttackedStrategy,
     Patience,

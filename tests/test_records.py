@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from flwr_ctma import npy
-from flwr_ctma.records import Model, Rejection, quote, read_metrics
+from flwr_ctma.messages import npy
+from flwr_ctma.messages.schema import Model, Rejection, quote, read_metrics
 
 SENT = {
     "conv.weight": np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 4),

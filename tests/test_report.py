@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from flwr_ctma.cli import app
 from flwr_ctma.report import write_report
 from flwr_ctma.report.charts import line_charts
-from flwr_ctma.report.found import find
 from flwr_ctma.report.groups import Spread
-from flwr_ctma.runs import RunFolder
+from flwr_ctma.report.runs import find
+from flwr_ctma.tracking.run_folder import RunFolder
 
 CONFIG = {"aggregator": "ctma(gm)", "attack": "alie", "num-server-rounds": 3, "seed": 1}
 HOSTILE = "<script>alert(1)</script>'\"&"

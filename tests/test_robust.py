@@ -20,12 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_ctma.aggregators import CTMA, FLTrust, GeometricMedian, parse_aggregator
-from flwr_ctma.records import Model
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.messages.schema import Model
+from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import RobustStrategy
-from flwr_ctma.strategy.claims import bounded_weights, trimmed_mean
 from flwr_ctma.strategy.guarantee import caveats, promise
-from flwr_ctma.strategy.tolerance import Tolerance, bearable, needed
+from flwr_ctma.strategy.round.claims import bounded_weights, trimmed_mean
+from flwr_ctma.strategy.round.tolerance import Tolerance, bearable, needed
 
 SENT = np.linspace(-1, 1, 30, dtype=np.float32)
 

@@ -12,7 +12,7 @@ import pytest
 from deployment import DEPLOYED, journal
 from pages import DOCS, Page
 
-from flwr_ctma.processes import free_address, process
+from flwr_ctma.experiments.processes import free_address, process
 
 TURNED_AWAY = "Exit Code: 305"
 

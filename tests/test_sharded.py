@@ -13,14 +13,14 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from table import everyone
 
-from flwr_ctma import sharded
-from flwr_ctma.actors import Unavailable
-from flwr_ctma.cpu import CpuStack
-from flwr_ctma.sharded import RayBackend
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.engine import ray as sharded
+from flwr_ctma.engine.actors import Unavailable
+from flwr_ctma.engine.cpu import CpuStack
+from flwr_ctma.engine.ray import RayBackend
+from flwr_ctma.engine.updates import Panel, Updates
+from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import RobustStrategy
-from flwr_ctma.strategy.backend import parse_backend
-from flwr_ctma.updates import Panel, Updates
+from flwr_ctma.strategy.backends import parse_backend
 
 N, WIDTH = 11, 50_000  # three blocks of columns in float64, two in float32
 

@@ -18,9 +18,9 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
-from flwr_ctma.arrivals import ArrivalGrid, Fixed
-from flwr_ctma.batched import BatchedGrid, together
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.simulation.batched import BatchedGrid, together
+from flwr_ctma.simulation.clock import ArrivalGrid, Fixed
+from flwr_ctma.simulation.grid import InProcessGrid
 
 TARGETS = np.arange(12.0).reshape(4, 3)
 

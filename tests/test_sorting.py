@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_ctma.network import network
-from flwr_ctma.sorting import nearest_mean, ordered, ranked_mean
+from flwr_ctma.engine.kernels.network import network
+from flwr_ctma.engine.kernels.sorting import nearest_mean, ordered, ranked_mean
 
 COEFFICIENTS = st.integers(1, 70).flatmap(
     lambda n: st.lists(st.sampled_from([0, 0, 1, 1, 0.25]), min_size=n, max_size=n)

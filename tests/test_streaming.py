@@ -6,11 +6,11 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from flwr_ctma.arrivals import ArrivalGrid, Fixed
-from flwr_ctma.records import Model
-from flwr_ctma.stack import Moments
+from flwr_ctma.engine.stack import Moments
+from flwr_ctma.messages.schema import Model
+from flwr_ctma.simulation.clock import ArrivalGrid, Fixed
 from flwr_ctma.strategy import PatientGrid, RobustStrategy, streaming
-from flwr_ctma.strategy.streaming import Strips
+from flwr_ctma.strategy.backends.streaming import Strips
 
 N, SHAPES = 21, {"a": (300, 20), "b": (7,)}
 SENT = {key: np.full(shape, 5, np.float32) for key, shape in SHAPES.items()}
@@ -108,7 +108,7 @@ def run(backend, rule, monkeypatch):
     inner = FedAvg(fraction_evaluate=0.0, min_available_nodes=N)
     strategy = RobustStrategy(inner, rule, num_malicious_nodes=4, backend=backend)
     arrivals = ArrivalGrid(app, N, Fixed(tuple(range(1, N + 1))))
-    monkeypatch.setattr("flwr_ctma.strategy.patience.sleep", lambda seconds: None)
+    monkeypatch.setattr("flwr_ctma.strategy.grace_period.sleep", lambda seconds: None)
     # What `prepare` does for Flower's grids, which take real time.
     grid = PatientGrid(arrivals, 4, strategy.patience, strategy._arrive)
     result = strategy.start(grid, record(SENT), num_rounds=2)

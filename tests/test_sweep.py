@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flwr_ctma.sweep import Sweep
-from flwr_ctma.swept import Ended, Run, final_scores
+from flwr_ctma.experiments.sweep import Sweep
+from flwr_ctma.experiments.sweep_results import Ended, Run, final_scores
 
 ROOT = Path(__file__).parent.parent
 QUICK = """
@@ -142,8 +142,8 @@ def test_runs_are_made_once_and_failures_are_told(plan, tmp_path):
 
 def test_a_run_is_what_the_app_does_by_itself(plan, tmp_path):
     """Workers that keep the app loaded give the same bits, in any order."""
-    from flwr_ctma.flower_app import FlowerApp
-    from flwr_ctma.runs import RunFolder
+    from flwr_ctma.experiments.app import FlowerApp
+    from flwr_ctma.tracking.run_folder import RunFolder
 
     sweep = Sweep.read(plan("[axes]\nseed = [1, 2]\n"), ROOT)
     for state in sweep.play(tmp_path / "sweep", 1):

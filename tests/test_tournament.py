@@ -9,13 +9,13 @@ import pytest
 from flwr.clientapp import ClientApp
 from rich.console import Console
 
-from flwr_ctma import match
-from flwr_ctma import tournament as cup
 from flwr_ctma.attacks import OptimalALIE
-from flwr_ctma.batched import BatchedGrid
-from flwr_ctma.flower_app import FlowerApp
-from flwr_ctma.heatmap import draw_scores, ledger_table, score_table
-from flwr_ctma.tournament import Match, Outcome, Tournament, scores
+from flwr_ctma.experiments import match
+from flwr_ctma.experiments import tournament as cup
+from flwr_ctma.experiments.app import FlowerApp
+from flwr_ctma.experiments.tournament import Match, Outcome, Tournament, scores
+from flwr_ctma.report.heatmap import draw_scores, ledger_table, score_table
+from flwr_ctma.simulation.batched import BatchedGrid
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "quickstart-numpy"
 

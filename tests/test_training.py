@@ -12,9 +12,9 @@ from torch.nn.functional import cross_entropy
 from clients import honest
 from clients.config import RunConfig
 from clients.task import build_model, load_held_out, load_train
-from flwr_ctma.flower_app import FlowerApp
-from flwr_ctma.runs import RunFolder
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.experiments.app import FlowerApp
+from flwr_ctma.simulation.grid import InProcessGrid
+from flwr_ctma.tracking.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 APP = FlowerApp(ROOT)

@@ -12,8 +12,8 @@ from table import everyone, few
 
 from flwr_ctma import parse_aggregator
 from flwr_ctma.aggregators.ranks import NearestToMedian, Ranks, WeightedRanks
-from flwr_ctma.gpu import TorchStack
-from flwr_ctma.updates import Panel, Updates
+from flwr_ctma.engine.torch import TorchStack
+from flwr_ctma.engine.updates import Panel, Updates
 
 NUMPY = [np.float16, np.float32, np.float64]
 TORCH = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

@@ -6,7 +6,7 @@ import sys
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from flwr_ctma.workers import one_core_each
+from flwr_ctma.experiments.workers import one_core_each
 
 with one_core_each(1, Path(sys.argv[1])) as pool:
     assert pool.submit(abs, -1).result() == 1

@@ -13,7 +13,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from flwr_ctma.runs import RunFolder
+from flwr_ctma.tracking.run_folder import RunFolder
 
 
 def main(asked: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from flwr_ctma.runs import RunFolder
+from flwr_ctma.tracking.run_folder import RunFolder
 
 COLOURS = (
     "#0072B2",

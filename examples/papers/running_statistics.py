@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from clients.config import RunConfig
 from clients.task import build_model, evaluate, load_held_out, load_train
-from flwr_ctma.flower_app import FlowerApp
+from flwr_ctma.experiments.app import FlowerApp
 
 APP = FlowerApp(Path(__file__).parents[2])
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Point
-from flwr_ctma.updates import Updates
+from flwr_ctma.engine.updates import Updates
 
 __all__ = ["ARC"]
 

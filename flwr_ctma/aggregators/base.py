@@ -9,11 +9,11 @@ import numpy as np
 
 from flwr_ctma.aggregators.budget import Budget
 from flwr_ctma.aggregators.points import Columnwise, Combination, Point
+from flwr_ctma.engine.stack import Float64, Vector
+from flwr_ctma.engine.threads import one_blas_thread
+from flwr_ctma.engine.updates import Updates
 from flwr_ctma.errors import wrong
-from flwr_ctma.parallel import one_blas_thread
 from flwr_ctma.spec import check_fields, spell
-from flwr_ctma.stack import Float64, Vector
-from flwr_ctma.updates import Updates
 
 __all__ = [
     "Aggregate",
@@ -223,6 +223,6 @@ def _like(updates: Any, vector: Vector) -> Any:
         return vector
     if isinstance(updates, np.ndarray):
         return vector[0].astype(updates.dtype, copy=False)
-    from flwr_ctma.gpu import as_tensor
+    from flwr_ctma.engine.torch import as_tensor
 
     return as_tensor(vector[0], updates)

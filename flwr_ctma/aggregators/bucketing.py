@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Point
+from flwr_ctma.engine.updates import Updates
 from flwr_ctma.errors import wrong
-from flwr_ctma.updates import Updates
 
 __all__ = ["Bucketing"]
 

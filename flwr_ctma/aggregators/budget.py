@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from flwr_ctma.engine.stack import Float64
 from flwr_ctma.errors import wrong
-from flwr_ctma.stack import Float64
 
 __all__ = ["Budget"]
 

@@ -7,8 +7,8 @@ import numpy as np
 from flwr_ctma.aggregators.base import Aggregator, Budget, Columnwise
 from flwr_ctma.aggregators.krum import krum_scores
 from flwr_ctma.aggregators.ranks import NearestToMedian
+from flwr_ctma.engine.updates import Updates
 from flwr_ctma.errors import wrong
-from flwr_ctma.updates import Updates
 
 __all__ = ["Bulyan"]
 

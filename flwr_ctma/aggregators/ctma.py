@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Combination
-from flwr_ctma.updates import Updates
+from flwr_ctma.engine.updates import Updates
 
 __all__ = ["CTMA"]
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Columnwise
 from flwr_ctma.aggregators.ranks import Ranks, WeightedMedian
-from flwr_ctma.updates import Updates
+from flwr_ctma.engine.updates import Updates
 
 __all__ = ["CwMed"]
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Columnwise
 from flwr_ctma.aggregators.ranks import Ranks, WeightedRanks
-from flwr_ctma.stack import Float64
-from flwr_ctma.updates import Updates
+from flwr_ctma.engine.stack import Float64
+from flwr_ctma.engine.updates import Updates
 
 __all__ = ["CwTM"]
 

@@ -6,8 +6,8 @@ from typing import ClassVar
 import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Combination
+from flwr_ctma.engine.updates import Updates
 from flwr_ctma.errors import wrong
-from flwr_ctma.updates import Updates
 
 __all__ = ["FLTrust"]
 

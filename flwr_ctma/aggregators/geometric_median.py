@@ -6,9 +6,9 @@ from typing import ClassVar
 import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Combination
+from flwr_ctma.engine.stack import Float64, squared_distances
+from flwr_ctma.engine.updates import Updates
 from flwr_ctma.errors import wrong
-from flwr_ctma.stack import Float64, squared_distances
-from flwr_ctma.updates import Updates
 
 __all__ = ["GeometricMedian"]
 

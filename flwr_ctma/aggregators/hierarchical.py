@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Point
+from flwr_ctma.aggregators.grouping import Levels, levels
+from flwr_ctma.engine.stack import Float64, Stack, Vector
+from flwr_ctma.engine.updates import Index, Updates
 from flwr_ctma.errors import wrong
-from flwr_ctma.grouping import Levels, levels
-from flwr_ctma.stack import Float64, Stack, Vector
-from flwr_ctma.updates import Index, Updates
 
 __all__ = ["Hierarchical"]
 
@@ -24,7 +24,7 @@ class Hierarchical(Aggregator):
         y_j = A(x_i : i in G_j),  f = k        A(x) = B(y_1, …, y_m),  f = F
 
     Of n rows f are Byzantine. k and F are such that more than F groups hold more than k
-    of them with a probability of at most `failure`, by `flwr_ctma.grouping`, and leave
+    of them with a probability of at most `failure`, by `flwr_ctma.aggregators.grouping`, and leave
     the widest margins to one half. Inner products are taken within groups, and of the
     m results: n·s + m² in the place of n², and m rows more of memory.
 

@@ -6,7 +6,7 @@ from flwr_ctma.aggregators.base import Aggregator, Budget, Columnwise
 from flwr_ctma.aggregators.ctma import CTMA
 from flwr_ctma.aggregators.cwmed import CwMed
 from flwr_ctma.aggregators.ranks import NearestToMedian
-from flwr_ctma.updates import Updates
+from flwr_ctma.engine.updates import Updates
 
 __all__ = ["MeaMed"]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Combination
-from flwr_ctma.updates import Updates
+from flwr_ctma.engine.updates import Updates
 
 __all__ = ["Mean"]
 

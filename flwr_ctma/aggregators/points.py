@@ -7,8 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from flwr_ctma.stack import Columns, Float64, Kernel, Stack, Vector, squared_distances
-from flwr_ctma.updates import Updates
+from flwr_ctma.engine.stack import (
+    Columns,
+    Float64,
+    Kernel,
+    Stack,
+    Vector,
+    squared_distances,
+)
+from flwr_ctma.engine.updates import Updates
 
 __all__ = ["Columnwise", "Combination", "Point"]
 

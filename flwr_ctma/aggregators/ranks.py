@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from flwr_ctma import sorting
-from flwr_ctma.kernels import kernels
-from flwr_ctma.plain import half_ranks
-from flwr_ctma.stack import Float64
+from flwr_ctma.engine.kernels import kernels, sorting
+from flwr_ctma.engine.kernels.numpy import half_ranks
+from flwr_ctma.engine.stack import Float64
 
 __all__ = ["NearestToMedian", "Ranks", "WeightedMedian", "WeightedRanks"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Combination
+from flwr_ctma.engine.stack import Float64
+from flwr_ctma.engine.updates import Updates
 from flwr_ctma.errors import wrong
-from flwr_ctma.stack import Float64
-from flwr_ctma.updates import Updates
 
 __all__ = ["SMEA"]
 

@@ -10,10 +10,10 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from flwr_ctma.around_grid import AroundGrid
 from flwr_ctma.attacks.base import Attack
 from flwr_ctma.attacks.collusion import Colluders, Layout, Seen, stack
 from flwr_ctma.attacks.messages import server_round
+from flwr_ctma.simulation.wrapper import AroundGrid
 
 __all__ = ["AttackedGrid"]
 

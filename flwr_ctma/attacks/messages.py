@@ -13,7 +13,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from flwr_ctma.arrays import numbers, to_array
+from flwr_ctma.messages.arrays import numbers, to_array
 
 __all__ = [
     "WEIGHT",

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flwr_ctma.attacks.base import Omniscient, Rows
+from flwr_ctma.engine.updates import Updates
 from flwr_ctma.errors import wrong
-from flwr_ctma.updates import Updates
 
 __all__ = ["Mimic"]
 

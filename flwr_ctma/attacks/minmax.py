@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from flwr_ctma.attacks.base import Omniscient, Rows
 from flwr_ctma.attacks.moments import deviation, mean
+from flwr_ctma.engine.stack import squared_distances
+from flwr_ctma.engine.updates import Panel, Updates
 from flwr_ctma.errors import wrong
-from flwr_ctma.stack import squared_distances
-from flwr_ctma.updates import Panel, Updates
 
 __all__ = ["MinMax", "MinSum"]
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flwr_ctma.updates import Updates
+from flwr_ctma.engine.updates import Updates
 
 __all__ = ["deviation", "mean"]
 

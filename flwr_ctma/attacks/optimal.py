@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from flwr_ctma.attacks.base import Attack, Omniscient, Rows, Rule
 from flwr_ctma.attacks.moments import deviation, mean
+from flwr_ctma.engine.updates import Panel, Updates
 from flwr_ctma.errors import wrong
-from flwr_ctma.updates import Panel, Updates
 
 __all__ = ["OptimalALIE", "OptimalIPM", "maximise"]
 

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from flwr_ctma.batched import BatchedGrid
-from flwr_ctma.processes import RunFailed
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.experiments.processes import RunFailed
+from flwr_ctma.simulation.batched import BatchedGrid
+from flwr_ctma.simulation.grid import InProcessGrid
 
 __all__ = ["Batched", "Folder", "RunConfig", "in_a_sentence", "kind_of_grid"]
 

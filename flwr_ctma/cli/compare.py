@@ -14,14 +14,14 @@ from rich.markup import escape
 
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.cli.common import Folder, RunConfig, in_a_sentence
-from flwr_ctma.comparison import Job, Rounds, curves, jobs, table, write_csv
-from flwr_ctma.engines import Batched, Engine, InProcess, Ray
 from flwr_ctma.errors import wrong
-from flwr_ctma.figures import draw_accuracy
-from flwr_ctma.flower_app import FlowerApp
-from flwr_ctma.processes import RunFailed
-from flwr_ctma.progress import Watcher
-from flwr_ctma.tournament import undefined
+from flwr_ctma.experiments.app import FlowerApp
+from flwr_ctma.experiments.comparison import Job, Rounds, curves, jobs, table, write_csv
+from flwr_ctma.experiments.processes import RunFailed
+from flwr_ctma.experiments.progress import Watcher
+from flwr_ctma.experiments.runtimes import Batched, Engine, InProcess, Ray
+from flwr_ctma.experiments.tournament import undefined
+from flwr_ctma.report.accuracy_figure import draw_accuracy
 
 __all__ = ["compare"]
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flwr_ctma.cli.common import Batched, Folder, RunConfig, in_a_sentence, kind_of_grid
-from flwr_ctma.flower_app import FlowerApp
+from flwr_ctma.experiments.app import FlowerApp
 
 __all__ = ["simulate"]
 

@@ -17,9 +17,9 @@ from rich.progress import (
 )
 
 from flwr_ctma.cli.common import Batched, RunConfig, in_a_sentence, kind_of_grid
-from flwr_ctma.heatmap import draw_scores, score_table
-from flwr_ctma.sweep import State, Sweep
-from flwr_ctma.swept import Ended, final_scores, write_rounds
+from flwr_ctma.experiments.sweep import State, Sweep
+from flwr_ctma.experiments.sweep_results import Ended, final_scores, write_rounds
+from flwr_ctma.report.heatmap import draw_scores, score_table
 
 __all__ = ["sweep"]
 

@@ -16,9 +16,9 @@ from flwr_ctma.cli.common import (
     in_a_sentence,
     kind_of_grid,
 )
-from flwr_ctma.flower_app import FlowerApp
-from flwr_ctma.heatmap import draw_scores, ledger_table, score_table
-from flwr_ctma.tournament import Tournament, scores, write_matches
+from flwr_ctma.experiments.app import FlowerApp
+from flwr_ctma.experiments.tournament import Tournament, scores, write_matches
+from flwr_ctma.report.heatmap import draw_scores, ledger_table, score_table
 
 __all__ = ["tournament"]
 

@@ -22,10 +22,10 @@ from flwr.serverapp import strategy as flower
 from flwr_ctma import strategy as ours
 from flwr_ctma.aggregators import Aggregator
 from flwr_ctma.errors import wrong
-from flwr_ctma.ledger import Ledger
 from flwr_ctma.legacy.bridge import Bridge
 from flwr_ctma.legacy.records import parameters_of, record_of, scalars
-from flwr_ctma.strategy.refusals import refuse_kind
+from flwr_ctma.strategy.compatibility import refuse_kind
+from flwr_ctma.tracking.ledger import Ledger
 
 __all__ = ["RobustStrategy"]
 

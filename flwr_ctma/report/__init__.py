@@ -5,8 +5,8 @@ from pathlib import Path
 
 from flwr_ctma.errors import wrong
 from flwr_ctma.report.export import write_figures
-from flwr_ctma.report.found import Cup, Run, find
 from flwr_ctma.report.page import page
+from flwr_ctma.report.runs import Cup, Run, find
 
 __all__ = ["write_report"]
 

@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
-from flwr_ctma.comparison import Curve
-from flwr_ctma.comparison import Scenario as Panel
-from flwr_ctma.figures import draw_accuracy
-from flwr_ctma.heatmap import draw_scores
-from flwr_ctma.report.found import Cup, Run
+from flwr_ctma.experiments.comparison import Curve
+from flwr_ctma.experiments.comparison import Scenario as Panel
+from flwr_ctma.report.accuracy_figure import draw_accuracy
+from flwr_ctma.report.client_figure import draw_rolls
+from flwr_ctma.report.client_table import rows_of
 from flwr_ctma.report.groups import Group, scenarios, spelled, varying
-from flwr_ctma.report.roll import rows_of
-from flwr_ctma.report.strips import draw_rolls
+from flwr_ctma.report.heatmap import draw_scores
+from flwr_ctma.report.runs import Cup, Run
 
 __all__ = ["write_figures"]
 

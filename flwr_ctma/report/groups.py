@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flwr_ctma.report.found import Run, finite
+from flwr_ctma.report.runs import Run, finite
 
 __all__ = ["Group", "Scenario", "Spread", "scenarios", "varying"]
 

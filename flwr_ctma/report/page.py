@@ -8,11 +8,11 @@ from importlib.resources import files
 from typing import Any
 
 from flwr_ctma.report.charts import line_charts
-from flwr_ctma.report.found import Cup, Run
+from flwr_ctma.report.client_table import legend, roll
 from flwr_ctma.report.groups import Scenario, Spread, scenarios, varying
 from flwr_ctma.report.heat import heat_map, scores_of
 from flwr_ctma.report.overview import overview
-from flwr_ctma.report.roll import legend, roll
+from flwr_ctma.report.runs import Cup, Run
 
 __all__ = ["page"]
 

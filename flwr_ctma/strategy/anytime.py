@@ -12,10 +12,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
-from flwr_ctma.arrays import numbers, to_array
 from flwr_ctma.errors import wrong
-from flwr_ctma.records import BUFFERS
-from flwr_ctma.schedules import Fixed, Schedule, parse_schedule
+from flwr_ctma.messages.arrays import numbers, to_array
+from flwr_ctma.messages.schema import BUFFERS
+from flwr_ctma.optim.schedules import Fixed, Schedule, parse_schedule
 
 __all__ = ["AnyTimeSGD"]
 

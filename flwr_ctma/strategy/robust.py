@@ -11,12 +11,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
-from flwr_ctma.actors import Unavailable
 from flwr_ctma.aggregators import Aggregator, Budget
 from flwr_ctma.aggregators.base import parts
+from flwr_ctma.engine.actors import Unavailable
 from flwr_ctma.errors import wrong
-from flwr_ctma.ledger import Ledger
-from flwr_ctma.records import (
+from flwr_ctma.messages.schema import (
     BUFFERS,
     Model,
     Rejection,
@@ -24,18 +23,19 @@ from flwr_ctma.records import (
     quote,
     read_metrics,
 )
-from flwr_ctma.simulation import InProcessGrid
-from flwr_ctma.strategy.around import setting
-from flwr_ctma.strategy.asking import Asking
-from flwr_ctma.strategy.backend import Backend, Held, parse_backend
-from flwr_ctma.strategy.claims import claimed_budget, weight_of
-from flwr_ctma.strategy.only import only_reply
-from flwr_ctma.strategy.patience import Patience, PatientGrid
-from flwr_ctma.strategy.refusals import checked_rule, refuse
-from flwr_ctma.strategy.reporting import log_outcome, report
-from flwr_ctma.strategy.round import Outcome, Round
-from flwr_ctma.strategy.step import Step, take_step
-from flwr_ctma.strategy.tolerance import bearable
+from flwr_ctma.simulation.grid import InProcessGrid
+from flwr_ctma.strategy.backends import Backend, Held, parse_backend
+from flwr_ctma.strategy.compatibility import checked_rule, refuse
+from flwr_ctma.strategy.grace_period import Patience, PatientGrid
+from flwr_ctma.strategy.round.aggregate import Step, take_step
+from flwr_ctma.strategy.round.aggregate_reply import only_reply
+from flwr_ctma.strategy.round.claims import claimed_budget, weight_of
+from flwr_ctma.strategy.round.replies import Outcome, Round
+from flwr_ctma.strategy.round.report import log_outcome, report
+from flwr_ctma.strategy.round.selection import Asking
+from flwr_ctma.strategy.round.tolerance import bearable
+from flwr_ctma.strategy.wrappers.base import setting
+from flwr_ctma.tracking.ledger import Ledger
 
 __all__ = ["RobustStrategy"]
 

@@ -21,7 +21,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from flwr_ctma.engines import Ray
+from flwr_ctma.experiments.runtimes import Ray
 from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy
 
 APP = Path(__file__).parents[1] / "asyncapp"

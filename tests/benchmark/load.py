@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg
 from scale import TENSORS, Peaks, clock, own_memory
 
 from flwr_ctma.mods import ByzantineMod
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import Checkpointed, Healthy, Observed, RobustStrategy
 
 

@@ -18,10 +18,10 @@ from flwr.serverapp.strategy import FedAvg
 
 from flwr_ctma import parse_aggregator
 from flwr_ctma.aggregators import Budget
-from flwr_ctma.arrivals import ArrivalGrid, Fixed
-from flwr_ctma.records import Model
+from flwr_ctma.engine.updates import Panel, Updates
+from flwr_ctma.messages.schema import Model
+from flwr_ctma.simulation.clock import ArrivalGrid, Fixed
 from flwr_ctma.strategy import OnDiskGrid, RobustStrategy
-from flwr_ctma.updates import Panel, Updates
 
 TENSORS = 10
 RULES = ["mean", "ctma(gm)", "nnm(ctma(gm))", "cwmed", "ctma(cwmed)", "cwtm"]
@@ -87,7 +87,7 @@ def ray(n: int, d: int) -> None:
     """Rules on Ray workers, in units of the same rules in this process."""
     import ray
 
-    from flwr_ctma.sharded import RayBackend
+    from flwr_ctma.engine.ray import RayBackend
 
     ray.init(log_to_driver=False, include_dashboard=False)
     matrix = np.random.default_rng(0).standard_normal((n, d), dtype=np.float32)

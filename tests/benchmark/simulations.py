@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, disable_progress_bars
 
-from flwr_ctma.engines import Batched, Engine, InProcess, Ray
-from flwr_ctma.flower_app import FlowerApp
-from flwr_ctma.runs import RunFolder
+from flwr_ctma.experiments.app import FlowerApp
+from flwr_ctma.experiments.runtimes import Batched, Engine, InProcess, Ray
+from flwr_ctma.tracking.run_folder import RunFolder
 
 APP = Path(__file__).parents[2]
 ENGINES: dict[str, type[Engine]] = {

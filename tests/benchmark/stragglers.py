@@ -19,7 +19,7 @@ from flwr.app import Array, ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 
-from flwr_ctma.processes import last_run, spell_config, superlink, watch
+from flwr_ctma.experiments.processes import last_run, spell_config, superlink, watch
 from flwr_ctma.strategy import (
     AnyTimeSGD,
     AsyncRobustStrategy,

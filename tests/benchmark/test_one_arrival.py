@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from flwr_ctma.aggregators import Budget, parse_aggregator
-from flwr_ctma.latest import Latest
-from flwr_ctma.updates import Updates
+from flwr_ctma.engine.incremental import Latest
+from flwr_ctma.engine.updates import Updates
 
 pytestmark = [
     pytest.mark.benchmark(timer=time.process_time, group="n = 100, d = 1e6"),

@@ -23,7 +23,7 @@ from flwr.serverapp.strategy import (
 )
 
 from flwr_ctma.aggregators import parse_aggregator
-from flwr_ctma.simulation import InProcessGrid
+from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import RobustStrategy
 
 pytestmark = pytest.mark.benchmark

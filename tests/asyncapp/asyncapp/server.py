@@ -8,13 +8,13 @@ from flwr.app import Array, ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
 from asyncapp.client import target
-from flwr_ctma.runs import RunFolder
 from flwr_ctma.strategy import (
     AnyTimeSGD,
     AsyncRobustStrategy,
     Checkpointed,
     Observed,
 )
+from flwr_ctma.tracking.run_folder import RunFolder
 
 app = ServerApp()
 

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from flwr_ctma.strategy import Patience, RobustStrategy
-from flwr_ctma.strategy.around import Around
+from flwr_ctma.strategy.wrappers.base import Around
 
 app = ServerApp()
 

@@ -1,0 +1,1 @@
+"""The stack of client updates and the four primitives that rules need."""

@@ -1,0 +1,311 @@
+"""Flower replies ⇄ updates: what a reply must look like, and views of what it holds.
+
+A reply is judged on its own against the model that was sent. What fits is viewed in
+place, not copied; what does not is a `Rejection` with its reason. Nothing is unpickled,
+and nothing is allocated because a header promised it.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from flwr_ctma.engine.updates import Panel, Updates
+from flwr_ctma.errors import wrong
+from flwr_ctma.messages import npy
+from flwr_ctma.messages.arrays import numbers, to_array
+
+__all__ = ["BUFFERS", "Model", "Rejection", "Reply", "quote", "read_metrics"]
+
+# State that layers keep and gradients do not move: BatchNorm's, by PyTorch's names.
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+# Squared norms beyond this are nearer to float32's overflow than to any model.
+_LARGEST_SQUARE = 1e36
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why a reply, or a part of it, does not count."""
+
+    reason: str  # a word, to count by
+    detail: str = ""  # a sentence, to read
+
+    def __str__(self) -> str:
+        """Reason and detail, for the log."""
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a good reply holds.
+
+    Attributes
+    ----------
+    metrics : MetricRecord
+        Not inspected: what a client says about itself.
+    name : str
+        Under which the metrics came.
+    rows : tuple of one-dimensional arrays
+        A flat view of each tensor of the model; none in a reply to evaluation.
+    """
+
+    metrics: MetricRecord
+    name: str
+    rows: tuple[NDArray[Any], ...] = ()
+
+    @property
+    def sample(self) -> bytes:
+        """Some of the numbers: a key to put replies in an order of their own.
+
+        Flower draws node ids anew for every run, and replies come as they come. Sums
+        of floats depend on the order, so it has to follow from what is summed.
+        """
+        return b"".join(row[:: 1 + row.size // 100].tobytes() for row in self.rows)
+
+
+class Model:
+    """The arrays that were sent: the frame that every reply must fit.
+
+    Parameters
+    ----------
+    sent : ArrayRecord
+        Real numbers, finite, with floats among them.
+    unmeasured : Collection[str] (default: BUFFERS)
+        Arrays that do not count in distances, by the last part of their key: the part
+        after the last dot. Integers and booleans never count.
+
+    Attributes
+    ----------
+    measured : tuple[int, ...]
+        Positions of the tensors that count in distances.
+    buffers : tuple[int, ...]
+        Positions of those that do not.
+
+    Raises
+    ------
+    ValueError
+        If an array cannot be aggregated: the sentence names it.
+
+    Examples
+    --------
+    >>> model = Model(ArrayRecord([np.zeros((2, 2), np.float32)]))
+    >>> metrics = MetricRecord({"num-examples": 10})
+    >>> content = RecordDict({"metrics": metrics})
+    >>> content["arrays"] = ArrayRecord([np.ones((2, 2), np.float32)])
+    >>> model.read(content).rows
+    (array([1., 1., 1., 1.], dtype=float32),)
+    >>> content["arrays"] = ArrayRecord([np.ones((2, 3), np.float32)])
+    >>> print(model.read(content))
+    shape: '0' is (2, 3), not (2, 2)
+    """
+
+    def __init__(
+        self, sent: ArrayRecord, unmeasured: Collection[str] = BUFFERS
+    ) -> None:
+        self._tensors = tuple(_Tensor.of(key, array) for key, array in sent.items())
+        self._keys = dict.fromkeys(sent).keys()
+        counts = [
+            t.dtype.kind == "f" and t.key.rpartition(".")[2] not in unmeasured
+            for t in self._tensors
+        ]
+        full = [i for i, t in enumerate(self._tensors) if t.origin.size]
+        self.measured = tuple(i for i in full if counts[i])
+        self.buffers = tuple(i for i in full if not counts[i])
+        if not self.measured:
+            raise wrong(
+                "arrays",
+                "a model with floats that count in distances",
+                list(self._keys)[:10],
+                "Integers and running statistics do not count; what is no set of "
+                "floats, such as XGBoost's trees, cannot be averaged.",
+            )
+
+    def read(self, content: RecordDict) -> Reply | Rejection:
+        """Inspect a reply to training: one ArrayRecord, as sent, and one MetricRecord.
+
+        Names of records are free, as in Flower; names and shapes of arrays are not. A
+        float may come back as any real dtype, an integer as any integer. What an Array
+        says about itself beside its bytes is not used, so it need not be true.
+        """
+        try:
+            _, arrays = _only(content.array_records, "ArrayRecord")
+            name, metrics = _only(content.metric_records, "MetricRecord")
+            if arrays.keys() != self._keys:
+                raise _Reject("keys", self._difference(arrays.keys()))
+            with np.errstate(over="ignore", invalid="ignore"):
+                rows = tuple(t.read(arrays[t.key]) for t in self._tensors)
+        except _Reject as reject:
+            return reject.rejection
+        return Reply(metrics, name, rows)
+
+    def updates(
+        self,
+        replies: Sequence[Reply],
+        positions: Sequence[int],
+        reference: Sequence[NDArray[Any]] | None = None,
+    ) -> Updates:
+        """Stack the replies' rows of some tensors, relative to what was sent."""
+        panels = [
+            Panel([reply.rows[i] for reply in replies], self._tensors[i].origin)
+            for i in positions
+        ]
+        return Updates.of(panels, reference)
+
+    def write(self, update: Mapping[int, NDArray[Any]]) -> ArrayRecord:
+        """Add an update, by position of the tensor, to what was sent.
+
+        Keys, order, shapes and dtypes are those sent. Integers are rounded; what a
+        dtype cannot hold is clipped to its range.
+        """
+        return ArrayRecord(
+            {
+                t.key: t.write(t.origin + update[i]) if i in update else t.sent
+                for i, t in enumerate(self._tensors)
+            }
+        )
+
+    def settle(self, robust: ArrayRecord, optimised: ArrayRecord) -> ArrayRecord:
+        """Take what a server optimiser made of a robust result, as a model like sent.
+
+        Buffers are not parameters: a step of Adam can make a variance negative, so
+        they stay as aggregated. Floats that became wider on the way (Flower's FedAdam
+        multiplies float32 by a float64 scalar) get back the dtype that was sent.
+        """
+        settled = dict(optimised.items())
+        for i, t in enumerate(self._tensors):
+            if i in self.buffers:
+                settled[t.key] = robust[t.key]
+            elif t.key in settled and settled[t.key].dtype != t.dtype.name:
+                settled[t.key] = t.write(numbers(settled[t.key]))
+        return ArrayRecord(settled)
+
+    def _difference(self, found: Collection[str]) -> str:
+        missing = [key for key in self._keys if key not in found]
+        unknown = [key for key in found if key not in self._keys]
+        return "; ".join(
+            f"{len(keys)} {word}, such as {quote(keys[0])}"
+            for keys, word in ((missing, "missing"), (unknown, "unknown"))
+            if keys
+        )
+
+
+def read_metrics(content: RecordDict) -> Reply | Rejection:
+    """Inspect a reply to evaluation: exactly one MetricRecord, under any name."""
+    try:
+        name, metrics = _only(content.metric_records, "MetricRecord")
+    except _Reject as reject:
+        return reject.rejection
+    return Reply(metrics, name)
+
+
+def quote(text: object, width: int = 60) -> str:
+    r"""Show what a client wrote: escaped, on one line, short.
+
+    Examples
+    --------
+    >>> print(quote("a\nb"), quote("a" * 1_000_000, width=8))
+    'a\nb' 'aaaaaa…
+    """
+    shown = repr(str(text)[:width])
+    return shown if len(shown) <= width else f"{shown[: width - 1]}…"
+
+
+class _Reject(Exception):
+    def __init__(self, reason: str, detail: str) -> None:
+        self.rejection = Rejection(reason, detail)
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """One array of the model as it was sent."""
+
+    key: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    origin: NDArray[Any]  # flat; zeros and ones for booleans
+    sent: Array
+
+    @classmethod
+    def of(cls, key: str, sent: Array) -> "_Tensor":
+        """Take an array that the server sends."""
+        try:
+            dtype, shape, values = _view(key, sent)
+        except _Reject as reject:
+            raise wrong(
+                f"arrays[{key!r}]",
+                "an array of real numbers of at most 64 bits",
+                str(reject.rejection),
+                "Convert it, or leave it out of what is averaged.",
+            ) from None
+        if not np.isfinite(values).all():
+            raise wrong(
+                f"arrays[{key!r}]",
+                "finite",
+                "NaN or infinity in the model to send",
+                "Start from finite arrays; if training made this, lower the server's "
+                "learning rate.",
+            )
+        native = values.astype(values.dtype.newbyteorder("="), copy=False)
+        return cls(key, dtype.newbyteorder("="), shape, native, sent)
+
+    def read(self, array: Array) -> NDArray[Any]:
+        """View a client's array, which must be as this one is, flat."""
+        row = _view(self.key, array, self.shape).flat
+        if row.dtype != self.origin.dtype:
+            if row.dtype.kind == "f" != self.dtype.kind:
+                raise _Reject("dtype", f"{quote(self.key)} is {row.dtype}")
+            row = row.astype(self.origin.dtype)
+        if not _usable(row):
+            size = "too large" if np.isfinite(row).all() else "not finite"
+            raise _Reject(size.replace(" ", "-"), f"{quote(self.key)} is {size}")
+        return row
+
+    def write(self, values: NDArray[Any]) -> Array:
+        """Give values this array's dtype and shape."""
+        if self.dtype.kind == "b":
+            values = values >= 0.5
+        elif self.dtype != values.dtype:
+            whole = np.rint(values) if self.dtype.kind in "iu" else values
+            values = whole.clip(*_range(self.dtype)).astype(self.dtype)
+        return to_array(np.asarray(values).reshape(self.shape))
+
+
+def _view(key: str, array: Array, shape: tuple[int, ...] | None = None) -> npy.Numbers:
+    if array.stype != "numpy.ndarray":
+        raise _Reject("stype", f"{quote(key)} is {quote(array.stype)}")
+    try:
+        return npy.view(array.data, shape)
+    except ValueError as error:
+        reason, detail = error.args
+        raise _Reject(reason, f"{quote(key)} {detail}") from None
+
+
+def _usable(row: NDArray[Any]) -> bool:
+    """Whether all numbers are finite and small enough to be measured."""
+    if row.dtype.kind != "f":
+        return True
+    if row.dtype.itemsize < 4:  # the squares of float16 overflow, its values do not
+        return bool(np.isfinite(row).all())
+    # One pass over memory, half the time of `isfinite`: a sum of squares is finite
+    # only if all of them are.
+    return bool(row.dot(row) <= _LARGEST_SQUARE)
+
+
+def _range(dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Smallest and largest float64 that a dtype can hold."""
+    if dtype.kind == "f":
+        return float(np.finfo(dtype).min), float(np.finfo(dtype).max)
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    top = float(high)
+    return float(low), top if int(top) <= high else math.nextafter(top, 0)
+
+
+def _only(records: Mapping[str, Any], kind: str) -> tuple[str, Any]:
+    if len(records) != 1:
+        raise _Reject("records", f"{len(records)} {kind}s, one is expected")
+    return next(iter(records.items()))

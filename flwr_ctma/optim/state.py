@@ -1,0 +1,111 @@
+"""Optimizer state that a Flower client keeps between rounds."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from logging import WARNING
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from flwr.common import log
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flwr_ctma.messages import npy
+from flwr_ctma.messages.arrays import to_array
+
+__all__ = ["load_state_record", "state_record"]
+
+
+def state_record(optimizer: Optimizer) -> ArrayRecord:
+    """Write an optimizer's state as a record, for `context.state`.
+
+    Its numbers come back exactly, those in bfloat16 by way of float32. Hyper-parameters
+    are not in it: a client constructs its optimizer anew in every round.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        Any optimizer whose state is tensors: Mu2SGD, SGD with momentum, Adam.
+
+    Returns
+    -------
+    ArrayRecord
+        `Mu2SGD.0.momentum`, …: the class, the number of the parameter, the name.
+
+    Examples
+    --------
+    >>> x = torch.nn.Parameter(torch.ones(2))
+    >>> optimizer = torch.optim.SGD([x], lr=0.1, momentum=0.9, dampening=0.9)
+    >>> x.sum().backward()
+    >>> optimizer.step()
+    >>> record = state_record(optimizer)
+    >>> list(record)
+    ['SGD.0.momentum_buffer']
+    >>> load_state_record(torch.optim.SGD([x], lr=0.1, momentum=0.9), record)
+    True
+    """
+    kind = type(optimizer).__name__
+    record = ArrayRecord()
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                kept = value.detach().cpu().to(_kept_as(value.dtype))
+                record[f"{kind}.{index}.{name}"] = to_array(kept.numpy())
+    return record
+
+
+def load_state_record(optimizer: Optimizer, record: ArrayRecord | None) -> bool:
+    """Read an optimizer's state from a record; start afresh if it does not fit.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        The optimizer, over parameters of the same order, shapes and dtypes as then.
+    record : ArrayRecord | None
+        What `state_record` wrote, or None if there is none (any more).
+
+    Returns
+    -------
+    bool
+        Whether the state was read. If not, the optimizer has none.
+    """
+    optimizer.state.clear()
+    if record is None:
+        return False
+    try:
+        optimizer.state.update(_read(optimizer, record))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        log(WARNING, "Optimizer starts afresh, its kept state does not fit: %s", error)
+        return False
+    return True
+
+
+def _kept_as(dtype: torch.dtype) -> torch.dtype:
+    """NumPy, and so Flower, has no bfloat16; float32 holds what it does."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
+def _read(
+    optimizer: Optimizer, record: Mapping[str, Array]
+) -> dict[Tensor, dict[str, Tensor]]:
+    parameters = [x for group in optimizer.param_groups for x in group["params"]]
+    state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
+    for key, array in record.items():
+        kind, index, name = key.split(".", 2)
+        like = parameters[int(index)]
+        if kind != type(optimizer).__name__:
+            raise ValueError(f"it is of {kind}")
+        _, shape, flat = npy.view(array.data)
+        value = torch.from_numpy(flat.copy()).view(shape)
+        expected = (like.shape, _kept_as(like.dtype))
+        if value.dim() and (value.shape, value.dtype) != expected:
+            raise ValueError(f"{key} is {value.dtype} of shape {tuple(value.shape)}")
+        if not np.isfinite(flat).all():
+            raise ValueError(f"{key} is not finite")
+        # Counts stay on the CPU, where torch's optimizers keep them.
+        vector = value.shape == like.shape and name != "step"
+        state[like][name] = value.to(like) if vector else value
+    if len({frozenset(names) for names in state.values()}) > 1:
+        raise ValueError("parts of it are missing")
+    return dict(state)

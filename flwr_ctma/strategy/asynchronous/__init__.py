@@ -1,0 +1,1 @@
+"""Aggregation at every arrival: nobody waits for the slowest client."""

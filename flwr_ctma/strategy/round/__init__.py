@@ -1,0 +1,1 @@
+"""One synchronous round: select nodes, inspect replies, aggregate them, report."""
