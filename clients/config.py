@@ -12,11 +12,11 @@ from typing import Any
 from clients.optimizers import Optimization, parse_optimizer
 from flwr_ctma import parse_aggregator
 from flwr_ctma.attacks import parse_attack
-from flwr_ctma.errors import wrong
-from flwr_ctma.simulation.arrivals import parse_pace
-from flwr_ctma.strategy.asynchronous.weighting import parse_weighing
+from flwr_ctma.errors import parameter_error
+from flwr_ctma.simulation.arrivals import parse_arrival_model
+from flwr_ctma.strategy.asynchronous.weighting import parse_client_weighting
 from flwr_ctma.strategy.backends import parse_backend
-from flwr_ctma.strategy.compatibility import checked_rule
+from flwr_ctma.strategy.compatibility import resolve_aggregator
 
 __all__ = ["RunConfig"]
 
@@ -149,14 +149,16 @@ class RunConfig:
                 close = difflib.get_close_matches(key, kinds, n=1)
                 remedy = f"Did you mean `{close[0]}`?" if close else ""
                 allowed = f"one of the run-config's keys: {', '.join(kinds)}"
-                raise wrong("run-config key", allowed, key, remedy)
+                raise parameter_error("run-config key", allowed, key, remedy)
         for key, kind in kinds.items():
             if key not in run_config:
-                raise wrong(key, f"set, to a value of type {_name(kind)}", None)
+                raise parameter_error(
+                    key, f"set, to a value of type {_name(kind)}", None
+                )
             value = run_config[key]
             fits = (int, float) if kind is float else kind
             if not isinstance(value, fits) or isinstance(value, bool) != (kind is bool):  # type: ignore[arg-type]
-                raise wrong(key, f"of type {_name(kind)}", value)
+                raise parameter_error(key, f"of type {_name(kind)}", value)
         return cls(**{key.replace("-", "_"): run_config[key] for key in kinds})
 
     def __post_init__(self) -> None:
@@ -199,8 +201,8 @@ class RunConfig:
         )
         parse_attack(self.attack)
         parse_optimizer(self.optimizer)
-        parse_weighing(self.weighing)
-        parse_pace(self.arrivals)
+        parse_client_weighting(self.weighing)
+        parse_arrival_model(self.arrivals)
         parse_backend(self.backend)
         self._require_tolerable()
         self._require_served()
@@ -276,7 +278,7 @@ class RunConfig:
 
     def _require(self, name: str, expected: str, holds: bool, remedy: str = "") -> None:
         if not holds:
-            raise wrong(_key(name), expected, getattr(self, name), remedy)
+            raise parameter_error(_key(name), expected, getattr(self, name), remedy)
 
 
 _SWITCH = "It is for `asynchronous=true`."
@@ -284,7 +286,7 @@ _SWITCH = "It is for `asynchronous=true`."
 
 def _takes_weights(aggregator: str) -> bool:
     try:
-        checked_rule(aggregator, weighted=True)
+        resolve_aggregator(aggregator, weighted=True)
     except ValueError:
         return False
     return True

@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from clients.stacked import Asked, gradients, kind_of
 from clients.task import Examples
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.arrays import numbers, to_array
-from flwr_ctma.simulation.batched import together
+from flwr_ctma.simulation.batched import run_batched
 
 __all__ = ["FlatNetwork"]
 
@@ -60,7 +60,9 @@ class FlatNetwork:
             If it is one of another network.
         """
         if record.keys() != self._state.keys():
-            raise wrong("arrays", f"those of {list(self._state)}", list(record))
+            raise parameter_error(
+                "arrays", f"those of {list(self._state)}", list(record)
+            )
         for name, tensor in self._state.items():
             sent = torch.from_numpy(numbers(record[name]).copy())
             tensor.copy_(sent.view(tensor.shape))
@@ -81,7 +83,7 @@ class FlatNetwork:
         total, gradient = 0.0, torch.zeros_like(self.weights, requires_grad=False)
         for batch in batches:
             loss, found = (
-                together(gradients, Asked(self, batch))
+                run_batched(gradients, Asked(self, batch))
                 if self.kind
                 else self.gradient(batch)
             )

@@ -12,7 +12,7 @@ from clients.config import RunConfig
 from clients.flat import FlatNetwork
 from clients.task import Examples, build_model, evaluate, find_device, load_train
 from flwr_ctma.attacks import poison
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.optim.mu2sgd import load_state_record, state_record
 
 __all__ = ["app", "partition_of"]
@@ -109,7 +109,7 @@ def partition_of(context: Context) -> tuple[int, int]:
     """Tell which partition of how many this node has."""
     for key in ("partition-id", "num-partitions"):
         if key not in context.node_config:
-            raise wrong(
+            raise parameter_error(
                 key,
                 "in the node's config",
                 None,

@@ -14,7 +14,7 @@ from typing import cast
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.optim.mu2sgd import Mu2SGD
 from flwr_ctma.optim.schedules import Fixed, Floored, Paper, Schedule, Unaveraged
 from flwr_ctma.spec import check_fields, parse, spell
@@ -77,7 +77,7 @@ class Mu2(Optimization):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.radius > 0:
-            raise wrong("radius", "greater than 0", self.radius)
+            raise parameter_error("radius", "greater than 0", self.radius)
 
     def local(
         self, x: Tensor, buffers: Iterable[Tensor], lr: float, weight_decay: float
@@ -120,7 +120,7 @@ class Momentum(Optimization):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.beta < 1:
-            raise wrong("beta", "in [0, 1)", self.beta)
+            raise parameter_error("beta", "in [0, 1)", self.beta)
 
     def local(
         self, x: Tensor, buffers: Iterable[Tensor], lr: float, weight_decay: float
@@ -173,5 +173,5 @@ def parse_optimizer(text: str) -> Optimization:
         If the text spells none.
     """
     if text.partition("(")[0].strip() not in _OPTIMIZERS:
-        raise wrong("optimizer", f"one of {', '.join(_OPTIMIZERS)}", text)
+        raise parameter_error("optimizer", f"one of {', '.join(_OPTIMIZERS)}", text)
     return cast(Optimization, parse(text, {**_OPTIMIZERS, **_SCHEDULES}, "optimizer"))

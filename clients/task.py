@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clients.config import RunConfig
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = [
     "Examples",
@@ -127,7 +127,7 @@ def find_device(name: str) -> torch.device:
     """Find the device that the run-config names."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise wrong("device", "auto or cpu where there is no GPU", name)
+        raise parameter_error("device", "auto or cpu where there is no GPU", name)
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
@@ -171,11 +171,11 @@ def _loaded(dataset: str) -> DatasetDict:
     try:
         splits = load_dataset(str(Path(dataset).expanduser()))
     except Exception as error:
-        raise wrong(
+        raise parameter_error(
             "dataset", "`digits` or loadable by `datasets`", dataset, str(error)
         ) from error
     if not {"train", "test"} <= set(splits):
-        raise wrong(
+        raise parameter_error(
             "dataset",
             f"one with the splits train and test, not {list(splits)}",
             dataset,
@@ -198,7 +198,7 @@ def _columns(dataset: Dataset) -> tuple[str, str]:
     """Find the image column and the label column, whatever they are called."""
     kinds = {type(feature): name for name, feature in dataset.features.items()}
     if Image not in kinds or ClassLabel not in kinds:
-        raise wrong(
+        raise parameter_error(
             "dataset",
             "one with a column of images and one of class labels",
             dict(dataset.features),

@@ -1,11 +1,13 @@
 """One sentence for every wrong input: what it should be, what was found, the remedy."""
 
-__all__ = ["wrong"]
+__all__ = ["parameter_error"]
 
 _LONGEST = 200
 
 
-def wrong(name: str, expected: str, found: object, remedy: str = "") -> ValueError:
+def parameter_error(
+    name: str, expected: str, found: object, remedy: str = ""
+) -> ValueError:
     """Build the ValueError for a parameter.
 
     Parameters

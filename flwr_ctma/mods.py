@@ -10,7 +10,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from flwr_ctma.attacks import Attack, parse_attack
 from flwr_ctma.attacks.messages import server_round
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["ByzantineMod"]
 
@@ -68,9 +68,9 @@ class ByzantineMod:
     ) -> None:
         self.attack = parse_attack(attack)
         if isinstance(nodes, int) and nodes < 0:
-            raise wrong("nodes", "0 or more", nodes)
+            raise parameter_error("nodes", "0 or more", nodes)
         if seed < 0:
-            raise wrong("seed", "0 or more", seed)
+            raise parameter_error("seed", "0 or more", seed)
         self.nodes = nodes
         self.seed = seed
 
@@ -100,7 +100,7 @@ class ByzantineMod:
         if callable(self.nodes):
             return self.nodes(context)
         if "partition-id" not in context.node_config:
-            raise wrong(
+            raise parameter_error(
                 "nodes",
                 "a function of the Context where nodes have no partition-id",
                 self.nodes,

@@ -13,7 +13,7 @@ import math
 from functools import lru_cache
 from itertools import accumulate
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["beyond", "min_sample_size", "tolerated"]
 
@@ -55,7 +55,7 @@ def tolerated(
     """
     _check(n, b, rounds, confidence)
     if not 1 <= sampled <= n:
-        raise wrong("sampled", f"between 1 and n = {n}", sampled)
+        raise parameter_error("sampled", f"between 1 and n = {n}", sampled)
     return _tolerated(n, b, sampled, rounds, confidence)
 
 
@@ -88,7 +88,7 @@ def min_sample_size(
     """
     _check(n, b, rounds, confidence)
     if 2 * b >= n:
-        raise wrong(
+        raise parameter_error(
             "b", f"smaller than n/2 = {n / 2:g}", b, "No rule holds against a majority."
         )
     return next(
@@ -133,10 +133,10 @@ def _tolerated(n: int, b: int, sampled: int, rounds: int, confidence: float) -> 
 
 def _check(n: int, b: int, rounds: int, confidence: float) -> None:
     if n < 1:
-        raise wrong("n", "at least 1", n)
+        raise parameter_error("n", "at least 1", n)
     if not 0 <= b <= n:
-        raise wrong("b", f"between 0 and n = {n}", b)
+        raise parameter_error("b", f"between 0 and n = {n}", b)
     if rounds < 1:
-        raise wrong("rounds", "at least 1", rounds)
+        raise parameter_error("rounds", "at least 1", rounds)
     if not 0 < confidence < 1:
-        raise wrong("confidence", "between 0 and 1, without them", confidence)
+        raise parameter_error("confidence", "between 0 and 1, without them", confidence)

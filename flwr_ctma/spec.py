@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["check_fields", "parse", "spell"]
 
@@ -49,16 +49,18 @@ def parse(text: str, table: Mapping[str, type], parameter: str) -> Any:
     """
     example = next(iter(table))
     if not isinstance(text, str) or not 0 < len(text.strip()) <= _MAX_LENGTH:
-        raise wrong(parameter, f"a name such as {example!r}", text)
+        raise parameter_error(parameter, f"a name such as {example!r}", text)
     try:
         tree = ast.parse(_KEBAB.sub("_", text.strip()), mode="eval").body
     except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
-        raise wrong(parameter, "written like `name(key=value)`", text) from error
+        raise parameter_error(
+            parameter, "written like `name(key=value)`", text
+        ) from error
     try:
         return _build(tree, table)
     except (ValueError, TypeError, OverflowError) as error:
         said = str(error).removesuffix(".")
-        raise wrong(parameter, f"well-formed: {said}", text) from error
+        raise parameter_error(parameter, f"well-formed: {said}", text) from error
 
 
 def spell(value: Any, table: Mapping[str, type]) -> str:
@@ -105,7 +107,7 @@ def check_fields(value: Any) -> None:
             right = isinstance(item, (*kinds, int) if float in kinds else kinds)
         if not right:
             names = " or ".join(kind.__name__ for kind in kinds)
-            raise wrong(field.name, f"of type {names}", item)
+            raise parameter_error(field.name, f"of type {names}", item)
 
 
 def _build(node: ast.expr, table: Mapping[str, type]) -> Any:

@@ -29,7 +29,7 @@ from clients.task import (
 from flwr_ctma.attacks import Backdoor, parse_attack
 from flwr_ctma.attacks.base import parts
 from flwr_ctma.attacks.grid import AttackedGrid
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.experiments.processes import RunFailed
 from flwr_ctma.strategy import Observed
 from flwr_ctma.tracking.run_folder import RunFolder
@@ -54,7 +54,7 @@ def main(grid: Grid, context: Context) -> None:
     held_out = load_held_out(config).to(device)
     stamped = with_trigger(held_out, config)
     model = build_model(held_out, config).to(device)
-    partitions = call_roll(grid, config.num_nodes)
+    partitions = query_partitions(grid, config.num_nodes)
     began = clock() if clock else 0.0
     if config.asynchronous:
         grid = AttackedGrid(grid, attack_of_arrivals(config), seed=config.seed)
@@ -93,7 +93,7 @@ def clock_of(grid: Grid, config: RunConfig) -> Callable[[], float] | None:
     """Give the virtual clock of the grid, if it has one."""
     clock: Callable[[], float] | None = getattr(grid, "clock", None)
     if config.arrivals != "real" and clock is None:
-        raise wrong(
+        raise parameter_error(
             "arrivals",
             "`real` where clients run at a pace of their own",
             config.arrivals,
@@ -115,12 +115,12 @@ def with_trigger(held_out: Examples, config: RunConfig) -> Examples | None:
     return None
 
 
-def call_roll(grid: Grid, num_nodes: int) -> dict[int, int]:
+def query_partitions(grid: Grid, num_nodes: int) -> dict[int, int]:
     """Wait for the nodes, and ask each which partition it has: for the report alone."""
     deadline = time.monotonic() + _PATIENCE
     while len(nodes := list(grid.get_node_ids())) < num_nodes:
         if time.monotonic() > deadline:
-            raise wrong(
+            raise parameter_error(
                 "num-nodes",
                 f"at most {len(nodes)}: no more nodes came in {_PATIENCE:.0f} s",
                 num_nodes,

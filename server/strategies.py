@@ -15,7 +15,10 @@ from flwr_ctma.strategy import (
     AttackedStrategy,
     RobustStrategy,
 )
-from flwr_ctma.strategy.asynchronous.weighting import Alike, parse_weighing
+from flwr_ctma.strategy.asynchronous.weighting import (
+    EqualWeights,
+    parse_client_weighting,
+)
 
 __all__ = ["attack_of_arrivals", "build_strategy"]
 
@@ -64,7 +67,7 @@ def _at_every_arrival(config: RunConfig) -> Strategy:
         step,
         config.aggregator,
         num_malicious_nodes=_malicious(config),
-        weighing=parse_weighing(config.weighing),
+        weighing=parse_client_weighting(config.weighing),
         min_available_nodes=config.num_nodes,
     )
 
@@ -84,6 +87,6 @@ def _malicious(config: RunConfig) -> int | float:
     """Their share of the weight if it is known, or else f, which is then enforced."""
     if not config.malicious_share:
         return config.num_malicious_nodes
-    if isinstance(parse_weighing(config.weighing), Alike):
+    if isinstance(parse_client_weighting(config.weighing), EqualWeights):
         return config.num_malicious_nodes / config.num_nodes
     return float(config.malicious_share)

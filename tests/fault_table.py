@@ -51,9 +51,9 @@ def ours(fault):
     """Tell what comes of a fault under RobustStrategy."""
     strategy = RobustStrategy(faults.everyone(), num_malicious_nodes=faults.F)
     node, (arrays, metrics) = faults.ask(strategy, fault, PLACE, "train")
-    wrong = off(arrays, metrics)
-    if wrong:
-        return wrong
+    parameter_error = off(arrays, metrics)
+    if parameter_error:
+        return parameter_error
     if strategy.ledger[node].rejected:
         return f"rejected: {next(iter(strategy.ledger[node].rejected))}"
     if strategy.ledger[node].missing:

@@ -18,7 +18,7 @@ from flwr_ctma.experiments.processes import RunFailed
 from flwr_ctma.experiments.runtimes import Ray
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.tracking.run_folder import RunFolder
-from server.app import call_roll
+from server.app import query_partitions
 
 ROOT = Path(__file__).parent.parent
 APP = FlowerApp(ROOT)
@@ -183,7 +183,7 @@ def test_no_answer_to_the_roll_ends_the_run():
         return Message(RecordDict(answers[partition]), reply_to=message)
 
     grid = InProcessGrid(client, len(answers))
-    assert call_roll(grid, len(answers)) == {grid.get_node_ids()[0]: 0}
+    assert query_partitions(grid, len(answers)) == {grid.get_node_ids()[0]: 0}
 
 
 def test_clients_measure_too_if_asked(tmp_path):

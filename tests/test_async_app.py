@@ -11,7 +11,7 @@ from clients.config import RunConfig
 from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.experiments.processes import RunFailed
 from flwr_ctma.experiments.runtimes import Ray
-from flwr_ctma.simulation.arrivals import grid_of, parse_pace
+from flwr_ctma.simulation.arrivals import grid_of, parse_arrival_model
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.tracking.run_folder import RunFolder
 from server.app import clock_of
@@ -88,7 +88,7 @@ def test_rounds_wait_for_stragglers_on_the_same_clock(tmp_path) -> None:
 @pytest.mark.parametrize("spelled", ["uniform", "id", "id2"])
 @pytest.mark.parametrize("share", [0.0, 0.4])
 def test_malicious_clients_make_their_share_of_arrivals(spelled, share) -> None:
-    durations = parse_pace(spelled).durations(17, 8, share)
+    durations = parse_arrival_model(spelled).durations(17, 8, share)
     rates = np.array(durations.rates)
     powers = {"uniform": 0, "id": 1, "id2": 2}
     honest = np.arange(9, 18) ** float(powers[spelled])
@@ -105,7 +105,7 @@ def test_times_come_from_a_file(tmp_path) -> None:
     file = tmp_path / "times.csv"
     lines = "node,seconds\n0,1.5\n1,2\n0,2.5\n7,9\n"
     file.write_text(lines, encoding="utf-8-sig")  # as Excel does
-    durations = parse_pace(str(file)).durations(2)
+    durations = parse_arrival_model(str(file)).durations(2)
     rng = np.random.default_rng(0)
     assert {durations(0, rng) for _ in range(50)} == {1.5, 2.5}
     assert {durations(1, rng) for _ in range(9)} == {2.0}
@@ -127,7 +127,7 @@ def test_wrong_file_is_one_sentence(text, sentence, tmp_path) -> None:
     if text is not None:
         file.write_text(text)
     with pytest.raises(ValueError, match=sentence):
-        parse_pace(str(file)).durations(2)
+        parse_arrival_model(str(file)).durations(2)
 
 
 @pytest.mark.parametrize("config", [{"arrivals": 5}, {"malicious-share": 1.0}])

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from flwr_ctma.report import write_report
-from flwr_ctma.simulation.clock import ArrivalGrid, Fixed
+from flwr_ctma.simulation.clock import ArrivalGrid, FixedDurations
 from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy, Observed
 from flwr_ctma.tracking.run_folder import RunFolder
 
@@ -17,7 +17,7 @@ NODES = 7
 MODEL = np.full(10, 2.0)
 
 
-def app(silent=(), wrong=(), liars=()):
+def app(silent=(), parameter_error=(), liars=()):
     """Clients that send half of the model; some nothing, NaN, or something far away."""
     client = ClientApp()
 
@@ -27,7 +27,7 @@ def app(silent=(), wrong=(), liars=()):
         if partition in silent:
             return None
         x = message.content["arrays"]["x"].numpy() / 2 + 1e-3 * partition
-        if partition in wrong:
+        if partition in parameter_error:
             x = x * np.nan
         if partition in liars:
             x = x + 100
@@ -50,7 +50,9 @@ def start(grid, *, f=1, rounds=6, lines=None, **settings):
 def test_a_line_tells_who_was_asked_silent_rejected_trimmed_and_how_much() -> None:
     lines = []
     grid = ArrivalGrid(
-        app(silent=[6], wrong=[1], liars=[2]), NODES, Fixed((1.0,) * 5 + (9.5, 1.0))
+        app(silent=[6], parameter_error=[1], liars=[2]),
+        NODES,
+        FixedDurations((1.0,) * 5 + (9.5, 1.0)),
     )
     start(grid, lines=lines, arrivals_per_round=5)
     nodes = grid.get_node_ids()
@@ -71,7 +73,9 @@ def test_the_report_shows_rounds_of_arrivals(tmp_path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.begin({"aggregator": "ctma(gm)", "num-server-rounds": 6})
     lines = []
-    grid = ArrivalGrid(app(silent=[6], liars=[2]), NODES, Fixed((1.0,) * NODES))
+    grid = ArrivalGrid(
+        app(silent=[6], liars=[2]), NODES, FixedDurations((1.0,) * NODES)
+    )
     start(grid, f=2, lines=lines)
     for line in lines:
         folder.append(line)
@@ -98,7 +102,7 @@ class Undecodable(ArrivalGrid):
 
 
 def test_what_cannot_be_decoded_costs_its_sender_alone() -> None:
-    grid = Undecodable(app(), NODES, Fixed((1.0,) * NODES))
+    grid = Undecodable(app(), NODES, FixedDurations((1.0,) * NODES))
     strategy, result = start(grid, rounds=10)
     liar, *others = grid.get_node_ids()
     assert strategy.ledger[liar].rejected["undecodable"] > 5
@@ -122,7 +126,7 @@ class Leaving(ArrivalGrid):
 
 def test_no_round_is_lost_while_nobody_is_there() -> None:
     """As when the SuperLink has lost its nodes for a while."""
-    grid = Leaving(app(), NODES, Fixed((1.0,) * NODES))
+    grid = Leaving(app(), NODES, FixedDurations((1.0,) * NODES))
     _, result = start(grid, rounds=40)
     rounds = result.train_metrics_clientapp.values()
     assert all(report["arrivals"] > 0 for report in rounds)
@@ -135,4 +139,4 @@ def test_a_lost_connection_ends_the_run() -> None:
             raise ConnectionError("no SuperLink")
 
     with pytest.raises(ConnectionError):
-        start(Broken(app(), NODES, Fixed((1.0,) * NODES)))
+        start(Broken(app(), NODES, FixedDurations((1.0,) * NODES)))

@@ -64,8 +64,8 @@ class Deployment:
         command = ["flwr", "run", str(APP), "--run-config", spell_config(config)]
         subprocess.run(command, env=self.env, check=True, capture_output=True)
 
-    def end(self, patience):
-        deadline = time.monotonic() + patience
+    def end(self, grace_period):
+        deadline = time.monotonic() + grace_period
         while not (status := last_run(self.env)[0]).startswith("finished"):
             assert time.monotonic() < deadline, f"The run is still {status}."
             time.sleep(3)
@@ -84,8 +84,8 @@ def pid_of(program, address):
     raise LookupError(f"no {program}")
 
 
-def wait_for_rounds(folder, number, patience=300):
-    deadline = time.monotonic() + patience
+def wait_for_rounds(folder, number, grace_period=300):
+    deadline = time.monotonic() + grace_period
     while len(RunFolder(folder).rounds()) <= number:
         assert time.monotonic() < deadline
         time.sleep(1)
@@ -104,7 +104,7 @@ def test_deployment_goes_on_while_nodes_are_slow_die_and_come(tmp_path):
         wait_for_rounds(output, 2)
         deployment.kill(2)
         deployment.join(5)
-        assert deployment.end(patience=600) == "finished:completed"
+        assert deployment.end(grace_period=600) == "finished:completed"
     lines, found = RunFolder(output).rounds(), rows(output)
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert [i for i, row in found.items() if not row["weighs"]] == [2]
@@ -127,7 +127,7 @@ def test_a_server_that_is_killed_goes_on_when_it_is_started_again(tmp_path):
         deployment.kill_server()
         saved = latest(output / "checkpoints")
         deployment.begin({**config, "num-rounds": saved.number + 2})
-        assert deployment.end(patience=600) == "finished:completed"
+        assert deployment.end(grace_period=600) == "finished:completed"
     before = saved.state["strategies"][1]["state"]["contributions"]["clients"]
     rounds = [line["round"] for line in RunFolder(output).rounds()]
     assert sorted(set(rounds)) == list(range(saved.number + 3))

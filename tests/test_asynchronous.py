@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 
 from flwr_ctma.aggregators import parse_aggregator
 from flwr_ctma.optim.momentum import CorrectedMomentum
-from flwr_ctma.simulation.clock import ArrivalGrid, Durations, Fixed, Proportional
+from flwr_ctma.simulation.clock import (
+    ArrivalGrid,
+    Durations,
+    FixedDurations,
+    Proportional,
+)
 from flwr_ctma.strategy.anytime import AnyTimeSGD
 from flwr_ctma.strategy.asynchronous.robust import AsyncRobustStrategy
 from flwr_ctma.strategy.asynchronous.weighting import Staleness, capped
@@ -84,7 +89,7 @@ def test_equals_the_algorithm_written_by_hand(rule) -> None:
         max_share=share,
         arrivals_per_round=steps,
     )
-    grid = ArrivalGrid(app(), n, Fixed(seconds))
+    grid = ArrivalGrid(app(), n, FixedDurations(seconds))
     result = strategy.start(grid, arrays(np.zeros(12)), 1)
 
     x = w = np.zeros(12)
@@ -215,7 +220,7 @@ def test_nodes_come_go_and_return() -> None:
     strategy = AsyncRobustStrategy(
         AnyTimeSGD(0.1, "fixed(gamma=1)"), num_malicious_nodes=1, max_seconds=100
     )
-    grid = Changing(app(flipped(8)), 9, Fixed((1.0,) * 9))
+    grid = Changing(app(flipped(8)), 9, FixedDurations((1.0,) * 9))
     result = strategy.start(grid, arrays(np.zeros(12)), 10_000)
     assert np.linalg.norm(result.arrays["x"].numpy() - TARGET) < 0.3
     assert len(strategy.contributions.clients) == 9
@@ -237,7 +242,7 @@ def test_a_node_that_is_new_where_no_step_may_be_taken_any_more() -> None:
     strategy = AsyncRobustStrategy(
         AnyTimeSGD(0.1, "fixed(gamma=1)"), num_malicious_nodes=1, arrivals_per_round=120
     )
-    grid = Emptied(app(), 6, Fixed((1.0,) * 6))
+    grid = Emptied(app(), 6, FixedDurations((1.0,) * 6))
     result = strategy.start(grid, arrays(np.zeros(12)), 1)
     report = result.train_metrics_clientapp[1]
     new = grid.get_node_ids()[-1]
@@ -253,7 +258,9 @@ def test_same_seed_same_bits() -> None:
 def test_a_straggler_does_not_hold_up_the_others() -> None:
     """Ten times slower: in the time of ten of its answers, all others answer 100."""
     seconds = (10.0,) + (1.0,) * 8
-    strategy, grid, *_ = train(durations=Fixed(seconds), max_seconds=100, rounds=9999)
+    strategy, grid, *_ = train(
+        durations=FixedDurations(seconds), max_seconds=100, rounds=9999
+    )
     counts = sorted(
         client.delivered for client in strategy.contributions.clients.values()
     )

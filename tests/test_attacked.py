@@ -229,12 +229,12 @@ def test_optimal_attack_is_aimed_at_the_rule_in_use():
     np.testing.assert_allclose(result.arrays["b"].numpy(), 23)
 
 
-@pytest.mark.parametrize("weighted_by", [None, "num-examples"])
-def test_optimal_attack_knows_the_weights_that_clients_claim(weighted_by):
+@pytest.mark.parametrize("weighted_by_key", [None, "num-examples"])
+def test_optimal_attack_knows_the_weights_that_clients_claim(weighted_by_key):
     """Its reply is that of the same attack on the same weights and f."""
     sizes = np.array([1.0, 9, 1, 2, 3])
 
-    def tell(message, context, call_next):
+    def log_guarantee(message, context, call_next):
         reply = call_next(message, context)
         partition = int(context.node_config["partition-id"])
         reply.content["metrics"]["num-examples"] = sizes[partition]
@@ -250,12 +250,12 @@ def test_optimal_attack_knows_the_weights_that_clients_claim(weighted_by):
         FedAvg(fraction_evaluate=0.0),
         "ctma(cwmed)",
         num_malicious_nodes=1,
-        weighted_by=weighted_by,
+        weighted_by_key=weighted_by_key,
     )
     attacked = AttackedStrategy(strategy, "optimalalie", num_malicious_nodes=1)
-    attacked.start(InProcessGrid(app([tell]), 5), model(), num_rounds=1)
+    attacked.start(InProcessGrid(app([log_guarantee]), 5), model(), num_rounds=1)
     honest = np.outer([2.0, 3, 4, 5], np.ones(8))
-    if weighted_by:
+    if weighted_by_key:
         # No claim is larger than the second largest, 3: one of them has 3 of 10.
         aimed = OptimalALIE().against(strategy.aggregator, 0.3)
         expected = aimed(honest, 1, weights=np.minimum(sizes, 3)[[1, 2, 3, 4, 0]])

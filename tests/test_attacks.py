@@ -42,10 +42,10 @@ from flwr_ctma.attacks import (
     Omniscient,
     OptimalALIE,
     OptimalIPM,
+    Replay,
     Scaling,
     Shuffle,
     SignFlip,
-    Stale,
     Then,
     Zero,
     flip_labels,
@@ -500,7 +500,7 @@ def test_schedules_nest():
     )
     found = [str(attack.at(r, rng())) for r in range(1, 8)]
     assert found == ["none", *["signflip"] * 2, *["scaling"] * 2, *["none"] * 2]
-    both = Both(During(SignFlip(), stop=2), Stale())
+    both = Both(During(SignFlip(), stop=2), Replay())
     assert str(both.at(2, rng())) == "both(none, stale)"
 
 

@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
 from flwr_ctma.engine.ray import RayBackend
-from flwr_ctma.engine.updates import Panel, Updates
+from flwr_ctma.engine.updates import Layer, Updates
 from flwr_ctma.strategy import RobustStrategy
 
 N = 9
@@ -61,7 +61,7 @@ def test_a_machine_that_is_lost_takes_no_shard_with_it():
     ray.init(cluster.address, log_to_driver=False)
     try:
         x = np.random.default_rng(0).standard_normal((5, 90_000))
-        local = Updates.of([Panel(x)])
+        local = Updates.of([Layer(x)])
         backend = RayBackend(address=cluster.address, timeout=5)
         remote = Updates(backend.place(local.stack))
 

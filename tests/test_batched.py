@@ -19,7 +19,7 @@ from clients.task import Examples
 from flwr_ctma.cli import app as command_line
 from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.experiments.runtimes import Batched
-from flwr_ctma.simulation.batched import BatchedGrid, together
+from flwr_ctma.simulation.batched import BatchedGrid, run_batched
 from flwr_ctma.simulation.grid import InProcessGrid
 
 APP = FlowerApp(Path(__file__).parent.parent)
@@ -202,7 +202,7 @@ def test_who_ends_raises_or_asks_less_often_holds_up_nobody():
             return None
         seen = []
         for _ in range(me):
-            seen += together(gather, me)
+            seen += run_batched(gather, me)
             if me == 2:
                 raise SystemExit("out of memory")
         return answer_of(message, seen=seen)
@@ -218,7 +218,9 @@ def test_who_ends_raises_or_asks_less_often_holds_up_nobody():
 def test_request_that_cannot_be_computed_is_its_clients_own_error():
     def answer(message: Message, context: Context) -> Message:
         me = context.node_config["partition-id"]
-        return answer_of(message, n=len(together(gather, "spoilt" if me == 1 else me)))
+        return answer_of(
+            message, n=len(run_batched(gather, "spoilt" if me == 1 else me))
+        )
 
     replies = ask(grid_of(answer))
     assert [reply.has_error() for reply in replies] == [False, True] + [False] * 3
@@ -234,7 +236,7 @@ def test_clients_take_turns_and_each_message_to_a_node_its_own():
             running.append(context.node_id)
             assert len(running) == 1
             assert running.pop() == context.node_id
-            together(gather, 0)
+            run_batched(gather, 0)
         kept = context.state.setdefault("kept", MetricRecord({"messages": 0}))
         kept["messages"] += 1
         return answer_of(message, **kept)
@@ -254,7 +256,7 @@ def test_interrupt_ends_the_round_and_its_threads():
 
     def answer(message: Message, context: Context) -> Message:
         try:
-            return answer_of(message, n=together(interrupt, 0))
+            return answer_of(message, n=run_batched(interrupt, 0))
         finally:
             ended.append(context.node_id)
 

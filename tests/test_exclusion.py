@@ -67,9 +67,9 @@ class Counting(InProcessGrid):
         return np.bincount(self.asked[kind], minlength=len(self.get_node_ids()))
 
 
-def run(inside, attack, nodes, n=9, f=2, rounds=6, max_violations=2):
+def run(inside, attack, nodes, n=9, f=2, rounds=6, max_rejections=2):
     strategy = RobustStrategy(
-        inside, num_malicious_nodes=f, max_violations=max_violations
+        inside, num_malicious_nodes=f, max_rejections=max_rejections
     )
     grid = Counting(app(attack, nodes), n)
     result = strategy.start(grid, START, num_rounds=rounds)
@@ -91,7 +91,7 @@ def test_violators_are_asked_so_often_and_no_more(kind):
 
 def test_nobody_is_excluded_unless_it_is_asked_for():
     inside = FedAvg(fraction_evaluate=0.0)
-    _, grid, _ = run(inside, "nonfinite", nodes=2, max_violations=None)
+    _, grid, _ = run(inside, "nonfinite", nodes=2, max_rejections=None)
     assert set(grid.times()) == {6}
 
 
@@ -134,7 +134,7 @@ def test_the_model_is_that_of_rejections():
             "malformed(fault=garbage)",
             nodes=4,
             f=4,
-            max_violations=k,
+            max_rejections=k,
         )[2].arrays.to_numpy_ndarrays()[0]
         for k in (None, 1, 3)
     ]
@@ -152,7 +152,7 @@ def test_violations_in_evaluation_count():
             return Message(RecordDict({}), reply_to=message)
         return evaluate(message, context)
 
-    strategy = RobustStrategy(FedAvg(), num_malicious_nodes=2, max_violations=2)
+    strategy = RobustStrategy(FedAvg(), num_malicious_nodes=2, max_rejections=2)
     grid = Counting(liar, 9)
     strategy.start(grid, START, num_rounds=5)
     assert grid.times("evaluate").tolist() == [5, 5, 5, 2, 5, 5, 5, 5, 5]
@@ -163,7 +163,7 @@ def test_violations_in_evaluation_count():
 def test_who_is_trimmed_or_silent_is_not_excluded(attack):
     """Nor are the honest, some of whom are trimmed in every round."""
     inside = FedAvg(fraction_evaluate=0.0, min_available_nodes=9)
-    strategy, grid, _ = run(inside, attack, nodes=2, rounds=8, max_violations=1)
+    strategy, grid, _ = run(inside, attack, nodes=2, rounds=8, max_rejections=1)
     assert set(grid.times()) == {8}
     trimmed = [strategy.ledger[node].trimmed for node in grid.get_node_ids()]
     assert max(trimmed) == 8
@@ -171,7 +171,7 @@ def test_who_is_trimmed_or_silent_is_not_excluded(attack):
 
 def test_colluders_are_trimmed_and_stay():
     strategy = RobustStrategy(
-        FedAvg(fraction_evaluate=0.0), num_malicious_nodes=3, max_violations=1
+        FedAvg(fraction_evaluate=0.0), num_malicious_nodes=3, max_rejections=1
     )
     attacked = AttackedStrategy(strategy, "ipm(epsilon=5)", num_malicious_nodes=3)
     grid = Counting(honest, 9)
@@ -184,7 +184,7 @@ def test_no_more_than_f_are_excluded():
     broken = ByzantineMod("during(nonfinite, stop=4)", nodes={3, 4})
     always = ByzantineMod("nonfinite", nodes=3)
     strategy = RobustStrategy(
-        FedAvg(fraction_evaluate=0.0), num_malicious_nodes=3, max_violations=2
+        FedAvg(fraction_evaluate=0.0), num_malicious_nodes=3, max_rejections=2
     )
     grid = Counting(always.around(broken.around(honest)), 9)
     result = strategy.start(grid, START, num_rounds=8)
@@ -201,7 +201,7 @@ def test_no_more_than_f_are_excluded():
 def test_a_resumed_run_knows_who_is_excluded(tmp_path):
     def start(rounds):
         strategy = RobustStrategy(
-            FedAvg(fraction_evaluate=0.0), num_malicious_nodes=2, max_violations=2
+            FedAvg(fraction_evaluate=0.0), num_malicious_nodes=2, max_rejections=2
         )
         grid = Counting(app("nonfinite", 2), 9)
         Checkpointed(strategy, tmp_path / "run").start(grid, START, num_rounds=rounds)
@@ -219,7 +219,7 @@ def test_clients_of_the_former_api_are_excluded_as_well():
             initial_parameters=ndarrays_to_parameters([np.zeros(4)]),
         ),
         num_malicious_nodes=2,
-        max_violations=2,
+        max_rejections=2,
     )
 
     class Client(NumPyClient):
@@ -242,5 +242,5 @@ def test_clients_of_the_former_api_are_excluded_as_well():
 
 @pytest.mark.parametrize("times", [0, -1])
 def test_a_number_of_violations_that_is_none(times):
-    with pytest.raises(ValueError, match="Parameter `max_violations`"):
-        RobustStrategy(FedAvg(), num_malicious_nodes=1, max_violations=times)
+    with pytest.raises(ValueError, match="Parameter `max_rejections`"):
+        RobustStrategy(FedAvg(), num_malicious_nodes=1, max_rejections=times)

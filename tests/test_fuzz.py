@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from flwr_ctma.aggregators import CTMA, Budget, GeometricMedian
-from flwr_ctma.messages.schema import Model, Rejection, Reply
-from flwr_ctma.strategy.round.aggregate import take_step
+from flwr_ctma.messages.schema import Rejection, Reply, ReplySchema
+from flwr_ctma.strategy.round.aggregate import aggregate_replies
 from flwr_ctma.strategy.round.claims import trimmed_mean
 
 SENT = {
@@ -33,7 +33,7 @@ def record(arrays):
     return ArrayRecord({key: Array(np.asarray(a)) for key, a in arrays.items()})
 
 
-MODEL = Model(record(SENT))
+MODEL = ReplySchema(record(SENT))
 HONEST = [
     MODEL.read(
         RecordDict(
@@ -128,7 +128,7 @@ def check(content):
         assert row.shape == (np.size(array),) and np.isfinite(row).all()
     replies = [*HONEST, found]
     rule = CTMA(GeometricMedian())
-    step = take_step(rule, MODEL, replies, Budget(5, 1))
+    step = aggregate_replies(rule, MODEL, replies, Budget(5, 1))
     for key, array in SENT.items():
         result = step.arrays[key].numpy()
         assert np.isfinite(result).all()
@@ -163,7 +163,7 @@ def test_memory_is_bounded_by_what_was_sent():
     """Of 100 000 damaged payloads none costs much more than a copy of it, 4 kB."""
     rng = np.random.default_rng(0)
     good = np.frombuffer(saved(np.ones((500, 2), np.float32)), np.uint8)
-    model = Model(record({"w": np.ones((500, 2), np.float32)}))
+    model = ReplySchema(record({"w": np.ones((500, 2), np.float32)}))
     worst = 0
     for _ in range(100_000):
         data = good.copy()

@@ -5,7 +5,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from flwr_ctma.simulation.clock import ArrivalGrid, Fixed, Proportional
+from flwr_ctma.simulation.clock import ArrivalGrid, FixedDurations, Proportional
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.tracking.checkpoint import latest, write
 
@@ -53,7 +53,7 @@ def test_nodes_keep_what_they_kept(tmp_path) -> None:
 
 
 def test_what_comes_too_late_is_not_kept() -> None:
-    grid = ArrivalGrid(app(), 3, Fixed((1.0, 2.0, 9.0)))
+    grid = ArrivalGrid(app(), 3, FixedDurations((1.0, 2.0, 9.0)))
     replies = grid.send_and_receive(ask(grid), timeout=5.0)
     assert [reply.metadata.src_node_id for reply in replies] == grid.get_node_ids()[:2]
     assert grid.now == 5.0 and grid.state_dict()["waiting"] == {}
@@ -64,9 +64,9 @@ def test_what_comes_too_late_is_not_kept() -> None:
     [
         (lambda: Proportional(np.nan), "power"),
         (lambda: Proportional(rates=(1.0, 0.0)), "rates"),
-        (lambda: Fixed((1.0, -1.0)), "seconds"),
-        (lambda: Fixed((np.inf,)), "seconds"),
-        (lambda: ArrivalGrid(app(), 3, Fixed((1.0, 1.0))), "seconds"),
+        (lambda: FixedDurations((1.0, -1.0)), "seconds"),
+        (lambda: FixedDurations((np.inf,)), "seconds"),
+        (lambda: ArrivalGrid(app(), 3, FixedDurations((1.0, 1.0))), "seconds"),
     ],
 )
 def test_times_that_are_none_are_named(build, named) -> None:

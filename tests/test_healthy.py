@@ -15,13 +15,13 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi
 import server.app
 from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.experiments.processes import RunFailed
-from flwr_ctma.simulation.clock import ArrivalGrid, Fixed
+from flwr_ctma.simulation.clock import ArrivalGrid, FixedDurations
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import (
     AnyTimeSGD,
     AsyncRobustStrategy,
     Checkpointed,
-    Healthy,
+    DivergenceGuard,
     Observed,
     RobustStrategy,
 )
@@ -77,7 +77,7 @@ def alarms(result):
 @pytest.mark.parametrize("rollback", [False, True])
 def test_an_ordinary_run_is_left_alone(inside, rollback):
     """No alarm, and the same bits as without."""
-    watched = run(Healthy(robust(inside), rollback), clients())
+    watched = run(DivergenceGuard(robust(inside), rollback), clients())
     plain = run(robust(inside), clients())
     assert alarms(watched) == []
     assert watched.arrays == plain.arrays
@@ -85,13 +85,13 @@ def test_an_ordinary_run_is_left_alone(inside, rollback):
 
 
 def test_a_rate_a_hundred_times_too_high_is_noticed():
-    result = run(Healthy(robust()), clients(rate=30.0), rounds=6)
+    result = run(DivergenceGuard(robust()), clients(rate=30.0), rounds=6)
     assert alarms(result)[0] == 2
     assert np.abs(result.arrays["w"].numpy()).max() > 1e6
 
 
 def test_a_diverging_run_ends_with_the_last_good_model():
-    result = run(Healthy(robust(), rollback=True), clients(rate=30.0), rounds=6)
+    result = run(DivergenceGuard(robust(), rollback=True), clients(rate=30.0), rounds=6)
     assert alarms(result) == [2, 4, 6]  # the first step of all is like no other
     assert result.train_metrics_clientapp[6]["rolled-back-to"] == 0
     np.testing.assert_array_equal(result.arrays["w"].numpy(), INITIAL)
@@ -99,7 +99,9 @@ def test_a_diverging_run_ends_with_the_last_good_model():
 
 def test_slow_growth_is_noticed_as_well():
     """Without a loss: of steps 2, 4, 8, … the seventh is too long for the median."""
-    result = run(Healthy(robust()), clients(rate=3.0, called="error"), rounds=12)
+    result = run(
+        DivergenceGuard(robust()), clients(rate=3.0, called="error"), rounds=12
+    )
     assert alarms(result)[0] == 7
 
 
@@ -118,7 +120,7 @@ class Recorded(FedAdam):
 @pytest.mark.parametrize(("spike", "good"), [(1, 1), (2, 1), (5, 4)])
 def test_the_server_optimiser_goes_back_with_the_model(spike, good):
     """To where it was before the last round that was good, or before the first."""
-    strategy = Healthy(robust(Recorded), rollback=True)
+    strategy = DivergenceGuard(robust(Recorded), rollback=True)
     evaluate = loss_of(INITIAL, spike)
     result = run(strategy, clients(), spike + 1, evaluate_fn=evaluate)
     assert result.evaluate_metrics_serverapp[spike]["rolled-back-to"] == good - 1
@@ -145,7 +147,7 @@ def loss_of(target, spike=None):
 def test_a_loss_that_explodes_in_the_last_round_is_not_what_the_run_ends_with():
     """Also through what is put outside; and all of them are told."""
     lines = []
-    strategy = Observed(Healthy(robust(), rollback=True), lines.append)
+    strategy = Observed(DivergenceGuard(robust(), rollback=True), lines.append)
     result = run(strategy, clients(), 5, evaluate_fn=loss_of(INITIAL, spike=5))
     short = run(robust(), clients(), 3)
     assert result.arrays == short.arrays
@@ -156,7 +158,7 @@ def test_a_loss_that_explodes_in_the_last_round_is_not_what_the_run_ends_with():
 @pytest.mark.parametrize("stop", [4, 5, 6])
 def test_a_resumed_run_goes_back_to_the_same_model(tmp_path, stop):
     """Killed before, in and after the round of the alarm."""
-    strategies = [Healthy(robust(FedAdam), rollback=True) for _ in range(3)]
+    strategies = [DivergenceGuard(robust(FedAdam), rollback=True) for _ in range(3)]
     app, loss = clients(), {"evaluate_fn": loss_of(INITIAL, spike=5)}
     whole = run(strategies[0], app, 9, **loss)
     run(Checkpointed(strategies[1], tmp_path), app, stop, **loss)
@@ -168,7 +170,7 @@ def test_a_resumed_run_goes_back_to_the_same_model(tmp_path, stop):
 
 
 def test_a_liar_raises_no_alarm_and_the_ledger_forgets_nothing():
-    strategy = Healthy(robust(), rollback=True)
+    strategy = DivergenceGuard(robust(), rollback=True)
     result = run(strategy, clients(wild=[6], lie=lambda w: w * np.nan), 8)
     assert alarms(result) == [6]
     ledger = strategy.strategy.ledger
@@ -181,7 +183,7 @@ def test_a_model_that_is_not_finite_is_noticed():
             arrays, metrics = super().aggregate_train(server_round, replies)
             return record(arrays["w"].numpy() * np.inf), metrics
 
-    result = run(Healthy(robust(Overflowing), rollback=True), clients(), 3)
+    result = run(DivergenceGuard(robust(Overflowing), rollback=True), clients(), 3)
     assert alarms(result) == [1, 2, 3]
     np.testing.assert_array_equal(result.arrays["w"].numpy(), INITIAL)
 
@@ -189,16 +191,16 @@ def test_a_model_that_is_not_finite_is_noticed():
 def test_replies_that_are_mostly_rejected_are_an_alarm():
     """Honest clients are the majority: what they send is not finite any more."""
     app = clients(rate=1e30)
-    result = run(Healthy(robust()), app, 2)
+    result = run(DivergenceGuard(robust()), app, 2)
     assert result.train_metrics_clientapp[1]["replies-rejected"] == N
     assert alarms(result) == [1, 2]
 
 
 def test_it_belongs_outside_and_takes_no_factor_below_one():
     with pytest.raises(ValueError, match="put it outside"):
-        RobustStrategy(Healthy(FedAvg()), num_malicious_nodes=1)
+        RobustStrategy(DivergenceGuard(FedAvg()), num_malicious_nodes=1)
     with pytest.raises(ValueError, match="`factor` should be above 1"):
-        Healthy(FedAvg(), factor=1.0)
+        DivergenceGuard(FedAvg(), factor=1.0)
 
 
 def test_arrivals_are_watched_but_not_taken_back():
@@ -207,9 +209,9 @@ def test_arrivals_are_watched_but_not_taken_back():
         AnyTimeSGD(30.0, "fixed(gamma=1)"), num_malicious_nodes=1
     )
     with pytest.raises(ValueError, match="`rollback` should be False"):
-        Healthy(inside, rollback=True)
-    grid = ArrivalGrid(clients(called="error"), N, Fixed((1.0,) * N))
-    result = Healthy(inside).start(grid, record(INITIAL), 5, timeout=1e6)
+        DivergenceGuard(inside, rollback=True)
+    grid = ArrivalGrid(clients(called="error"), N, FixedDurations((1.0,) * N))
+    result = DivergenceGuard(inside).start(grid, record(INITIAL), 5, timeout=1e6)
     assert alarms(result)
 
 
@@ -220,7 +222,9 @@ def digits(monkeypatch, folder, rollback=False, **overrides):
     """Run the repository's own app with its strategy watched."""
     build = server.app.build_strategy
     monkeypatch.setattr(
-        server.app, "build_strategy", lambda config: Healthy(build(config), rollback)
+        server.app,
+        "build_strategy",
+        lambda config: DivergenceGuard(build(config), rollback),
     )
     settings = {key.replace("_", "-"): value for key, value in overrides.items()}
     config = APP.run_config(settings, {"output": str(folder)})

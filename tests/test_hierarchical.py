@@ -14,7 +14,7 @@ from flwr_ctma import parse_aggregator
 from flwr_ctma.aggregators import CTMA, CwMed, Hierarchical
 from flwr_ctma.aggregators.grouping import chance_of_loss, levels
 from flwr_ctma.engine.updates import Updates
-from flwr_ctma.strategy.guarantee import promise
+from flwr_ctma.strategy.guarantee import guarantee
 
 
 def sizes_of(n, m):
@@ -149,10 +149,10 @@ def test_kappa_is_the_product_that_is_stated():
 
 def test_users_are_told_the_chance_of_failure():
     rule = parse_aggregator("ctma(hierarchical(ctma(gm), failure=1e-4))")
-    told = promise(rule, n=1000, f=100)
+    told = guarantee(rule, n=1000, f=100)
     assert f"at most {rule.kappa(1000, 100):.1f} times" in told
     assert told.endswith("but for a chance of 0.0001 in each round")
-    assert "chance" not in promise(CTMA(CwMed()), n=1000, f=100)
+    assert "chance" not in guarantee(CTMA(CwMed()), n=1000, f=100)
 
 
 def test_few_rows_are_one_group():

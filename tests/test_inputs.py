@@ -24,8 +24,8 @@ from flwr_ctma.aggregators import (
     MoNNA,
     MultiKrum,
 )
-from flwr_ctma.engine.updates import Panel, Updates
-from flwr_ctma.errors import wrong
+from flwr_ctma.engine.updates import Layer, Updates
+from flwr_ctma.errors import parameter_error
 
 X = np.random.default_rng(0).standard_normal((11, 4))
 ONES = np.ones(4)
@@ -96,15 +96,15 @@ def test_rows_that_are_not_finite_are_named(rule, value, dtype):
 
 
 @pytest.mark.parametrize("rule", everyone())
-def test_rows_that_are_not_finite_in_an_unmeasured_panel_are_named(rule):
+def test_rows_that_are_not_finite_in_an_unmeasured_layers_are_named(rule):
     bad = X[:, 2:].copy()
     bad[3, 1] = np.nan
     reference = [ONES[:2], ONES[2:]] if rule.referenced else None
-    panels = [Panel(list(X[:, :2])), Panel(list(bad), measured=False)]
-    if rule.aggregate(Updates.of(panels[:1], reference and reference[:1]), 2).influence[
+    layers = [Layer(list(X[:, :2])), Layer(list(bad), measured=False)]
+    if rule.aggregate(Updates.of(layers[:1], reference and reference[:1]), 2).influence[
         3
     ]:
-        updates = Updates.of(panels, reference)
+        updates = Updates.of(layers, reference)
         refused(lambda: rule(updates, 2), "updates", "{3: nan}")
         refused(lambda: rule.aggregate(updates, 2), "updates", "{3: nan}")
 
@@ -144,17 +144,17 @@ def test_updates_that_are_no_matrix_of_floats(updates, shown):
 
 
 @pytest.mark.parametrize(
-    "panels",
+    "layers",
     [
-        [Panel(X), Panel(X[:10])],
-        [Panel([X[0], X[1][:3]])],
-        [Panel(X, origin=np.ones(3))],
-        [Panel([X[:2], X[:2]], origin=ONES)],
+        [Layer(X), Layer(X[:10])],
+        [Layer([X[0], X[1][:3]])],
+        [Layer(X, origin=np.ones(3))],
+        [Layer([X[:2], X[:2]], origin=ONES)],
     ],
     ids=["clients", "lengths", "origin", "dimensions"],
 )
-def test_panels_that_do_not_fit(panels):
-    refused(lambda: Updates.of(panels), "updates", "rows as long as their origin")
+def test_layers_that_do_not_fit(layers):
+    refused(lambda: Updates.of(layers), "updates", "rows as long as their origin")
 
 
 @pytest.mark.parametrize("rule", everyone(lambda rule: rule.weighted))
@@ -223,9 +223,9 @@ def test_reference(kind, reference, shown):
 def test_reference_that_is_missing_or_stands_elsewhere():
     refused(lambda: FLTrust()(X, f=2), "reference", "None", "trusted examples")
     refused(lambda: CTMA(FLTrust())(X, f=2), "reference", "None")
-    updates = Updates.of([Panel(X)])
+    updates = Updates.of([Layer(X)])
     refused(lambda: FLTrust()(updates, 2, reference=ONES), "reference", "Updates.of")
-    refused(lambda: Updates.of([Panel(X)], [ONES, ONES]), "reference", "each of 1")
+    refused(lambda: Updates.of([Layer(X)], [ONES, ONES]), "reference", "each of 1")
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_threads():
 
 
 def test_long_values_are_shown_in_short():
-    message = str(wrong("weights", "positive", list(range(10_000))))
+    message = str(parameter_error("weights", "positive", list(range(10_000))))
     assert len(message) < 400
     assert "…" in message
 

@@ -13,7 +13,7 @@ from table import TABLE
 from flwr_ctma import parse_aggregator
 from flwr_ctma.aggregators import ranks
 from flwr_ctma.engine import cpu, kernels
-from flwr_ctma.engine import layer as panel
+from flwr_ctma.engine import layer as layer
 from flwr_ctma.engine.kernels import numpy as plain
 from flwr_ctma.strategy.backends import streaming
 
@@ -189,7 +189,7 @@ def test_rules_give_the_same_with_either(rule, monkeypatch):
     rows = rng.standard_normal((13, 3000)).astype(np.float32)
     given = rule.given(np.ones(3000, np.float32))
     compiled = parse_aggregator(rule.spec).aggregate(rows, 2, **given)
-    for user in (cpu, panel, ranks, streaming):
+    for user in (cpu, layer, ranks, streaming):
         monkeypatch.setattr(user, "kernels", lambda: plain)
     slow = parse_aggregator(rule.spec).aggregate(rows, 2, **given)
     np.testing.assert_allclose(compiled.vector, slow.vector, atol=2e-6)

@@ -4,27 +4,29 @@ import numpy as np
 import pytest
 
 from flwr_ctma.aggregators import Budget, parse_aggregator
-from flwr_ctma.engine.incremental import Latest
+from flwr_ctma.engine.incremental import IncrementalStack
 from flwr_ctma.engine.updates import Updates
 
 
-def arrive(latest: Latest, rng: np.random.Generator, scale: float = 1.0) -> int:
+def arrive(
+    latest: IncrementalStack, rng: np.random.Generator, scale: float = 1.0
+) -> int:
     i = int(rng.integers(latest.n))
     row = [
-        (scale * rng.normal(size=p.width)).astype(p.dtype) + 0.5 for p in latest.panels
+        (scale * rng.normal(size=p.width)).astype(p.dtype) + 0.5 for p in latest.layers
     ]
     latest.replace(i, row)
     return i
 
 
-def aggregate(latest: Latest, rule: str, counts: np.ndarray) -> np.ndarray:
+def aggregate(latest: IncrementalStack, rule: str, counts: np.ndarray) -> np.ndarray:
     rows = Updates(latest)
-    point = parse_aggregator(rule).locate(rows, Budget(latest.n, 0.3, counts))
+    point = parse_aggregator(rule).solve(rows, Budget(latest.n, 0.3, counts))
     return np.concatenate(point.vector(latest))
 
 
-def at_once(latest: Latest, rule: str, counts: np.ndarray) -> np.ndarray:
-    rows = np.hstack([np.asarray(p.rows) for p in latest.panels]).astype(np.float64)
+def at_once(latest: IncrementalStack, rule: str, counts: np.ndarray) -> np.ndarray:
+    rows = np.hstack([np.asarray(p.rows) for p in latest.layers]).astype(np.float64)
     return parse_aggregator(rule)(rows, f=0.3, weights=counts)
 
 
@@ -32,7 +34,7 @@ def at_once(latest: Latest, rule: str, counts: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_every_arrival_gives_what_all_rows_at_once_give(rule, dtype) -> None:
     rng = np.random.default_rng(0)
-    latest = Latest(9, [np.zeros(40, dtype), np.zeros(7, dtype)])
+    latest = IncrementalStack(9, [np.zeros(40, dtype), np.zeros(7, dtype)])
     counts = np.zeros(9)
     for k in range(80):
         counts[arrive(latest, rng)] += 1
@@ -48,7 +50,7 @@ def test_every_arrival_gives_what_all_rows_at_once_give(rule, dtype) -> None:
 def test_nothing_drifts_over_ten_thousand_arrivals() -> None:
     """Sizes go up and down by a million: what a large row adds must go with it."""
     rng = np.random.default_rng(1)
-    latest = Latest(9, [np.zeros(30, np.float32)])
+    latest = IncrementalStack(9, [np.zeros(30, np.float32)])
     counts = np.zeros(9)
     for k in range(10_000):
         counts[arrive(latest, rng, scale=1e6 if k % 100 == 0 else 1.0)] += 1
@@ -57,13 +59,13 @@ def test_nothing_drifts_over_ten_thousand_arrivals() -> None:
     for _ in range(100):
         counts[arrive(latest, rng)] += 1
         found = aggregate(latest, "ctma(gm)", counts)
-    fresh = np.asarray(latest.panels[0].rows, np.float64)
+    fresh = np.asarray(latest.layers[0].rows, np.float64)
     np.testing.assert_allclose(latest.moments.inner(), fresh @ fresh.T, atol=1e-4)
     np.testing.assert_allclose(found, at_once(latest, "ctma(gm)", counts), atol=1e-6)
 
 
 def test_rows_nearly_equal_keep_their_distances() -> None:
-    latest = Latest(5, [np.zeros(1000, np.float32)])
+    latest = IncrementalStack(5, [np.zeros(1000, np.float32)])
     rng = np.random.default_rng(2)
     rows = (1 + 1e-4 * rng.normal(size=(5, 1000))).astype(np.float32)
     for i, row in enumerate(rows):
@@ -75,27 +77,33 @@ def test_rows_nearly_equal_keep_their_distances() -> None:
 
 def test_goes_on_from_its_state_to_the_bit() -> None:
     rng = np.random.default_rng(5)
-    latest, counts = Latest(5, [np.zeros(30, np.float32), np.zeros(3)]), np.ones(5)
+    latest, counts = (
+        IncrementalStack(5, [np.zeros(30, np.float32), np.zeros(3)]),
+        np.ones(5),
+    )
     for _ in range(40):
         counts[arrive(latest, rng)] += 1
         aggregate(latest, "cwmed", counts)
         aggregate(latest, "mean", counts)
     counts[arrive(latest, rng)] += 1
-    again, other = Latest.from_state(latest.state_dict()), np.random.default_rng(6)
+    again, other = (
+        IncrementalStack.from_state(latest.state_dict()),
+        np.random.default_rng(6),
+    )
     for rows, rng in ((latest, np.random.default_rng(6)), (again, other)):
         arrive(rows, rng)
     ours, theirs = (aggregate(rows, "ctma(gm)", counts) for rows in (latest, again))
     np.testing.assert_array_equal(ours, theirs)
-    assert not np.shares_memory(latest.panels[0].rows, again.panels[0].rows)
+    assert not np.shares_memory(latest.layers[0].rows, again.layers[0].rows)
 
 
 def test_rows_that_are_dropped_leave_no_trace() -> None:
     rng = np.random.default_rng(7)
-    rows, counts = Latest(6, [np.zeros(30)]), np.arange(1.0, 7.0)
+    rows, counts = IncrementalStack(6, [np.zeros(30)]), np.arange(1.0, 7.0)
     for _ in range(40):
         arrive(rows, rng)
     aggregate(rows, "mean", counts)
-    kept = np.asarray(rows.panels[0].rows)[[4, 1, 5]]
+    kept = np.asarray(rows.layers[0].rows)[[4, 1, 5]]
     rows.keep([4, 1, 5])
     for rule in ("mean", "ctma(gm)"):
         found = aggregate(rows, rule, counts[:3])

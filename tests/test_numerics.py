@@ -15,7 +15,7 @@ import pytest
 from table import TABLE, everyone
 
 from flwr_ctma import parse_aggregator
-from flwr_ctma.engine.updates import Panel, Updates
+from flwr_ctma.engine.updates import Layer, Updates
 
 N, F = 17, 4
 BY_DISTANCE = {
@@ -88,7 +88,7 @@ def test_nearly_equal_models_are_told_apart_as_in_float64(noise, spec):
     sample = 10**5, noise, 1
     sent, x = models(*sample)
     check_selection(spec, x, exact(*sample))
-    check_selection(spec, Updates.of([Panel(list(x), sent)]), exact(*sample, sent=True))
+    check_selection(spec, Updates.of([Layer(list(x), sent)]), exact(*sample, sent=True))
 
 
 @pytest.mark.parametrize("spec", ["krum", "ctma(gm)", "nnm(ctma(gm))"])

@@ -11,15 +11,15 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from flwr_ctma.messages.schema import Model
-from flwr_ctma.simulation.clock import ArrivalGrid, Fixed
+from flwr_ctma.messages.schema import ReplySchema
+from flwr_ctma.simulation.clock import ArrivalGrid, FixedDurations
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import (
+    GracePeriodGrid,
     Observed,
     OnDiskGrid,
-    PatientGrid,
     RobustStrategy,
-    ondisk,
+    on_disk,
 )
 
 SHAPES = {"a": (300, 20), "empty": (0,), "b": (7,), "c": ()}
@@ -44,7 +44,7 @@ def client(shapes, dtype=np.float32):
 
 
 def run(kind, shapes, n, rule="ctma(gm)", dtype=np.float32, **settings):
-    arrivals = ArrivalGrid(client(shapes, dtype), n, Fixed((1.0,) * n))
+    arrivals = ArrivalGrid(client(shapes, dtype), n, FixedDurations((1.0,) * n))
     initial = {key: Array(np.zeros(shape, dtype)) for key, shape in shapes.items()}
     inner = FedAvg(fraction_evaluate=0.0, min_available_nodes=n)
     strategy = RobustStrategy(inner, rule, num_malicious_nodes=2)
@@ -57,7 +57,7 @@ def run(kind, shapes, n, rule="ctma(gm)", dtype=np.float32, **settings):
 def test_a_run_on_disk_is_the_run_in_memory(tmp_path, rule, dtype):
     """To the bit: the same numbers in the same order, wherever they lie."""
     there = run(OnDiskGrid, SHAPES, 7, rule, dtype, folder=tmp_path)
-    here = run(PatientGrid, SHAPES, 7, rule, dtype)
+    here = run(GracePeriodGrid, SHAPES, 7, rule, dtype)
     assert there.train_metrics_clientapp[2]["replies-accepted"] == 7
     for key, array in here.arrays.items():
         assert there.arrays[key].data == array.data
@@ -69,10 +69,10 @@ def train_once(grid):
     return grid.send_and_receive(asked)
 
 
-@pytest.mark.parametrize("size", [1, 60_000, ondisk._SIZE])
+@pytest.mark.parametrize("size", [1, 60_000, on_disk._SIZE])
 def test_what_is_on_disk_is_what_was_sent(tmp_path, monkeypatch, size):
     """A file for each reply, one for two of them, and one for all."""
-    monkeypatch.setattr(ondisk, "_SIZE", size)
+    monkeypatch.setattr(on_disk, "_SIZE", size)
     here = InProcessGrid(client(SHAPES), 5)
     there = OnDiskGrid(InProcessGrid(client(SHAPES), 5), 1, tmp_path)
     for one, other in zip(train_once(here), train_once(there), strict=True):
@@ -135,9 +135,9 @@ def test_adapters_are_aggregated_where_the_server_sends_only_adapters():
     whole = {"base": Array(np.zeros(9)), "lora.a": Array(np.zeros((2, 3)))}
     adapter = ArrayRecord({"lora.a": whole["lora.a"]})
     content = RecordDict({"arrays": adapter, "metrics": MetricRecord()})
-    (row,) = Model(adapter).read(content).rows
+    (row,) = ReplySchema(adapter).read(content).rows
     assert row.shape == (6,)
-    found = Model(ArrayRecord(whole)).read(content)
+    found = ReplySchema(ArrayRecord(whole)).read(content)
     assert (found.reason, found.detail) == ("keys", "1 missing, such as 'base'")
 
 

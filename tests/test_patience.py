@@ -12,10 +12,10 @@ from flwr.serverapp.strategy import FedAvg
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import (
     AttackedStrategy,
-    Patience,
-    PatientGrid,
+    GracePeriod,
+    GracePeriodGrid,
     RobustStrategy,
-    patience,
+    grace_period,
 )
 
 NEVER = float("inf")
@@ -32,8 +32,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(patience, "monotonic", lambda: clock.now)
-    monkeypatch.setattr(patience, "sleep", clock.sleep)
+    monkeypatch.setattr(grace_period, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(grace_period, "sleep", clock.sleep)
     return clock
 
 
@@ -80,7 +80,7 @@ def ask(grid):
 
 def wait(clock, seconds, f, timeout=3600.0, **settings):
     """Nodes that answered in time, and how long that took."""
-    grid = PatientGrid(Timed(clock, seconds), f, Patience(**settings))
+    grid = GracePeriodGrid(Timed(clock, seconds), f, GracePeriod(**settings))
     started = clock.now
     replies = grid.send_and_receive(ask(grid), timeout=timeout)
     first = next(iter(grid.get_node_ids()))
@@ -124,14 +124,14 @@ def test_hasty_liars_leave_the_honest_a_grace(clock):
 
 def test_a_share_and_no_messages(clock):
     assert wait(clock, [1, 1, 1, 1, NEVER], f=0.2)[1] < 12
-    grid = PatientGrid(Timed(clock, [1]), 0)
+    grid = GracePeriodGrid(Timed(clock, [1]), 0)
     assert grid.send_and_receive([]) == []
 
 
 def test_late_replies_are_never_pulled(clock):
     """Also in the round after, when they are there."""
     inner = Timed(clock, [1, 1, 1, 1, 15])
-    grid = PatientGrid(inner, 1)
+    grid = GracePeriodGrid(inner, 1)
     for _ in range(3):
         assert len(grid.send_and_receive(ask(grid), timeout=3600)) == 4
     assert len(inner.pulled) == 12
@@ -156,7 +156,7 @@ class Mortal(Timed):
 @pytest.mark.parametrize("f", [2, 0.25])
 def test_up_to_f_dead_nodes_are_still_asked(clock, f):
     inner = Mortal(clock, [1] * 7)
-    grid = PatientGrid(inner, f)
+    grid = GracePeriodGrid(inner, f)
     first, second, third, *others = everyone = grid.get_node_ids()
     for dead in ({second}, {second, third}):
         inner.dead = dead
@@ -169,7 +169,7 @@ def test_up_to_f_dead_nodes_are_still_asked(clock, f):
 
 def test_a_strategy_that_wants_all_nodes_does_not_wait_for_the_dead(clock):
     inner = Mortal(clock, [1, 1, 1, 1])
-    grid = PatientGrid(inner, 1)
+    grid = GracePeriodGrid(inner, 1)
     everyone = len(grid.get_node_ids())
     inside = FedAvg(min_train_nodes=everyone, min_available_nodes=everyone)
     inner.dead = {grid.get_node_ids()[0]}
@@ -182,7 +182,7 @@ def test_a_strategy_that_wants_all_nodes_does_not_wait_for_the_dead(clock):
 def test_who_stays_silent_is_waited_for_ever_more_rarely(clock):
     """And again in every round once it answers, however late that is."""
     inner = Timed(clock, [10, 10, 10, 10, NEVER])
-    grid = PatientGrid(inner, 1)
+    grid = GracePeriodGrid(inner, 1)
 
     def rounds(number):
         for _ in range(number):
@@ -200,7 +200,7 @@ def test_who_stays_silent_is_waited_for_ever_more_rarely(clock):
 
 def test_who_is_needed_is_waited_for_in_every_round(clock):
     """Two of five may lie: a round needs all five replies."""
-    grid = PatientGrid(Timed(clock, [10, 10, 10, 10, NEVER]), 2)
+    grid = GracePeriodGrid(Timed(clock, [10, 10, 10, 10, NEVER]), 2)
     for _ in range(5):
         started = clock.now
         grid.send_and_receive(ask(grid), timeout=3600)
@@ -209,7 +209,7 @@ def test_who_is_needed_is_waited_for_in_every_round(clock):
 
 def test_who_is_slow_is_waited_for_beside_who_is_silent(clock):
     inner = Timed(clock, [10] * 5 + [25, NEVER])
-    grid = PatientGrid(inner, 2)
+    grid = GracePeriodGrid(inner, 2)
     assert [len(grid.send_and_receive(ask(grid))) for _ in range(9)] == [6] * 9
     started = clock.now
     assert len(grid.send_and_receive(ask(grid))) == 6
@@ -217,7 +217,7 @@ def test_who_is_slow_is_waited_for_beside_who_is_silent(clock):
 
 
 def test_messages_do_not_outlive_the_round_by_hours(clock):
-    grid = PatientGrid(Timed(clock, [1, 1, 1]), 1)
+    grid = GracePeriodGrid(Timed(clock, [1, 1, 1]), 1)
     for timeout, set_to, ttl in [(300, None, 600), (300, 60, 60), (None, None, 43200)]:
         messages = [Message(RecordDict(), 2, "train", ttl=set_to)]
         grid.send_and_receive(messages, timeout=timeout)
@@ -248,7 +248,9 @@ def test_a_run_waits_as_its_strategy_says(clock, wrap):
     Wrapped.__abstractmethods__ = frozenset()
 
     strategy = RobustStrategy(
-        FedAvg(fraction_evaluate=0.0), num_malicious_nodes=1, patience=Patience(1.0)
+        FedAvg(fraction_evaluate=0.0),
+        num_malicious_nodes=1,
+        grace_period=GracePeriod(1.0),
     )
     grid = Wrapped(Timed(clock, [30, 30, 30, 30, NEVER]))
     started = clock.now
@@ -271,7 +273,7 @@ class Undecodable(Timed):
 
 def test_what_cannot_be_decoded_does_not_end_the_run(clock):
     """It takes the replies with it that were pulled with it, once."""
-    grid = PatientGrid(Undecodable(clock, [1, 1, 1, 2, 2]), 1)
+    grid = GracePeriodGrid(Undecodable(clock, [1, 1, 1, 2, 2]), 1)
     grid.send_and_receive(ask(grid), timeout=100)
     assert len(grid.send_and_receive(ask(grid), timeout=100)) == 4
 
@@ -281,7 +283,7 @@ def test_a_connection_that_is_lost_ends_the_run(clock):
         def pull_messages(self, message_ids):
             raise ConnectionError("no SuperLink")
 
-    grid = PatientGrid(Broken(clock, [1, 1, 1]), 1)
+    grid = GracePeriodGrid(Broken(clock, [1, 1, 1]), 1)
     with pytest.raises(ConnectionError):
         grid.send_and_receive(ask(grid))
 
@@ -296,9 +298,11 @@ def test_a_connection_that_is_lost_ends_the_run(clock):
 )
 def test_patience_that_makes_no_sense(settings, name):
     with pytest.raises(ValueError, match=f"Parameter `{name}` should be"):
-        Patience(**settings)
+        GracePeriod(**settings)
 
 
 def test_patience_is_no_number_of_seconds() -> None:
-    with pytest.raises(ValueError, match="`patience` should be a `Patience`, or None"):
-        RobustStrategy(FedAvg(), num_malicious_nodes=1, patience=60)
+    with pytest.raises(
+        ValueError, match="`grace_period` should be a `GracePeriod`, or None"
+    ):
+        RobustStrategy(FedAvg(), num_malicious_nodes=1, grace_period=60)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from flwr_ctma.messages import npy
-from flwr_ctma.messages.schema import Model, Rejection, quote, read_metrics
+from flwr_ctma.messages.schema import Rejection, ReplySchema, quote, read_metrics
 
 SENT = {
     "conv.weight": np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 4),
@@ -51,7 +51,7 @@ def header(text, version=b"\x01\x00"):
 def test_a_good_reply_is_viewed_in_place():
     """Rows share the memory of the reply's bytes: nothing is copied."""
     reply = content(SENT)
-    rows = Model(record(SENT)).read(reply).rows
+    rows = ReplySchema(record(SENT)).read(reply).rows
     for (key, array), row in zip(SENT.items(), rows, strict=True):
         np.testing.assert_array_equal(row, array.reshape(-1))
         assert not row.flags.writeable or not row.size, key
@@ -62,7 +62,7 @@ def test_a_good_reply_is_viewed_in_place():
 
 def test_writing_no_update_gives_back_what_was_sent():
     """Keys, their order, dtypes and shapes survive, 0-d and empty arrays included."""
-    model = Model(record(SENT))
+    model = ReplySchema(record(SENT))
     every = (*model.measured, *model.buffers)
     reply = model.read(content(SENT))
     update = model.updates([reply, reply, reply], every).combine(np.full(3, 1 / 3))
@@ -75,7 +75,7 @@ def test_writing_no_update_gives_back_what_was_sent():
 
 
 def test_running_statistics_integers_and_booleans_are_not_measured():
-    model = Model(record(SENT))
+    model = ReplySchema(record(SENT))
     names = list(SENT)
     assert [names[i] for i in model.measured] == ["conv.weight", "half", "double"]
     assert [names[i] for i in model.buffers] == [
@@ -83,7 +83,7 @@ def test_running_statistics_integers_and_booleans_are_not_measured():
         "bn.num_batches_tracked",
         "mask",
     ]
-    all_floats = Model(record(SENT), unmeasured=())
+    all_floats = ReplySchema(record(SENT), buffer_keys=())
     assert "bn.running_var" in [names[i] for i in all_floats.measured]
 
 
@@ -100,7 +100,7 @@ def test_running_statistics_integers_and_booleans_are_not_measured():
     ],
 )
 def test_written_numbers_fit_their_dtype(dtype, value, written):
-    model = Model(record({"w": np.zeros(1, np.float32), "x": np.zeros(1, dtype)}))
+    model = ReplySchema(record({"w": np.zeros(1, np.float32), "x": np.zeros(1, dtype)}))
     back = model.write({1: np.array([value])})["x"].numpy()
     assert back.dtype == dtype and back[0] == written
 
@@ -109,7 +109,7 @@ def test_settling_restores_dtypes_and_keeps_buffers():
     """A server optimiser may widen floats; buffers stay as they were aggregated."""
     robust = record(SENT)
     optimised = record({k: np.asarray(v + 1.0, np.float64) for k, v in SENT.items()})
-    settled = Model(record(SENT)).settle(robust, optimised)
+    settled = ReplySchema(record(SENT)).restore_dtypes_and_buffers(robust, optimised)
     assert list(settled) == list(SENT)
     for key, array in SENT.items():
         back, buffer = settled[key].numpy(), key in ("bn.running_var", "mask")
@@ -190,7 +190,7 @@ LYING = "{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }\n"
     ],
 )
 def test_a_bad_array_is_rejected_with_its_reason(array, reason):
-    model = Model(record({"w": FLOATS}))
+    model = ReplySchema(record({"w": FLOATS}))
     if not isinstance(array, bytes):
         array = saved(array)
     sent = ArrayRecord({"w": Array("float32", (2, 3), "numpy.ndarray", array)})
@@ -209,7 +209,7 @@ def test_an_object_array_is_never_unpickled():
     file = io.BytesIO()
     np.save(file, np.array([Bomb()], dtype=object), allow_pickle=True)
     array = Array("float32", (1,), "numpy.ndarray", file.getvalue())
-    model = Model(record({"w": np.zeros(1, np.float32)}))
+    model = ReplySchema(record({"w": np.zeros(1, np.float32)}))
     assert model.read(content(ArrayRecord({"w": array}))).reason == "header"
 
 
@@ -226,7 +226,7 @@ def test_an_object_array_is_never_unpickled():
     ],
 )
 def test_another_way_to_write_the_same_numbers_is_accepted(array):
-    model = Model(record({"w": FLOATS}))
+    model = ReplySchema(record({"w": FLOATS}))
     data = array if isinstance(array, bytes) else saved(array)
     sent = ArrayRecord({"w": Array("anything", (9,), "numpy.ndarray", data)})
     (row,) = model.read(content(sent)).rows
@@ -235,14 +235,14 @@ def test_another_way_to_write_the_same_numbers_is_accepted(array):
 
 
 def test_an_integer_takes_no_floats():
-    model = Model(record({"w": FLOATS, "n": np.array(3)}))
+    model = ReplySchema(record({"w": FLOATS, "n": np.array(3)}))
     found = model.read(content({"w": FLOATS, "n": np.array(np.nan)}))
     assert found.reason == "dtype"
 
 
 def test_a_promise_allocates_nothing():
     """A header that promises 10^12 numbers costs no more than reading the header."""
-    model = Model(record({"w": FLOATS}))
+    model = ReplySchema(record({"w": FLOATS}))
     data = header((LYING % "1000000, 1000000").encode())
     lie = content(ArrayRecord({"w": Array("f", (1,), "numpy.ndarray", data)}))
     tracemalloc.start()
@@ -273,13 +273,13 @@ def test_a_promise_allocates_nothing():
     ],
 )
 def test_a_reply_has_one_record_of_each_kind_and_the_keys_sent(records, reason):
-    found = Model(record({"w": FLOATS})).read(RecordDict(records))
+    found = ReplySchema(record({"w": FLOATS})).read(RecordDict(records))
     assert isinstance(found, Rejection) and found.reason == reason
 
 
 def test_names_of_records_are_free():
     reply = RecordDict({"x": record({"w": FLOATS}), "y": MetricRecord({"loss": 1.0})})
-    assert Model(record({"w": FLOATS})).read(reply).metrics == {"loss": 1.0}
+    assert ReplySchema(record({"w": FLOATS})).read(reply).metrics == {"loss": 1.0}
     assert read_metrics(reply).metrics == {"loss": 1.0}
     assert read_metrics(reply).name == "y"
     assert read_metrics(RecordDict()).reason == "records"
@@ -287,14 +287,14 @@ def test_names_of_records_are_free():
 
 def test_an_unknown_serialisation_is_rejected():
     array = Array("float32", (2, 3), "torch.save", saved(FLOATS))
-    found = Model(record({"w": FLOATS})).read(content(ArrayRecord({"w": array})))
+    found = ReplySchema(record({"w": FLOATS})).read(content(ArrayRecord({"w": array})))
     assert found.reason == "stype"
 
 
 def test_what_clients_write_stays_short_and_on_one_line():
     """A key of a megabyte with line breaks does not reach the log as it is."""
     reply = content({"w\n" * 500_000: FLOATS})
-    found = str(Model(record({"w": FLOATS})).read(reply))
+    found = str(ReplySchema(record({"w": FLOATS})).read(reply))
     assert len(found) < 200 and "\n" not in found
     assert quote("x\n") == repr("x\n")
 
@@ -310,4 +310,4 @@ def test_what_clients_write_stays_short_and_on_one_line():
 )
 def test_a_model_that_cannot_be_aggregated_is_refused(arrays, part):
     with pytest.raises(ValueError, match=part):
-        Model(record(arrays))
+        ReplySchema(record(arrays))

@@ -20,12 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flwr_ctma.aggregators import CTMA, FLTrust, GeometricMedian, parse_aggregator
-from flwr_ctma.messages.schema import Model
+from flwr_ctma.messages.schema import ReplySchema
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import RobustStrategy
-from flwr_ctma.strategy.guarantee import caveats, promise
+from flwr_ctma.strategy.guarantee import caveats, guarantee
 from flwr_ctma.strategy.round.claims import bounded_weights, trimmed_mean
-from flwr_ctma.strategy.round.tolerance import Tolerance, bearable, needed
+from flwr_ctma.strategy.round.tolerance import Tolerance, effective_f, min_replies
 
 SENT = np.linspace(-1, 1, 30, dtype=np.float32)
 
@@ -240,9 +240,9 @@ def test_a_rule_that_needs_more_replies_skips_the_round(warnings):
 def test_what_is_borne_leaves_an_honest_majority(f, liars, honest):
     """However the f split into liars and rejected, trimming is enough and possible."""
     rejected = max(f - liars, 0)
-    found = bearable(f, liars + honest, rejected)
+    found = effective_f(f, liars + honest, rejected)
     if found is None:
-        assert liars + honest < needed(f, rejected)
+        assert liars + honest < min_replies(f, rejected)
     else:
         assert 2 * found < liars + honest
         assert found == f or 2 * (found + 1) >= liars + honest
@@ -375,7 +375,7 @@ def test_centred_clipping_starts_from_the_update_before():
 def test_claimed_weights_count_and_cannot_take_over():
     """A liar that claims 10^30 examples has the weight of the largest honest one."""
     strategy = RobustStrategy(
-        Echo(), "mean", num_malicious_nodes=1, weighted_by="num-examples"
+        Echo(), "mean", num_malicious_nodes=1, weighted_by_key="num-examples"
     )
     claims = [10, 20, 30, 40, 1e30]
     messages = configured(strategy, 5)
@@ -387,7 +387,9 @@ def test_claimed_weights_count_and_cannot_take_over():
 
 @pytest.mark.parametrize("claim", [0, -5, float("nan"), float("inf"), [3], None])
 def test_a_weight_that_is_none_costs_the_reply(claim):
-    strategy = RobustStrategy(Echo(), num_malicious_nodes=1, weighted_by="num-examples")
+    strategy = RobustStrategy(
+        Echo(), num_malicious_nodes=1, weighted_by_key="num-examples"
+    )
     messages = configured(strategy, 5)
     said = [{"num-examples": 10} for _ in range(5)]
     said[2] = {} if claim is None else {"num-examples": claim}
@@ -397,7 +399,7 @@ def test_a_weight_that_is_none_costs_the_reply(claim):
 
 def test_weights_that_no_rule_can_bear_are_not_used(warnings):
     strategy = RobustStrategy(
-        Echo(), "mean", num_malicious_nodes=2, weighted_by="num-examples"
+        Echo(), "mean", num_malicious_nodes=2, weighted_by_key="num-examples"
     )
     messages = configured(strategy, 5)
     said = [{"num-examples": c} for c in (1, 1, 50, 50, 50)]
@@ -411,7 +413,7 @@ def test_weights_that_no_rule_can_bear_are_not_used(warnings):
 def test_a_claim_of_next_to_nothing_leaves_a_model(rule, claim):
     """The honest two then hold half of the weight each, but for a hair."""
     strategy = RobustStrategy(
-        Echo(), rule, num_malicious_nodes=1, weighted_by="num-examples"
+        Echo(), rule, num_malicious_nodes=1, weighted_by_key="num-examples"
     )
     messages = configured(strategy, 3)
     said = [{"num-examples": c} for c in (10, 10, claim)]
@@ -424,14 +426,14 @@ def test_a_claim_of_next_to_nothing_leaves_a_model(rule, claim):
 def test_a_rule_without_weights_says_so_at_once():
     with pytest.raises(ValueError, match="weights"):
         RobustStrategy(
-            FedAvg(), "krum", num_malicious_nodes=1, weighted_by="num-examples"
+            FedAvg(), "krum", num_malicious_nodes=1, weighted_by_key="num-examples"
         )
 
 
 @pytest.mark.parametrize("rule", ["mean", "ctma(mean)"])
 def test_a_rule_that_is_not_robust_promises_nothing(rule):
     rule = parse_aggregator(rule)
-    assert "no bound on the error" in promise(rule, n=9, f=2)
+    assert "no bound on the error" in guarantee(rule, n=9, f=2)
     assert any("not robust" in caveat for caveat in caveats(rule, n=9, f=2))
     assert not list(caveats(rule, n=9, f=0))
 
@@ -585,4 +587,4 @@ def test_what_was_sent_is_what_the_messages_hold():
     messages = configured(strategy, 5)
     found, _ = aggregate(strategy, messages, answers(messages, rows(5)[:, :15]))
     np.testing.assert_allclose(found, rows(5)[:, :15].mean(0), atol=1e-6)
-    assert Model(messages[0].content["arrays"]).measured == (0,)
+    assert ReplySchema(messages[0].content["arrays"]).measured == (0,)

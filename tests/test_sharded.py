@@ -17,7 +17,7 @@ from flwr_ctma.engine import ray as sharded
 from flwr_ctma.engine.actors import Unavailable
 from flwr_ctma.engine.cpu import CpuStack
 from flwr_ctma.engine.ray import RayBackend
-from flwr_ctma.engine.updates import Panel, Updates
+from flwr_ctma.engine.updates import Layer, Updates
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import RobustStrategy
 from flwr_ctma.strategy.backends import parse_backend
@@ -36,9 +36,9 @@ def normal(*shape, seed=0, dtype=np.float64):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
-def both(backend, panels, reference=None):
+def both(backend, layers, reference=None):
     """The same updates in this process and on workers."""
-    local = Updates.of(panels, reference)
+    local = Updates.of(layers, reference)
     stack = backend.place(local.stack)
     return local, Updates(stack, local.mixing, local.reference)
 
@@ -48,16 +48,16 @@ def stacks(backend):
     """Rows with and without a reference, as clients send them and as a matrix."""
     x, origin = normal(N, WIDTH), normal(WIDTH, seed=1)
     rows = list(x + origin)
-    panels = [
-        Panel([r[:9] for r in rows], origin[:9]),
-        Panel([r[9:9] for r in rows], origin[9:9]),
-        Panel([r[9:20] for r in rows], origin[9:20], measured=False),
-        Panel(x[:, 20:]),
+    layers = [
+        Layer([r[:9] for r in rows], origin[:9]),
+        Layer([r[9:9] for r in rows], origin[9:9]),
+        Layer([r[9:20] for r in rows], origin[9:20], measured=False),
+        Layer(x[:, 20:]),
     ]
     reference = [0.1 * origin[:9], origin[9:9], origin[9:20], 0.1 * origin[20:]]
     return {
-        False: both(backend, panels),
-        True: both(backend, panels, reference),
+        False: both(backend, layers),
+        True: both(backend, layers, reference),
     }
 
 
@@ -101,7 +101,7 @@ def test_one_coordinate_after_the_other_is_the_same_to_the_bit(stacks):
 def test_a_bad_row_is_named_as_it_is_here(backend):
     x = normal(5, WIDTH)
     x[3, -1] = np.nan
-    _, remote = both(backend, [Panel(x)])
+    _, remote = both(backend, [Layer(x)])
     for ask in (remote.gram, lambda: remote.combine(np.ones(5))):
         with pytest.raises(ValueError, match=r"Found `updates = \{3: nan\}`"):
             ask()
@@ -110,14 +110,14 @@ def test_a_bad_row_is_named_as_it_is_here(backend):
 def test_rows_that_are_too_large_for_float32_are_scaled(backend):
     x = normal(7, 70_000, dtype=np.float32)
     x[0] *= 1e25
-    local, remote = both(backend, [Panel(list(x))])
+    local, remote = both(backend, [Layer(list(x))])
     np.testing.assert_allclose(remote.gram(), local.gram(), rtol=1e-9)
 
 
 def test_half_precision_is_computed_in_float32(backend):
     """Sums of 70 000 squares of some hundreds overflow float16, and lose its digits."""
     x = (100 + 10 * normal(7, 70_000)).astype(np.float16)
-    local, remote = both(backend, [Panel(list(x), np.zeros(70_000, np.float16))])
+    local, remote = both(backend, [Layer(list(x), np.zeros(70_000, np.float16))])
     exact = Updates.of(x.astype(np.float64))
     np.testing.assert_allclose(remote.gram(), exact.gram(), rtol=1e-6)
     (found,) = remote.combine(np.full(7, 1 / 7))
@@ -130,12 +130,12 @@ def test_half_precision_is_computed_in_float32(backend):
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_shards_are_neighbours_that_cover_all_columns_once(width, count):
     rows = np.zeros((5, width))
-    stack = CpuStack([Panel(rows), Panel(rows[:, :0]), Panel(rows)])
+    stack = CpuStack([Layer(rows), Layer(rows[:, :0]), Layer(rows)])
     shards = sharded._cut(stack, count)
     assert 1 <= len(shards) <= count and all(shards)
     ranges = [span for shard in shards for span in shard]
     for k in (0, 2):
-        ends = [(a, b) for panel, a, b in ranges if panel == k]
+        ends = [(a, b) for layer, a, b in ranges if layer == k]
         assert ends[0][0] == 0 and ends[-1][1] == width
         assert all(b == a for (_, b), (a, _) in itertools.pairwise(ends))
     assert ranges == sorted(ranges)
@@ -156,17 +156,17 @@ def fatal(flag=None):
 
 
 def test_a_shard_whose_worker_is_killed_in_its_work_is_built_again(backend, tmp_path):
-    local, remote = both(backend, [Panel(normal(5, 90_000))])
-    other = both(backend, [Panel(normal(3, 90_000))])[1]
+    local, remote = both(backend, [Layer(normal(5, 90_000))])
+    other = both(backend, [Layer(normal(3, 90_000))])[1]
     (found,) = remote.stack.values(fatal(tmp_path / "dead"), None)
-    np.testing.assert_array_equal(found, local.stack.panels[0].rows[0])
+    np.testing.assert_array_equal(found, local.stack.layers[0].rows[0])
     np.testing.assert_allclose(remote.gram(), local.gram(), rtol=1e-12)
     (row,) = other.combine(np.array([0.0, 1.0, 0.0]))  # its worker died as well
     np.testing.assert_array_equal(row, normal(3, 90_000)[1])
 
 
 def test_rows_that_were_taken_outlive_the_worker_they_were_taken_on(backend):
-    local, remote = both(backend, [Panel(normal(9, 90_000))])
+    local, remote = both(backend, [Layer(normal(9, 90_000))])
     some = np.array([1, 4, 8])
     (part, _), (same, _) = remote.take(some), local.take(some)
     np.testing.assert_allclose(part.gram(), same.gram(), rtol=1e-12)
@@ -178,7 +178,7 @@ def test_rows_that_were_taken_outlive_the_worker_they_were_taken_on(backend):
 
 def test_a_shard_that_kills_every_worker_ends_the_question(backend, monkeypatch):
     monkeypatch.setattr(sharded, "_REBUILDS", 1)
-    _, remote = both(backend, [Panel(normal(5, 100))])
+    _, remote = both(backend, [Layer(normal(5, 100))])
     with pytest.raises(Unavailable, match="1 of 1 shards were lost 2 times"):
         remote.stack.values(fatal(), None)
 
@@ -186,7 +186,7 @@ def test_a_shard_that_kills_every_worker_ends_the_question(backend, monkeypatch)
 def test_workers_for_whom_there_is_no_core(backend):
     greedy = RayBackend(workers=2, cpus=2, timeout=2)
     with pytest.raises(Unavailable, match="no cores are free"):
-        greedy.place(CpuStack([Panel(normal(5, 100))]))
+        greedy.place(CpuStack([Layer(normal(5, 100))]))
 
 
 def test_a_shard_whose_core_is_gone_goes_to_a_neighbour(backend):
@@ -196,7 +196,7 @@ def test_a_shard_whose_core_is_gone_goes_to_a_neighbour(backend):
             return True
 
     scarce = RayBackend(workers=2, cpus=1, timeout=300)
-    local, remote = both(scarce, [Panel(normal(5, 90_000))])
+    local, remote = both(scarce, [Layer(normal(5, 90_000))])
     scarce._pool._timeout = 2  # for a core that never comes
     greedy = ray.remote(Greedy).options(num_cpus=1).remote()
     ray.kill(scarce._pool.workers[0])
@@ -210,11 +210,11 @@ def test_a_shard_whose_core_is_gone_goes_to_a_neighbour(backend):
 def test_rows_are_read_where_ray_stores_them(backend):
     """Views that cannot be written to: a copy of its own a worker could write to."""
     rows = list(normal(5, 90_000))
-    _, remote = both(backend, [Panel(rows, rows[0])])
+    _, remote = both(backend, [Layer(rows, rows[0])])
 
     def writeable(worker, key):
-        (panel,) = worker._stacks[key].panels
-        return [row.flags.writeable for row in (*panel.rows, panel.origin)]
+        (layer,) = worker._stacks[key].layers
+        return [row.flags.writeable for row in (*layer.rows, layer.origin)]
 
     for i, worker in enumerate(backend._pool.workers):
         found = worker.__ray_call__.remote(writeable, (remote.stack._key, i))
@@ -222,7 +222,7 @@ def test_rows_are_read_where_ray_stores_them(backend):
 
 
 def test_rows_are_let_go_with_their_stack(backend):
-    _, remote = both(backend, [Panel(normal(5, 100))])
+    _, remote = both(backend, [Layer(normal(5, 100))])
     worker, key = backend._pool.workers[0], remote.stack._key
     assert ray.get(worker.ask.remote((key, 0), "largest", ())) is not None
     del remote

@@ -18,8 +18,8 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
-from flwr_ctma.simulation.batched import BatchedGrid, together
-from flwr_ctma.simulation.clock import ArrivalGrid, Fixed
+from flwr_ctma.simulation.batched import BatchedGrid, run_batched
+from flwr_ctma.simulation.clock import ArrivalGrid, FixedDurations
 from flwr_ctma.simulation.grid import InProcessGrid
 
 TARGETS = np.arange(12.0).reshape(4, 3)
@@ -229,13 +229,13 @@ def test_what_the_author_gets_wrong_is_told():
 
 
 def virtual(app, num_nodes):
-    return ArrivalGrid(app, num_nodes, Fixed((1.0,) * num_nodes))
+    return ArrivalGrid(app, num_nodes, FixedDurations((1.0,) * num_nodes))
 
 
 @pytest.mark.parametrize("kind", [InProcessGrid, BatchedGrid, virtual])
 def test_a_message_to_nobody_is_told_and_holds_up_nobody(kind):
     def wait_for_the_others(message, context):
-        together(list, None)
+        run_batched(list, None)
         return Message(RecordDict(), reply_to=message)
 
     grid = kind(app_of(wait_for_the_others), 2)

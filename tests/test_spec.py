@@ -206,7 +206,7 @@ class Quoted(Aggregator):
     sizes: tuple[int, ...] = (1,)
 
     def _point(self, rows, budget):
-        return self.base.locate(rows, budget)
+        return self.base.solve(rows, budget)
 
 
 def test_a_rule_of_ones_own_may_declare_what_it_likes():

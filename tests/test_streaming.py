@@ -7,9 +7,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from flwr_ctma.engine.stack import Moments
-from flwr_ctma.messages.schema import Model
-from flwr_ctma.simulation.clock import ArrivalGrid, Fixed
-from flwr_ctma.strategy import PatientGrid, RobustStrategy, streaming
+from flwr_ctma.messages.schema import ReplySchema
+from flwr_ctma.simulation.clock import ArrivalGrid, FixedDurations
+from flwr_ctma.strategy import GracePeriodGrid, RobustStrategy
+from flwr_ctma.strategy.backends import streaming
 from flwr_ctma.strategy.backends.streaming import Strips
 
 N, SHAPES = 21, {"a": (300, 20), "b": (7,)}
@@ -21,7 +22,7 @@ def record(arrays):
 
 
 def replies(n=N, scale=1.0, spread=1.0):
-    ArrivalGrid(ClientApp(), 1, Fixed((1.0,)))  # who sends messages
+    ArrivalGrid(ClientApp(), 1, FixedDurations((1.0,)))  # who sends messages
     asked = Message(RecordDict(), 2, "train")
     found = []
     for i in range(n):
@@ -43,7 +44,7 @@ def stack_of(model, messages):
 @pytest.mark.parametrize("pulls", [[1] * N, [N], [3, 18], [10, 10, 1], [0, 20, 1]])
 def test_strips_are_the_gram_matrix(pulls):
     """In whatever portions replies come, and in whatever order they are wanted."""
-    model, messages = Model(record(SENT)), replies()
+    model, messages = ReplySchema(record(SENT)), replies()
     strips, at = Strips(model, model.read), 0
     for size in pulls:
         strips.arrive(messages[at : at + size])
@@ -56,7 +57,7 @@ def test_strips_are_the_gram_matrix(pulls):
 
 
 def test_a_reply_that_was_put_in_the_place_of_one_is_measured_anew():
-    model, messages = Model(record(SENT)), replies()
+    model, messages = ReplySchema(record(SENT)), replies()
     strips = Strips(model, model.read)
     strips.arrive(messages)
     messages[4].content["arrays"] = replies(scale=9.0)[4].content["arrays"]
@@ -67,7 +68,7 @@ def test_a_reply_that_was_put_in_the_place_of_one_is_measured_anew():
 
 
 def test_bad_replies_leave_no_strip():
-    model, messages = Model(record(SENT)), replies()
+    model, messages = ReplySchema(record(SENT)), replies()
     messages[2].content["arrays"]["b"] = Array(np.full(7, np.nan, np.float32))
     messages[5].content["arrays"]["b"] = Array(np.zeros(8, np.float32))
     strips = Strips(model, model.read)
@@ -79,7 +80,7 @@ def test_bad_replies_leave_no_strip():
 @pytest.mark.parametrize(("scale", "spread"), [(1e3, 1e-2), (1e14, 1e12)])
 def test_digits_that_strips_would_lose_are_kept(scale, spread):
     """Far from zero, or near float32's limit, all rows are taken again, with care."""
-    model, messages = Model(record(SENT)), replies(scale=scale, spread=spread)
+    model, messages = ReplySchema(record(SENT)), replies(scale=scale, spread=spread)
     strips = Strips(model, model.read)
     strips.arrive(messages)
     found = strips.place(stack_of(model, messages)).moments.about_pivot()
@@ -107,10 +108,10 @@ def run(backend, rule, monkeypatch):
     )
     inner = FedAvg(fraction_evaluate=0.0, min_available_nodes=N)
     strategy = RobustStrategy(inner, rule, num_malicious_nodes=4, backend=backend)
-    arrivals = ArrivalGrid(app, N, Fixed(tuple(range(1, N + 1))))
+    arrivals = ArrivalGrid(app, N, FixedDurations(tuple(range(1, N + 1))))
     monkeypatch.setattr("flwr_ctma.strategy.grace_period.sleep", lambda seconds: None)
     # What `prepare` does for Flower's grids, which take real time.
-    grid = PatientGrid(arrivals, 4, strategy.patience, strategy._arrive)
+    grid = GracePeriodGrid(arrivals, 4, strategy.grace_period, strategy._arrive)
     result = strategy.start(grid, record(SENT), num_rounds=2)
     arrays = [array.numpy().ravel() for array in result.arrays.values()]
     return np.concatenate(arrays), len(calls)

@@ -13,7 +13,7 @@ from flwr_ctma.attacks import OptimalALIE
 from flwr_ctma.experiments import match
 from flwr_ctma.experiments import tournament as cup
 from flwr_ctma.experiments.app import FlowerApp
-from flwr_ctma.experiments.tournament import Match, Outcome, Tournament, scores
+from flwr_ctma.experiments.tournament import Match, MatchResult, Tournament, scores
 from flwr_ctma.report.heatmap import draw_scores, ledger_table, score_table
 from flwr_ctma.simulation.batched import BatchedGrid
 
@@ -50,13 +50,15 @@ def test_what_is_misspelled_is_named_before_any_run(
 
 
 def test_an_app_that_knows_no_attack_is_attacked_and_defended(tournament) -> None:
-    attacked = tournament.play(Match("fedavg", "scaling(factor=-20)", 4, 0)).value
-    defended = tournament.play(Match("ctma(gm)", "scaling(factor=-20)", 4, 0)).value
-    colluding = tournament.play(Match("ctma(gm)", "alie", 4, 0)).value
-    peaceful = tournament.play(Match("fedavg", "none", 0, 0)).value
+    attacked = tournament.run_match(Match("fedavg", "scaling(factor=-20)", 4, 0)).value
+    defended = tournament.run_match(
+        Match("ctma(gm)", "scaling(factor=-20)", 4, 0)
+    ).value
+    colluding = tournament.run_match(Match("ctma(gm)", "alie", 4, 0)).value
+    peaceful = tournament.run_match(Match("fedavg", "none", 0, 0)).value
     assert attacked < 0.5 < defended
     assert colluding != peaceful
-    assert peaceful == tournament.play(Match("fedavg", "none", 0, 0)).value
+    assert peaceful == tournament.run_match(Match("fedavg", "none", 0, 0)).value
 
 
 def test_matches_are_played_on_the_kind_of_grid_that_is_asked_for(
@@ -74,7 +76,7 @@ def test_matches_are_played_on_the_kind_of_grid_that_is_asked_for(
     plan = tournament.matches(["gm"], ["none", "signflip"], [2], [0])
     outcomes = dict(tournament.play_all(plan, tmp_path / "cup", 1, Counted))
     assert len(made) == len(plan)
-    alone = {pairing: tournament.play(pairing).value for pairing in plan}
+    alone = {pairing: tournament.run_match(pairing).value for pairing in plan}
     assert {pairing: outcomes[pairing].value for pairing in plan} == alone
 
 
@@ -92,18 +94,20 @@ def test_an_app_that_waits_for_its_nodes_waits_for_those_there_are(monkeypatch) 
     monkeypatch.chdir(root)
     config = FlowerApp(root).run_config("num-server-rounds=1 local-steps=1")
     assert config["num-nodes"] == 17
-    outcome = Tournament(str(root), config, num_nodes=4).play(Match("gm", "none", 0, 1))
+    outcome = Tournament(str(root), config, num_nodes=4).run_match(
+        Match("gm", "none", 0, 1)
+    )
     assert outcome.value is not None
 
 
 def test_who_attacks_is_told_by_the_ledger(tournament) -> None:
-    attacked = tournament.play(Match("ctma(gm)", "scaling(factor=-20)", 2, 0))
+    attacked = tournament.run_match(Match("ctma(gm)", "scaling(factor=-20)", 2, 0))
     assert attacked.auc > 0.8 and attacked.alarms == 0
-    broken = tournament.play(Match("ctma(gm)", "nonfinite", 2, 0))
+    broken = tournament.run_match(Match("ctma(gm)", "nonfinite", 2, 0))
     assert (broken.auc, broken.alarms) == (1.0, 0)
-    peaceful = tournament.play(Match("ctma(gm)", "none", 4, 0))
+    peaceful = tournament.run_match(Match("ctma(gm)", "none", 4, 0))
     assert (peaceful.auc, peaceful.found, peaceful.alarms) == (None, 0, 0)
-    unguarded = tournament.play(Match("fedavg", "signflip", 4, 0))
+    unguarded = tournament.run_match(Match("fedavg", "signflip", 4, 0))
     assert (unguarded.auc, unguarded.found, unguarded.alarms) == (None, None, None)
 
 
@@ -127,7 +131,7 @@ def test_colluders_do_not_train_what_nobody_sees(tournament, monkeypatch) -> Non
     outcomes = []
     for needs_own in (False, True):
         monkeypatch.setattr(OptimalALIE, "needs_own", needs_own)
-        outcomes.append(tournament.play(Match("cwmed", "optimalalie", 4, 0)))
+        outcomes.append(tournament.run_match(Match("cwmed", "optimalalie", 4, 0)))
         outcomes.append(sum(trained))
         trained.clear()
     assert outcomes[0].value == outcomes[2].value
@@ -135,7 +139,7 @@ def test_colluders_do_not_train_what_nobody_sees(tournament, monkeypatch) -> Non
 
 
 def test_a_rule_that_is_not_defined_for_so_many_is_not_played(tournament) -> None:
-    outcome = tournament.play(Match("krum", "none", 4, 0))
+    outcome = tournament.run_match(Match("krum", "none", 4, 0))
     assert outcome.value is None and "Krum among n = 10" in outcome.why
 
 
@@ -150,19 +154,19 @@ def test_an_app_of_the_former_api_is_named_before_it_runs(
     config = FlowerApp(legacy).run_config("num-server-rounds=1")
     tournament = Tournament(str(legacy), config, num_nodes=10)
     with pytest.raises(ValueError, match="strategy of the Message API"):
-        tournament.play(Match("gm", "none", 0, 0), no_grid)
+        tournament.run_match(Match("gm", "none", 0, 0), no_grid)
 
 
 def test_an_app_that_would_wait_for_more_nodes_is_told(tournament) -> None:
     few = Tournament(tournament.app, tournament.run_config, num_nodes=5)
     with pytest.raises(ValueError, match="`num-nodes` should be at least 10"):
-        few.play(Match("gm", "none", 1, 0))
+        few.run_match(Match("gm", "none", 1, 0))
 
 
 def test_a_metric_that_the_app_does_not_report_is_named(tournament) -> None:
     other = Tournament(tournament.app, tournament.run_config, 10, metric="f1")
     with pytest.raises(ValueError, match=r"`metric`.*'accuracy'"):
-        other.play(Match("fedavg", "none", 0, 0))
+        other.run_match(Match("fedavg", "none", 0, 0))
 
 
 def test_a_run_that_fails_ends_no_other(tournament, tmp_path) -> None:
@@ -201,12 +205,12 @@ def test_a_folder_that_is_no_tournament_of_ours_is_named(
 
 def test_a_table_of_who_was_suspected() -> None:
     outcomes = {
-        Match("fedavg", "alie", 3, 0): Outcome(0.9, 1.0),
-        Match("gm", "alie", 3, 0): Outcome(0.9, 1.0, "", 1.0, 3, 0),
-        Match("gm", "alie", 3, 1): Outcome(0.9, 1.0, "", 0.5, 2, 1),
-        Match("gm", "none", 3, 0): Outcome(0.9, 1.0, "", None, 0, 2),
-        Match("krum", "alie", 3, 0): Outcome(None, 0.0, "too few"),
-        Match("gm", "alie", 5, 0): Outcome(0.9, 1.0, "", 0.1, 0, 0),
+        Match("fedavg", "alie", 3, 0): MatchResult(0.9, 1.0),
+        Match("gm", "alie", 3, 0): MatchResult(0.9, 1.0, "", 1.0, 3, 0),
+        Match("gm", "alie", 3, 1): MatchResult(0.9, 1.0, "", 0.5, 2, 1),
+        Match("gm", "none", 3, 0): MatchResult(0.9, 1.0, "", None, 0, 2),
+        Match("krum", "alie", 3, 0): MatchResult(None, 0.0, "too few"),
+        Match("gm", "alie", 5, 0): MatchResult(0.9, 1.0, "", 0.1, 0, 0),
     }
     console = Console(width=100, record=True)
     console.print(ledger_table(3, 17, outcomes, ["none", "alie"]))
@@ -219,13 +223,13 @@ def test_a_table_of_who_was_suspected() -> None:
 
 def test_the_best_worst_case_comes_first(tmp_path) -> None:
     outcomes = {
-        Match("mean", "a", 1, 0): Outcome(0.9, 1.0),
-        Match("mean", "b", 1, 0): Outcome(0.1, 1.0),
-        Match("gm", "a", 1, 0): Outcome(0.7, 1.0),
-        Match("gm", "a", 1, 1): Outcome(0.5, 1.0),
-        Match("gm", "b", 1, 0): Outcome(0.8, 1.0),
-        Match("krum", "a", 1, 0): Outcome(None, 0.0, "too few"),
-        Match("krum", "b", 1, 0): Outcome(None, 0.0, "too few"),
+        Match("mean", "a", 1, 0): MatchResult(0.9, 1.0),
+        Match("mean", "b", 1, 0): MatchResult(0.1, 1.0),
+        Match("gm", "a", 1, 0): MatchResult(0.7, 1.0),
+        Match("gm", "a", 1, 1): MatchResult(0.5, 1.0),
+        Match("gm", "b", 1, 0): MatchResult(0.8, 1.0),
+        Match("krum", "a", 1, 0): MatchResult(None, 0.0, "too few"),
+        Match("krum", "b", 1, 0): MatchResult(None, 0.0, "too few"),
     }
     found = scores(outcomes)
     assert list(found[1]) == ["gm", "mean", "krum"]
@@ -242,9 +246,9 @@ def test_the_best_worst_case_comes_first(tmp_path) -> None:
 def test_a_metric_that_is_no_number_is_the_worst_case(tmp_path) -> None:
     """And what was not played yet is none: tables and figures have a gap there."""
     outcomes = {
-        Match("mean", "a", 1, 0): Outcome(0.9, 1.0),
-        Match("mean", "b", 1, 0): Outcome(float("nan"), 1.0),
-        Match("gm", "a", 1, 0): Outcome(0.3, 1.0),
+        Match("mean", "a", 1, 0): MatchResult(0.9, 1.0),
+        Match("mean", "b", 1, 0): MatchResult(float("nan"), 1.0),
+        Match("gm", "a", 1, 0): MatchResult(0.3, 1.0),
     }
     found = scores(outcomes)
     assert list(found[1].items()) == [

@@ -13,7 +13,7 @@ from table import everyone, few
 from flwr_ctma import parse_aggregator
 from flwr_ctma.aggregators.ranks import NearestToMedian, Ranks, WeightedRanks
 from flwr_ctma.engine.torch import TorchStack
-from flwr_ctma.engine.updates import Panel, Updates
+from flwr_ctma.engine.updates import Layer, Updates
 
 NUMPY = [np.float16, np.float32, np.float64]
 TORCH = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -29,8 +29,8 @@ def stacks(x):
     cut = x.shape[1] // 3
     yield Updates.of(x)
     yield Updates.of(np.asfortranarray(x))
-    yield Updates.of([Panel(list(x[:, :cut])), Panel(x[:, cut:])])
-    yield Updates.of([Panel(x + 5.0, origin=np.full(x.shape[1], 5.0))])
+    yield Updates.of([Layer(list(x[:, :cut])), Layer(x[:, cut:])])
+    yield Updates.of([Layer(x + 5.0, origin=np.full(x.shape[1], 5.0))])
     yield Updates(TorchStack(torch.tensor(x)))
 
 
@@ -120,11 +120,11 @@ def test_panels_are_one_matrix(rule):
     origin = normal(501, seed=1)
     expected = rule.aggregate(x, 2)
     cuts = np.split(np.arange(501), [7, 300, 300])
-    plain = [Panel(x[:, c]) for c in cuts]
-    listed = [Panel(list(x[:, c])) for c in cuts]
-    models = [Panel(list((x + origin)[:, c]), origin[c]) for c in cuts]
-    for panels in (plain, listed, models, [plain[0], listed[1], *models[2:]]):
-        found = rule.aggregate(Updates.of(panels), 2)
+    plain = [Layer(x[:, c]) for c in cuts]
+    listed = [Layer(list(x[:, c])) for c in cuts]
+    models = [Layer(list((x + origin)[:, c]), origin[c]) for c in cuts]
+    for layers in (plain, listed, models, [plain[0], listed[1], *models[2:]]):
+        found = rule.aggregate(Updates.of(layers), 2)
         assert [len(part) for part in found.vector] == [7, 293, 0, 201]
         np.testing.assert_allclose(whole(found.vector), expected.vector, atol=1e-4)
         np.testing.assert_allclose(found.distances, expected.distances, atol=1e-4)
@@ -136,9 +136,9 @@ def test_panels_that_are_not_measured_do_not_count_in_distances(spec):
     """What decides are the measured columns; the others are combined alike."""
     rule = parse_aggregator(spec)
     x, other = normal(11, 30), 1e6 * normal(11, 20, seed=1)
-    alone = rule.aggregate(Updates.of([Panel(x)]), f=2)
+    alone = rule.aggregate(Updates.of([Layer(x)]), f=2)
     found = rule.aggregate(
-        Updates.of([Panel(list(other), measured=False), Panel(x)]), f=2
+        Updates.of([Layer(list(other), measured=False), Layer(x)]), f=2
     )
     np.testing.assert_allclose(found.vector[1], alone.vector[0], atol=1e-12)
     np.testing.assert_allclose(found.distances, alone.distances, rtol=1e-6)
@@ -153,11 +153,11 @@ def test_reference_of_panels(spec):
     rule = parse_aggregator(spec)
     x, origin, reference = normal(11, 30), normal(30, seed=1), normal(30, seed=2)
     expected = rule.aggregate(x, f=2, reference=reference)
-    panels = [
-        Panel(list((x + origin)[:, :9]), origin[:9]),
-        Panel(list((x + origin)[:, 9:]), origin[9:]),
+    layers = [
+        Layer(list((x + origin)[:, :9]), origin[:9]),
+        Layer(list((x + origin)[:, 9:]), origin[9:]),
     ]
-    found = rule.aggregate(Updates.of(panels, [reference[:9], reference[9:]]), f=2)
+    found = rule.aggregate(Updates.of(layers, [reference[:9], reference[9:]]), f=2)
     np.testing.assert_allclose(whole(found.vector), expected.vector, atol=1e-9)
     assert found.influence.shape == found.distances.shape == (11,)
     np.testing.assert_allclose(found.influence, expected.influence, atol=1e-9)
@@ -252,7 +252,7 @@ def test_a_pivot_keeps_digits_and_changes_nothing_else(n, d, seed):
 
 def test_integers_of_panels_are_averaged_as_float64():
     counts = [np.array([2, 3]), np.array([4, 9]), np.array([6, 2**40])]
-    (found,) = parse_aggregator("cwmed")(Updates.of([Panel(counts)]), f=1)
+    (found,) = parse_aggregator("cwmed")(Updates.of([Layer(counts)]), f=1)
     assert found.dtype == np.float64
     np.testing.assert_array_equal(found, [4.0, 9.0])
 

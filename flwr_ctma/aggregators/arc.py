@@ -42,4 +42,4 @@ class ARC(Aggregator):
         limit = np.sort(norms)[::-1][clipped]
         long = norms > limit
         scale = np.where(long, limit, 1.0) / np.where(long, norms, 1.0)
-        return self.base.locate(rows.mix(np.diag(scale)), budget)
+        return self.base.solve(rows.mix(np.diag(scale)), budget)

@@ -8,19 +8,19 @@ from typing import Any, ClassVar
 import numpy as np
 
 from flwr_ctma.aggregators.budget import Budget
-from flwr_ctma.aggregators.points import Columnwise, Combination, Point
+from flwr_ctma.aggregators.points import Combination, CoordinateWise, Point
 from flwr_ctma.engine.stack import Float64, Vector
 from flwr_ctma.engine.threads import one_blas_thread
 from flwr_ctma.engine.updates import Updates
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.spec import check_fields, spell
 
 __all__ = [
     "Aggregate",
     "Aggregator",
     "Budget",
-    "Columnwise",
     "Combination",
+    "CoordinateWise",
     "Point",
     "parts",
 ]
@@ -82,7 +82,7 @@ class Aggregator(ABC):
         """
         return None
 
-    def locate(self, rows: Updates, budget: Budget) -> Point:
+    def solve(self, rows: Updates, budget: Budget) -> Point:
         """Find the point that the rule stands for among rows.
 
         Raises
@@ -92,7 +92,7 @@ class Aggregator(ABC):
             cannot use.
         """
         if budget.weights is not None and not self.weighted:
-            raise wrong(
+            raise parameter_error(
                 "weights",
                 f"None for {self}, whose definition counts rows",
                 "given",
@@ -137,7 +137,7 @@ class Aggregator(ABC):
         """
         rows, budget = self._prepare(updates, f, weights, reference)
         with one_blas_thread():
-            vector = self.locate(rows, budget).vector(rows.stack)
+            vector = self.solve(rows, budget).vector(rows.stack)
         return _like(updates, vector)
 
     def aggregate(
@@ -153,7 +153,7 @@ class Aggregator(ABC):
         """
         rows, budget = self._prepare(updates, f, weights, reference)
         with one_blas_thread():
-            point = self.locate(rows, budget)
+            point = self.solve(rows, budget)
             distances = np.sqrt(point.squared_distances(rows))
             return Aggregate(
                 _like(updates, point.vector(rows.stack)),
@@ -172,11 +172,11 @@ class Aggregator(ABC):
     ) -> tuple[Updates, Budget]:
         needed = any(part.needs_reference for part in parts(self))
         if reference is not None and not needed:
-            raise wrong(
+            raise parameter_error(
                 "reference", f"None for {self}, which uses none", "given", "Drop it."
             )
         if reference is not None and isinstance(updates, Updates):
-            raise wrong(
+            raise parameter_error(
                 "reference",
                 "None for Updates, which hold their own",
                 "given",
@@ -205,9 +205,9 @@ def _as_weights(weights: Any) -> Float64 | None:
     try:
         array = np.asarray(weights)
     except (TypeError, ValueError) as error:
-        raise wrong("weights", "a sequence of numbers", weights) from error
+        raise parameter_error("weights", "a sequence of numbers", weights) from error
     if array.dtype.kind not in "fiu":
-        raise wrong("weights", "a sequence of real numbers", weights)
+        raise parameter_error("weights", "a sequence of real numbers", weights)
     return array.astype(np.float64)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Point
 from flwr_ctma.engine.updates import Updates
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["Bucketing"]
 
@@ -50,9 +50,9 @@ class Bucketing(Aggregator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.size is not None and self.size < 1:
-            raise wrong("size", "at least 1", self.size)
+            raise parameter_error("size", "at least 1", self.size)
         if self.seed < 0:
-            raise wrong("seed", "at least 0", self.seed)
+            raise parameter_error("seed", "at least 0", self.seed)
 
     def kappa(self, n: int, f: int) -> float | None:
         """(κ + 1)(n − f)/(s (m − f)), κ of the base among m buckets of s rows or more.
@@ -77,7 +77,7 @@ class Bucketing(Aggregator):
         size = self._size_of(n, f)
         buckets = -(-n // size)
         if buckets <= 2 * f:
-            raise wrong(
+            raise parameter_error(
                 "size",
                 f"such that ⌈n/size⌉ > 2f, which for n = {n} and f = {f} is at most "
                 f"{(n - 1) // (2 * f)}",
@@ -87,4 +87,4 @@ class Bucketing(Aggregator):
         mixing = np.zeros((buckets, n))
         mixing[np.arange(n) // size, order] = 1.0
         mixing /= mixing.sum(axis=1, keepdims=True)
-        return self.base.locate(rows.mix(mixing), budget.of(buckets))
+        return self.base.solve(rows.mix(mixing), budget.of(buckets))

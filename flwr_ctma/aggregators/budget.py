@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from flwr_ctma.engine.stack import Float64
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["Budget"]
 
@@ -41,17 +41,17 @@ class Budget:
     def __post_init__(self) -> None:
         f, half = self.f, self.n / 2
         if isinstance(f, bool) or not isinstance(f, int | float | np.number):
-            raise wrong("f", "a count or a share of the rows", f)
+            raise parameter_error("f", "a count or a share of the rows", f)
         if isinstance(f, int | np.integer):
             if not 0 <= f < half:
-                raise wrong(
+                raise parameter_error(
                     "f",
                     f"at least 0 and smaller than n/2 = {half:g}",
                     f,
                     "No rule holds against a majority: sample more clients.",
                 )
         elif not 0 <= f < 0.5:
-            raise wrong(
+            raise parameter_error(
                 "f",
                 "a share in [0, 0.5), or a count as an int",
                 f,
@@ -72,7 +72,7 @@ class Budget:
             return int(self.f)
         count = math.ceil(self.f * self.n - 1e-9)
         if 2 * count >= self.n:
-            raise wrong(
+            raise parameter_error(
                 "f",
                 f"a share that rounds up to less than half of n = {self.n} rows",
                 self.f,
@@ -113,11 +113,13 @@ class Budget:
 
 def _check_weights(weights: Float64, n: int) -> None:
     if weights.shape != (n,):
-        raise wrong("weights", f"of shape ({n},), one for each row", weights.shape)
+        raise parameter_error(
+            "weights", f"of shape ({n},), one for each row", weights.shape
+        )
     with np.errstate(over="ignore", invalid="ignore"):
         total = weights.sum()
     if not ((weights >= 0).all() and 0 < total < math.inf):
-        raise wrong(
+        raise parameter_error(
             "weights",
             "non-negative, with a sum that is finite and not zero",
             weights.tolist(),

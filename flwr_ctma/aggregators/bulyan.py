@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flwr_ctma.aggregators.base import Aggregator, Budget, Columnwise
+from flwr_ctma.aggregators.base import Aggregator, Budget, CoordinateWise
 from flwr_ctma.aggregators.krum import krum_scores
 from flwr_ctma.aggregators.ranks import NearestToMedian
 from flwr_ctma.engine.updates import Updates
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["Bulyan"]
 
@@ -37,10 +37,10 @@ class Bulyan(Aggregator):
     array([2.])
     """
 
-    def _point(self, rows: Updates, budget: Budget) -> Columnwise:
+    def _point(self, rows: Updates, budget: Budget) -> CoordinateWise:
         n, f = budget.n, budget.count
         if n < 4 * f + 3:
-            raise wrong(
+            raise parameter_error(
                 "f",
                 f"at most (n − 3)/4 = {(n - 3) / 4:g} for Bulyan among n = {n} rows",
                 f,
@@ -53,4 +53,4 @@ class Bulyan(Aggregator):
             neighbours = max(1, len(left) - f - 2)
             scores = krum_scores(apart[np.ix_(left, left)], neighbours)
             chosen.append(left.pop(int(np.argmin(scores))))
-        return Columnwise(NearestToMedian(n - 4 * f), rows.mix(np.eye(n)[chosen]))
+        return CoordinateWise(NearestToMedian(n - 4 * f), rows.mix(np.eye(n)[chosen]))

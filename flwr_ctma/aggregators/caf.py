@@ -47,7 +47,7 @@ class CAF(Aggregator):
             if not tau[c > 0].any():
                 break
             c = c * (1 - np.minimum(tau / tau[c > 0].max(), 1.0))
-        return Combination(rows.expand(mean))
+        return Combination(rows.to_stack_coefficients(mean))
 
 
 def _top_direction(gram: Float64, p: Float64) -> tuple[float, Float64]:

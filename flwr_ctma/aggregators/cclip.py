@@ -8,7 +8,7 @@ import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Combination
 from flwr_ctma.engine.updates import Updates
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["CenteredClipping"]
 
@@ -51,9 +51,9 @@ class CenteredClipping(Aggregator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.radius < math.inf:
-            raise wrong("radius", "larger than 0 and finite", self.radius)
+            raise parameter_error("radius", "larger than 0 and finite", self.radius)
         if self.steps < 1:
-            raise wrong("steps", "at least 1", self.steps)
+            raise parameter_error("steps", "at least 1", self.steps)
 
     def _point(self, rows: Updates, budget: Budget) -> Combination:
         start = np.zeros(rows.stack.n)
@@ -66,5 +66,7 @@ class CenteredClipping(Aggregator):
             pull = budget.shares * np.where(
                 near, 1.0, self.radius / np.where(near, 1.0, distances)
             )
-            v = Combination((1 - pull.sum()) * v.coefficients + rows.expand(pull))
+            v = Combination(
+                (1 - pull.sum()) * v.coefficients + rows.to_stack_coefficients(pull)
+            )
         return v

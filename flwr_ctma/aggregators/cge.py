@@ -32,4 +32,4 @@ class CGE(Aggregator):
     def _point(self, rows: Updates, budget: Budget) -> Combination:
         order = np.argsort(np.diag(rows.gram()), kind="stable")
         counted = budget.of(budget.n)
-        return Combination(rows.expand(counted.kept(order)))
+        return Combination(rows.to_stack_coefficients(counted.kept(order)))

@@ -60,6 +60,6 @@ class CTMA(Aggregator):
         return None if base is None else 8 * f / (n - f) * (1 + f / (n - f) * base)
 
     def _point(self, rows: Updates, budget: Budget) -> Combination:
-        anchor = self.base.locate(rows, budget)
+        anchor = self.base.solve(rows, budget)
         order = np.argsort(anchor.squared_distances(rows), kind="stable")
-        return Combination(rows.expand(budget.kept(order)))
+        return Combination(rows.to_stack_coefficients(budget.kept(order)))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from flwr_ctma.aggregators.base import Aggregator, Budget, Columnwise
+from flwr_ctma.aggregators.base import Aggregator, Budget, CoordinateWise
 from flwr_ctma.aggregators.ranks import Ranks, WeightedMedian
 from flwr_ctma.engine.updates import Updates
 
@@ -35,10 +35,10 @@ class CwMed(Aggregator):
         """4 (1 + f/(n − 2f))² (Allouah et al., AISTATS 2023, Table 1)."""
         return 4 * (1 + f / (n - 2 * f)) ** 2
 
-    def _point(self, rows: Updates, budget: Budget) -> Columnwise:
+    def _point(self, rows: Updates, budget: Budget) -> CoordinateWise:
         if budget.weights is None:
             middle = {(budget.n - 1) // 2, budget.n // 2}
             kernel: Any = Ranks(tuple(float(r in middle) for r in range(budget.n)))
         else:
             kernel = WeightedMedian(budget.weights)
-        return Columnwise(kernel, rows)
+        return CoordinateWise(kernel, rows)

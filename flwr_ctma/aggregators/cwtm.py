@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from flwr_ctma.aggregators.base import Aggregator, Budget, Columnwise
+from flwr_ctma.aggregators.base import Aggregator, Budget, CoordinateWise
 from flwr_ctma.aggregators.ranks import Ranks, WeightedRanks
 from flwr_ctma.engine.stack import Float64
 from flwr_ctma.engine.updates import Updates
@@ -39,7 +39,7 @@ class CwTM(Aggregator):
         share = f / (n - 2 * f)
         return 6 * share * (1 + share)
 
-    def _point(self, rows: Updates, budget: Budget) -> Columnwise:
+    def _point(self, rows: Updates, budget: Budget) -> CoordinateWise:
         if budget.weights is None:
             whole = isinstance(budget.f, int | np.integer)
             cut = float(budget.f) if whole else budget.f * budget.n
@@ -48,7 +48,7 @@ class CwTM(Aggregator):
         else:
             cut = budget.share * budget.weights.sum()
             kernel = WeightedRanks(budget.weights, lambda w: _between(w, cut))
-        return Columnwise(kernel, rows)
+        return CoordinateWise(kernel, rows)
 
 
 def _between(weights: Float64, cut: float) -> Float64:

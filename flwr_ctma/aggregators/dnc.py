@@ -41,4 +41,4 @@ class DnC(Aggregator):
             left = np.delete(left, np.argmax(along))
         coefficients = np.zeros(budget.n)
         coefficients[left] = 1 / len(left)
-        return Combination(rows.expand(coefficients))
+        return Combination(rows.to_stack_coefficients(coefficients))

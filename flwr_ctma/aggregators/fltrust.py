@@ -7,7 +7,7 @@ import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Combination
 from flwr_ctma.engine.updates import Updates
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["FLTrust"]
 
@@ -45,7 +45,7 @@ class FLTrust(Aggregator):
 
     def _point(self, rows: Updates, budget: Budget) -> Combination:
         if rows.reference is None:
-            raise wrong(
+            raise parameter_error(
                 "reference",
                 "the server's own update for fltrust",
                 None,
@@ -61,4 +61,4 @@ class FLTrust(Aggregator):
         if not trust.any():
             return Combination(own[0])
         scale = trust / trust.sum() * norms[-1] / lengths
-        return Combination(rows.expand(scale))
+        return Combination(rows.to_stack_coefficients(scale))

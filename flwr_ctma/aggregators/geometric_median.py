@@ -8,7 +8,7 @@ import numpy as np
 from flwr_ctma.aggregators.base import Aggregator, Budget, Combination
 from flwr_ctma.engine.stack import Float64, squared_distances
 from flwr_ctma.engine.updates import Updates
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["GeometricMedian"]
 
@@ -59,7 +59,7 @@ class GeometricMedian(Aggregator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.tolerance < 1:
-            raise wrong("tolerance", "between 0 and 1", self.tolerance)
+            raise parameter_error("tolerance", "between 0 and 1", self.tolerance)
 
     def kappa(self, n: int, f: int) -> float | None:
         """4 (1 + f/(n − 2f))² (Allouah et al., AISTATS 2023, Table 1)."""
@@ -67,7 +67,9 @@ class GeometricMedian(Aggregator):
 
     def _point(self, rows: Updates, budget: Budget) -> Combination:
         gram = rows.centred_gram()
-        return Combination(rows.expand(_median(gram, budget.shares, self.tolerance)))
+        return Combination(
+            rows.to_stack_coefficients(_median(gram, budget.shares, self.tolerance))
+        )
 
 
 def _median(gram: Float64, weights: Float64, tolerance: float) -> Float64:

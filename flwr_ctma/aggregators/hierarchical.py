@@ -10,7 +10,7 @@ from flwr_ctma.aggregators.base import Aggregator, Budget, Point
 from flwr_ctma.aggregators.grouping import Levels, levels
 from flwr_ctma.engine.stack import Float64, Stack, Vector
 from flwr_ctma.engine.updates import Index, Updates
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["Hierarchical"]
 
@@ -78,11 +78,11 @@ class Hierarchical(Aggregator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.size is not None and self.size < 1:
-            raise wrong("size", "at least 1", self.size)
+            raise parameter_error("size", "at least 1", self.size)
         if not 0 <= self.failure < 1:
-            raise wrong("failure", "a probability below 1", self.failure)
+            raise parameter_error("failure", "a probability below 1", self.failure)
         if self.seed is not None and self.seed < 0:
-            raise wrong("seed", "at least 0", self.seed)
+            raise parameter_error("seed", "at least 0", self.seed)
 
     def kappa(self, n: int, f: int) -> float | None:
         r"""(1 + κ_A)(1 + κ_B)(n − f)/((m − F)(s − k)), but for the chance of a failure.
@@ -113,7 +113,7 @@ class Hierarchical(Aggregator):
     def _levels(self, n: int, f: int) -> Levels:
         found = levels(n, f, self.size, self.failure)
         if found is None:
-            raise wrong(
+            raise parameter_error(
                 "size",
                 f"so large that for n = {n} and f = {f} most groups have an honest "
                 f"majority, but for a chance of {self.failure:g}",
@@ -125,18 +125,18 @@ class Hierarchical(Aggregator):
     def _point(self, rows: Updates, budget: Budget) -> Point:
         found = self._levels(budget.n, budget.count)
         if found.groups == 1:
-            return self.within.locate(rows, budget)
+            return self.within.solve(rows, budget)
         order = np.random.default_rng(self.seed).permutation(budget.n)
         groups = [np.sort(group) for group in np.array_split(order, found.groups)]
         points, vectors = [], []
         with _naming(rows):
             for group in groups:
                 part, _ = rows.take(group)
-                point = self.within.locate(part, Budget(part.n, found.within))
+                point = self.within.solve(part, Budget(part.n, found.within))
                 points.append(point)
                 vectors.append(point.vector(part.stack))
-        results = rows.hold(vectors)
-        top = self._across.locate(results, Budget(results.n, found.across))
+        results = rows.from_vectors(vectors)
+        top = self._across.solve(results, Budget(results.n, found.across))
         return _Nested(rows, groups, points, results, top)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from flwr_ctma.aggregators.base import Aggregator, Budget, Combination
 from flwr_ctma.engine.stack import Float64
 from flwr_ctma.engine.updates import Updates
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["Krum", "MultiKrum", "krum_scores"]
 
@@ -41,7 +41,7 @@ class Krum(Aggregator):
         return 6 * (1 + f / (n - 2 * f)) if n >= 2 * f + 3 else None
 
     def _point(self, rows: Updates, budget: Budget) -> Combination:
-        return Combination(rows.expand(_mean_of_best(rows, budget, 1)))
+        return Combination(rows.to_stack_coefficients(_mean_of_best(rows, budget, 1)))
 
 
 @dataclass(frozen=True)
@@ -75,19 +75,19 @@ class MultiKrum(Aggregator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.m is not None and self.m < 1:
-            raise wrong("m", "at least 1", self.m)
+            raise parameter_error("m", "at least 1", self.m)
 
     def _point(self, rows: Updates, budget: Budget) -> Combination:
         m = budget.n - budget.count if self.m is None else self.m
         if m > budget.n:
-            raise wrong("m", f"at most n = {budget.n}", m)
-        return Combination(rows.expand(_mean_of_best(rows, budget, m)))
+            raise parameter_error("m", f"at most n = {budget.n}", m)
+        return Combination(rows.to_stack_coefficients(_mean_of_best(rows, budget, m)))
 
 
 def _mean_of_best(rows: Updates, budget: Budget, m: int) -> Float64:
     n, f = budget.n, budget.count
     if n < 2 * f + 3:
-        raise wrong(
+        raise parameter_error(
             "f",
             f"at most (n − 3)/2 = {(n - 3) / 2:g} for Krum among n = {n} rows",
             f,

@@ -7,7 +7,7 @@ import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Combination
 from flwr_ctma.engine.updates import Updates
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["MDA"]
 
@@ -53,7 +53,7 @@ class MDA(Aggregator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.limit < 1:
-            raise wrong("limit", "at least 1", self.limit)
+            raise parameter_error("limit", "at least 1", self.limit)
 
     def _point(self, rows: Updates, budget: Budget) -> Combination:
         apart = rows.squared_distances()
@@ -73,7 +73,7 @@ class MDA(Aggregator):
         kept = kept[np.argsort(spread, kind="stable")[: budget.n - budget.count]]
         coefficients = np.zeros(budget.n)
         coefficients[kept] = 1 / len(kept)
-        return Combination(rows.expand(coefficients))
+        return Combination(rows.to_stack_coefficients(coefficients))
 
 
 class _Search:
@@ -107,7 +107,7 @@ class _Search:
     def _count_step(self) -> None:
         self.steps += 1
         if self.steps > self.limit:
-            raise wrong(
+            raise parameter_error(
                 "f",
                 f"such that mda needs at most {self.limit} steps",
                 self.budget.count,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from flwr_ctma.aggregators.base import Aggregator, Budget, Columnwise
+from flwr_ctma.aggregators.base import Aggregator, Budget, CoordinateWise
 from flwr_ctma.aggregators.ctma import CTMA
 from flwr_ctma.aggregators.cwmed import CwMed
 from flwr_ctma.aggregators.ranks import NearestToMedian
@@ -30,5 +30,5 @@ class MeaMed(Aggregator):
         """κ of `CTMA(CwMed())`, which it is in each coordinate."""
         return CTMA(CwMed()).kappa(n, f)
 
-    def _point(self, rows: Updates, budget: Budget) -> Columnwise:
-        return Columnwise(NearestToMedian(budget.n - budget.count), rows)
+    def _point(self, rows: Updates, budget: Budget) -> CoordinateWise:
+        return CoordinateWise(NearestToMedian(budget.n - budget.count), rows)

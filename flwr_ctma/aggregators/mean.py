@@ -28,4 +28,4 @@ class Mean(Aggregator):
         return 0.0 if f == 0 else math.inf
 
     def _point(self, rows: Updates, budget: Budget) -> Combination:
-        return Combination(rows.expand(budget.shares))
+        return Combination(rows.to_stack_coefficients(budget.shares))

@@ -6,7 +6,7 @@ import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Combination
 from flwr_ctma.engine.updates import Updates
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["MoNNA"]
 
@@ -42,11 +42,11 @@ class MoNNA(Aggregator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.pivot < 0:
-            raise wrong("pivot", "at least 0", self.pivot)
+            raise parameter_error("pivot", "at least 0", self.pivot)
 
     def _point(self, rows: Updates, budget: Budget) -> Combination:
         if self.pivot >= budget.n:
-            raise wrong("pivot", f"smaller than n = {budget.n}", self.pivot)
+            raise parameter_error("pivot", f"smaller than n = {budget.n}", self.pivot)
         order = np.argsort(rows.squared_distances()[self.pivot], kind="stable")
         counted = budget.of(budget.n)
-        return Combination(rows.expand(counted.kept(order)))
+        return Combination(rows.to_stack_coefficients(counted.kept(order)))

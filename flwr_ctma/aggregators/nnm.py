@@ -45,4 +45,4 @@ class NNM(Aggregator):
         order = np.argsort(rows.squared_distances(), axis=1, kind="stable")
         mixing = np.zeros((budget.n, budget.n))
         np.put_along_axis(mixing, order[:, :kept], 1 / kept, axis=1)
-        return self.base.locate(rows.mix(mixing), budget)
+        return self.base.solve(rows.mix(mixing), budget)

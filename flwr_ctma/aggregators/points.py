@@ -17,7 +17,7 @@ from flwr_ctma.engine.stack import (
 )
 from flwr_ctma.engine.updates import Updates
 
-__all__ = ["Columnwise", "Combination", "Point"]
+__all__ = ["Combination", "CoordinateWise", "Point"]
 
 
 class Point(ABC):
@@ -102,7 +102,7 @@ class Combination(Point):
 
 
 @dataclass(frozen=True, eq=False)
-class Columnwise(Point):
+class CoordinateWise(Point):
     """The vector that a kernel gives coordinate by coordinate.
 
     A visit to all coordinates is made when the vector or a distance is asked for, and
@@ -130,4 +130,6 @@ class Columnwise(Point):
 
     def influence(self, stack: Stack) -> Float64:
         """Another visit, to see which row every value came from."""
-        return self.rows.expand(stack.shares(self.kernel, self.rows.mixing))
+        return self.rows.to_stack_coefficients(
+            stack.shares(self.kernel, self.rows.mixing)
+        )

@@ -10,7 +10,7 @@ import numpy as np
 from flwr_ctma.aggregators.base import Aggregator, Budget, Combination
 from flwr_ctma.engine.stack import Float64
 from flwr_ctma.engine.updates import Updates
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["SMEA"]
 
@@ -59,7 +59,7 @@ class SMEA(Aggregator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.limit < 1:
-            raise wrong("limit", "at least 1", self.limit)
+            raise parameter_error("limit", "at least 1", self.limit)
 
     def kappa(self, n: int, f: int) -> float | None:
         """4f/(n − 2f), even with the largest eigenvalue of S for its variance.
@@ -73,14 +73,14 @@ class SMEA(Aggregator):
     def _point(self, rows: Updates, budget: Budget) -> Combination:
         n, f = budget.n, budget.count
         if comb(n, f) > self.limit:
-            raise wrong(
+            raise parameter_error(
                 "f",
                 f"such that smea has at most {self.limit} subsets of n − f rows",
                 f"{f} with {comb(n, f)} subsets of n = {n}",
                 "Raise `limit`, or use caf, which filters by the same eigenvalue.",
             )
         chosen = _least_scattered(rows.centred_gram(), _subsets(n, f))
-        return Combination(rows.expand(chosen / (n - f)))
+        return Combination(rows.to_stack_coefficients(chosen / (n - f)))
 
 
 def _subsets(n: int, f: int) -> Subsets:

@@ -33,7 +33,7 @@ from flwr_ctma.attacks.mimic import Mimic
 from flwr_ctma.attacks.minmax import MinMax, MinSum
 from flwr_ctma.attacks.optimal import OptimalALIE, OptimalIPM
 from flwr_ctma.attacks.shuffle import Shuffle
-from flwr_ctma.attacks.stale import Stale
+from flwr_ctma.attacks.stale import Replay
 from flwr_ctma.attacks.update import (
     GaussianNoise,
     NonFinite,
@@ -69,10 +69,10 @@ __all__ = [
     "Omniscient",
     "OptimalALIE",
     "OptimalIPM",
+    "Replay",
     "Scaling",
     "Shuffle",
     "SignFlip",
-    "Stale",
     "Then",
     "Zero",
     "flip_labels",
@@ -87,7 +87,7 @@ ATTACKS: dict[str, type[Attack]] = {
     "zero": Zero,
     "scaling": Scaling,
     "nonfinite": NonFinite,
-    "stale": Stale,
+    "stale": Replay,
     "inflatedweight": InflatedWeight,
     "lyingmetrics": LyingMetrics,
     "backdoor": Backdoor,

@@ -16,7 +16,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from flwr_ctma.attacks import messages
 from flwr_ctma.attacks.base import Attack
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["Backdoor", "poison"]
 
@@ -78,11 +78,11 @@ class Backdoor(Attack):
         """Check the parameters."""
         super().__post_init__()
         if self.target < 0:
-            raise wrong("target", "a class, 0 or more", self.target)
+            raise parameter_error("target", "a class, 0 or more", self.target)
         if self.size < 1:
-            raise wrong("size", "at least 1", self.size)
+            raise parameter_error("size", "at least 1", self.size)
         if not 0 <= self.share <= 1:
-            raise wrong("share", "in [0, 1]", self.share)
+            raise parameter_error("share", "in [0, 1]", self.share)
 
     def stamp(self, images: T) -> T:
         """Copy images with the square in the corner.
@@ -150,7 +150,7 @@ class Backdoor(Attack):
         ordered = messages.replace(message, configs)
         reply = respond(ordered, context)
         if not any(_DONE in config for config in configs.values()):
-            raise wrong(
+            raise parameter_error(
                 "attack",
                 "one that this ClientApp can mount",
                 str(self),
@@ -187,6 +187,6 @@ def poison(images: T, labels: T, config: MutableMapping[str, Any]) -> tuple[T, T
 
     attack = parse_attack(config[_ORDER])
     if not isinstance(attack, Backdoor):
-        raise wrong(_ORDER, "a backdoor", config[_ORDER])
+        raise parameter_error(_ORDER, "a backdoor", config[_ORDER])
     config[_DONE] = True
     return attack.poison(images, labels, np.random.default_rng(config[_SEED]))

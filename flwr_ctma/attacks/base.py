@@ -14,7 +14,7 @@ from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
 from flwr_ctma.attacks import messages
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.spec import check_fields, spell
 
 __all__ = ["ATTACKED", "MALICIOUS", "Attack", "Omniscient", "Rows", "Rule", "parts"]
@@ -179,17 +179,17 @@ class Omniscient(Attack):
         """
         honest = np.asarray(honest)
         if honest.ndim != 2 or 0 in honest.shape or honest.dtype.kind != "f":
-            raise wrong(
+            raise parameter_error(
                 "honest",
                 "floats of shape (h, d), one row for each honest client",
                 f"{honest.dtype} of shape {honest.shape}",
             )
         if num_malicious < 0:
-            raise wrong("num_malicious", "0 or more", num_malicious)
+            raise parameter_error("num_malicious", "0 or more", num_malicious)
         if weights is None:
             weights = np.ones(len(honest) + num_malicious)
         elif len(weights) != len(honest) + num_malicious or not np.all(weights >= 0):
-            raise wrong(
+            raise parameter_error(
                 "weights",
                 f"{len(honest) + num_malicious} numbers, none negative: one for each "
                 "honest client, then one for each malicious one",
@@ -201,7 +201,7 @@ class Omniscient(Attack):
         weights = np.asarray(weights, np.float64)
         counts = weights[: len(honest)] > 0
         if not counts.any():
-            raise wrong("weights", "not zero for all the honest", weights)
+            raise parameter_error("weights", "not zero for all the honest", weights)
         if not counts.all():
             honest, weights = (
                 honest[counts],
@@ -235,7 +235,7 @@ class Omniscient(Attack):
     ) -> Message | None:
         """Train honestly and mark the reply for the colluders on the server."""
         if not any(ATTACKED in c for c in message.content.config_records.values()):
-            raise wrong(
+            raise parameter_error(
                 "attack",
                 "one that a client can mount alone",
                 str(self),

@@ -21,7 +21,7 @@ from flwr_ctma.attacks.base import (
     Rule,
     parts,
 )
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["Colluders", "Layout", "Seen", "stack"]
 
@@ -130,16 +130,18 @@ class Colluders:
     ) -> None:
         self.attack = parse_attack(attack)
         if not aimed and any(part.needs_rule for part in parts(self.attack)):
-            raise wrong(
+            raise parameter_error(
                 "attack",
                 "aimed at a rule",
                 str(self.attack),
                 "Wrap a RobustStrategy, whose aggregator it is then aimed at.",
             )
         if num_malicious_nodes is not None and num_malicious_nodes < 0:
-            raise wrong("num_malicious_nodes", "0 or more", num_malicious_nodes)
+            raise parameter_error(
+                "num_malicious_nodes", "0 or more", num_malicious_nodes
+            )
         if seed < 0:
-            raise wrong("seed", "0 or more", seed)
+            raise parameter_error("seed", "0 or more", seed)
         self.num_malicious_nodes = num_malicious_nodes
         self.seed = seed
         self.nodes: set[int] = set()

@@ -7,7 +7,7 @@ from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 
 from flwr_ctma.attacks.base import Attack, Omniscient, parts
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["Both", "During", "Honest", "Then"]
 
@@ -48,7 +48,7 @@ class Both(Attack):
         super().__post_init__()
         for name, attack in (("first", self.first), ("second", self.second)):
             if any(isinstance(part, Omniscient) for part in parts(attack)):
-                raise wrong(
+                raise parameter_error(
                     name,
                     "an attack that a client can mount alone",
                     str(attack),
@@ -126,9 +126,9 @@ class During(Attack):
         """Check the parameters."""
         super().__post_init__()
         if self.stop is not None and self.stop <= self.start:
-            raise wrong("stop", f"after start = {self.start}", self.stop)
+            raise parameter_error("stop", f"after start = {self.start}", self.stop)
         if not 0 <= self.probability <= 1:
-            raise wrong("probability", "in [0, 1]", self.probability)
+            raise parameter_error("probability", "in [0, 1]", self.probability)
 
     def at(self, server_round: int, rng: np.random.Generator) -> Attack:
         """Return the attack if it happens in this round, `Honest` otherwise."""

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from flwr_ctma.attacks.base import Omniscient, Rows
 from flwr_ctma.attacks.moments import mean
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["Fang"]
 
@@ -51,7 +51,7 @@ class Fang(Omniscient):
         """Check the parameters."""
         super().__post_init__()
         if not self.b > 1:
-            raise wrong("b", "larger than 1", self.b)
+            raise parameter_error("b", "larger than 1", self.b)
 
     def forge(
         self, honest: Rows, weights: NDArray[np.float64], rng: np.random.Generator

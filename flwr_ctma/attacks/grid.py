@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from flwr_ctma.attacks.base import Attack
 from flwr_ctma.attacks.collusion import Colluders, Layout, Seen, stack
 from flwr_ctma.attacks.messages import server_round
-from flwr_ctma.simulation.wrapper import AroundGrid
+from flwr_ctma.simulation.wrapper import GridWrapper
 
 __all__ = ["AttackedGrid"]
 
 
-class AttackedGrid(AroundGrid):
+class AttackedGrid(GridWrapper):
     """Let malicious clients collude on the way of every single reply to the server.
 
     For `AsyncRobustStrategy` and other strategies that pull replies as they come: a

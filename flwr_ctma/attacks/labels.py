@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from flwr_ctma.attacks import messages
 from flwr_ctma.attacks.base import Attack
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["LabelFlip", "flip_labels"]
 
@@ -107,7 +107,7 @@ class LabelFlip(Attack):
                     return {kernel: axis, bias: 0}
         if kernels and kernels[-1] == last[-1]:
             return {last[-1]: 0}
-        raise wrong(
+        raise parameter_error(
             "layer",
             "the beginning of the names of the last layer's arrays",
             self.layer,

@@ -19,7 +19,7 @@ from flwr.common.constant import ErrorCode
 
 from flwr_ctma.attacks.base import Attack
 from flwr_ctma.attacks.messages import WEIGHT
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["FAULTS", "Malformed"]
 
@@ -80,7 +80,9 @@ class Malformed(Attack):
         """Check the parameters."""
         super().__post_init__()
         if self.fault not in FAULTS:
-            raise wrong("fault", f"one of {', '.join(sorted(FAULTS))}", self.fault)
+            raise parameter_error(
+                "fault", f"one of {', '.join(sorted(FAULTS))}", self.fault
+            )
 
     def train(
         self,

@@ -8,7 +8,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from flwr_ctma.attacks import messages
 from flwr_ctma.attacks.base import Attack
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["InflatedWeight", "LyingMetrics"]
 
@@ -86,7 +86,9 @@ class LyingMetrics(_Report):
         """Check the parameters."""
         super().__post_init__()
         if not np.isfinite(self.value):
-            raise wrong("value", "finite", self.value, "Use `malformed(fault=…)`.")
+            raise parameter_error(
+                "value", "finite", self.value, "Use `malformed(fault=…)`."
+            )
 
     def report(self, name: str, is_weight: bool, number: float) -> float:
         """The same value for all."""

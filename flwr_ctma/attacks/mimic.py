@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from flwr_ctma.attacks.base import Omniscient, Rows
 from flwr_ctma.engine.updates import Updates
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["Mimic"]
 
@@ -62,7 +62,7 @@ class Mimic(Omniscient):
         """Check the parameters."""
         super().__post_init__()
         if self.client is not None and self.client < 0:
-            raise wrong("client", "0 or more", self.client)
+            raise parameter_error("client", "0 or more", self.client)
 
     def forge(
         self, honest: Rows, weights: NDArray[np.float64], rng: np.random.Generator

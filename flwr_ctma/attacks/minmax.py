@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from flwr_ctma.attacks.base import Omniscient, Rows
 from flwr_ctma.attacks.moments import deviation, mean
 from flwr_ctma.engine.stack import squared_distances
-from flwr_ctma.engine.updates import Panel, Updates
-from flwr_ctma.errors import wrong
+from flwr_ctma.engine.updates import Layer, Updates
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["MinMax", "MinSum"]
 
@@ -27,7 +27,7 @@ class _Spread(Omniscient):
         """Check the parameters."""
         super().__post_init__()
         if self.direction not in ("std", "unit", "sign"):
-            raise wrong("direction", "one of std, unit, sign", self.direction)
+            raise parameter_error("direction", "one of std, unit, sign", self.direction)
 
     @abstractmethod
     def factor(self, spread: "_Geometry") -> float:
@@ -57,7 +57,7 @@ class _Geometry:
     @staticmethod
     def of(honest: Rows, weights: Float64, direction: Rows) -> "_Geometry":
         h = len(honest)
-        rows = Updates.of([Panel([*honest, direction])])
+        rows = Updates.of([Layer([*honest, direction])])
         centred = np.eye(h + 1)
         centred[:h, :h] -= weights / weights.sum()
         gram = rows.mix(centred).gram()

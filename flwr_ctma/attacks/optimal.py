@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from flwr_ctma.attacks.base import Attack, Omniscient, Rows, Rule
 from flwr_ctma.attacks.moments import deviation, mean
-from flwr_ctma.engine.updates import Panel, Updates
-from flwr_ctma.errors import wrong
+from flwr_ctma.engine.updates import Layer, Updates
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["OptimalALIE", "OptimalIPM", "maximise"]
 
@@ -61,7 +61,7 @@ class _Optimal(Omniscient):
         """Check the parameters."""
         super().__post_init__()
         if self.evaluations < 1:
-            raise wrong("evaluations", "at least 1", self.evaluations)
+            raise parameter_error("evaluations", "at least 1", self.evaluations)
 
     @abstractmethod
     def line(
@@ -85,7 +85,7 @@ class _Optimal(Omniscient):
         self, honest: Rows, weights: Float64, rng: np.random.Generator
     ) -> NoReturn:
         """Raise: there is no rule to search against."""
-        raise wrong(
+        raise parameter_error(
             "attack",
             "aimed at a rule",
             str(self),
@@ -114,7 +114,7 @@ class _Aimed(Omniscient):
         h = len(honest)
         shares = weights[:h] / weights[:h].sum()
         rows, start, direction = self.attack.line(honest, shares)
-        stack = Updates.of([Panel(rows)])
+        stack = Updates.of([Layer(rows)])
         centre = mean(honest, weights[:h])
         uniform = bool(np.all(weights == weights[0]))
 

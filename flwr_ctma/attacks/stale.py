@@ -8,13 +8,13 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from flwr_ctma.attacks import messages
 from flwr_ctma.attacks.base import Attack
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
-__all__ = ["Stale"]
+__all__ = ["Replay"]
 
 
 @dataclass(frozen=True)
-class Stale(Attack):
+class Replay(Attack):
     """Send the arrays of an earlier reply again.
 
     The client trains honestly every time and answers with what it had computed `delay`
@@ -42,7 +42,7 @@ class Stale(Attack):
         """Check the parameters."""
         super().__post_init__()
         if self.delay < 1:
-            raise wrong("delay", "at least 1", self.delay)
+            raise parameter_error("delay", "at least 1", self.delay)
 
     def train(
         self,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from flwr_ctma.attacks import messages
 from flwr_ctma.attacks.base import Attack
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = [
     "GaussianNoise",
@@ -103,7 +103,7 @@ class GaussianNoise(UpdateAttack):
         """Check the parameters."""
         super().__post_init__()
         if not self.std >= 0:
-            raise wrong("std", "0 or more", self.std)
+            raise parameter_error("std", "0 or more", self.std)
 
     def corrupt(self, update: Array, rng: np.random.Generator) -> Array:
         """A draw from N(mean, std²) for each coordinate."""
@@ -183,9 +183,9 @@ class NonFinite(UpdateAttack):
         """Check the parameters."""
         super().__post_init__()
         if self.value not in ("nan", "inf", "-inf"):
-            raise wrong("value", "one of nan, inf, -inf", self.value)
+            raise parameter_error("value", "one of nan, inf, -inf", self.value)
         if not 0 <= self.share <= 1:
-            raise wrong("share", "in [0, 1]", self.share)
+            raise parameter_error("share", "in [0, 1]", self.share)
 
     def corrupt(self, update: Array, rng: np.random.Generator) -> Array:
         """The update with some coordinates overwritten."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from flwr_ctma.attacks.base import Attack, Omniscient, Rows, Rule, parts
 from flwr_ctma.attacks.moments import mean
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["Blind", "Mirror"]
 
@@ -22,7 +22,7 @@ class _Variant(Omniscient):
     def __post_init__(self) -> None:
         """Check that it is one of colluders."""
         if not isinstance(self.attack, Omniscient):
-            raise wrong(
+            raise parameter_error(
                 "attack",
                 "one that uses what the honest clients send",
                 str(self.attack),
@@ -120,7 +120,7 @@ class Mirror(_Variant):
             remedy = "What is farthest on one side need not be so on the other."
         else:
             return
-        raise wrong(
+        raise parameter_error(
             "attack",
             "one that makes its updates from those of the honest alone",
             str(self.attack),

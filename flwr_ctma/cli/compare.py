@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.cli.common import Folder, RunConfig, in_a_sentence
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.experiments.comparison import Job, Rounds, curves, jobs, table, write_csv
 from flwr_ctma.experiments.processes import RunFailed
@@ -86,11 +86,11 @@ def compare(
         settings = flower_app.run_config(*run_config)
         if missing := sorted(_KEYS - set(settings)):
             expected = f"an app whose run-config has {', '.join(missing)}"
-            raise wrong("app", expected, str(folder))
+            raise parameter_error("app", expected, str(folder))
         attacks = attack or [settings["attack"]]
         n, f = settings["num-nodes"], settings["num-malicious-nodes"]
         if not isinstance(n, int) or n < 1:
-            raise wrong("num-nodes", "at least 1", n)
+            raise parameter_error("num-nodes", "at least 1", n)
         for rule in aggregator:
             if why := undefined(rule, n, f):
                 raise ValueError(why)

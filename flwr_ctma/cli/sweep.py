@@ -48,7 +48,7 @@ def sweep(
     root = output or Path("runs") / file.stem
     with in_a_sentence():
         planned = Sweep.read(file, app, *run_config)
-        states = planned.play(root, workers, kind_of_grid(batched))
+        states = planned.run_match(root, workers, kind_of_grid(batched))
         ended = list(_watched(planned, states, console))
     write_rounds(root / "rounds.csv", ended)
     good = [one for one in ended if not one.why]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flwr_ctma.engine.cpu import CpuStack
-from flwr_ctma.engine.layer import Panel
+from flwr_ctma.engine.layer import Layer
 
 __all__ = ["Pool", "Unavailable"]
 
@@ -25,8 +25,8 @@ class _Worker:
         os.environ["FLWR_CTMA_NUM_THREADS"] = str(max(1, int(cpus)))
         self._stacks: dict[Key, CpuStack] = {}
 
-    def load(self, key: Key, panels: list[Panel]) -> None:
-        self._stacks[key] = CpuStack(panels)
+    def load(self, key: Key, layers: list[Layer]) -> None:
+        self._stacks[key] = CpuStack(layers)
 
     def take(self, key: Key, source: Key, rows: Any) -> None:
         if source in self._stacks:
@@ -98,9 +98,9 @@ class Pool:
                 started = self.workers[i - 1]
             self.workers[i] = started
 
-    def load(self, i: int, key: int, panels: list[Panel]) -> None:
+    def load(self, i: int, key: int, layers: list[Layer]) -> None:
         """Give a worker its shard of a stack."""
-        _connected(lambda: self.workers[i].load.remote((key, i), panels))
+        _connected(lambda: self.workers[i].load.remote((key, i), layers))
 
     def take(self, i: int, key: int, source: int, rows: Any) -> None:
         """Let a worker keep some rows of a stack, if it has that, as another."""

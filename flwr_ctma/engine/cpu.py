@@ -10,7 +10,7 @@ from flwr_ctma.engine import threads as parallel
 from flwr_ctma.engine.buffers import Array, scratch
 from flwr_ctma.engine.kernels import kernels
 from flwr_ctma.engine.kernels.numpy import CELL
-from flwr_ctma.engine.layer import Panel
+from flwr_ctma.engine.layer import Layer
 from flwr_ctma.engine.stack import Columns, Float64, Kernel, Stack, Vector
 
 __all__ = ["CpuStack", "Span", "in_lanes"]
@@ -28,13 +28,13 @@ _MAX_LANES = 16
 class CpuStack(Stack):
     """n rows in memory, as panels of columns."""
 
-    def __init__(self, panels: Sequence[Panel]) -> None:
-        self.panels = list(panels)
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = list(layers)
 
     @property
     def n(self) -> int:
         """Number of rows."""
-        return len(self.panels[0].rows)
+        return len(self.layers[0].rows)
 
     def products(self, pivot: int | None, scale: Float64 | None) -> Float64:
         """Inner products of all rows over the measured panels."""
@@ -45,7 +45,7 @@ class CpuStack(Stack):
             total: Float64 = kernels().products(blocks, size)
             return total
 
-        spans = [span for span in self._spans() if self.panels[span[0]].measured]
+        spans = [span for span in self._spans() if self.layers[span[0]].measured]
         lanes = in_lanes(spans, size)
         return sum(parallel.run(lane, lanes), np.zeros((size, size)))
 
@@ -57,26 +57,26 @@ class CpuStack(Stack):
         pivot: int | None,
         scale: Float64 | None,
     ) -> Array:
-        panel = self.panels[k]
+        layer = self.layers[k]
         if pivot is None and scale is None:
-            view = panel.view(a, b)
+            view = layer.view(a, b)
             if view is not None:
                 return view
-        out = scratch(self.n + (pivot is not None), b - a, panel.dtype)
+        out = scratch(self.n + (pivot is not None), b - a, layer.dtype)
         if scale is not None:
             return self._scaled_rows(k, a, b, pivot, scale, out)
         if pivot is None:
-            return panel.load(a, b, out)
-        panel.load(a, b, out, less=panel.rows[pivot])
-        origin = 0 if panel.origin is None else panel.origin[a:b]
-        np.subtract(panel.rows[pivot][a:b], origin, out=out[-1], casting="unsafe")
+            return layer.load(a, b, out)
+        layer.load(a, b, out, less=layer.rows[pivot])
+        origin = 0 if layer.origin is None else layer.origin[a:b]
+        np.subtract(layer.rows[pivot][a:b], origin, out=out[-1], casting="unsafe")
         return out
 
     def _scaled_rows(
         self, k: int, a: int, b: int, pivot: int | None, scale: Float64, out: Array
     ) -> Array:
-        panel = self.panels[k]
-        exact = panel.load(a, b, np.empty((self.n, b - a)))
+        layer = self.layers[k]
+        exact = layer.load(a, b, np.empty((self.n, b - a)))
         centre = 0.0 if pivot is None else exact[pivot].copy()
         if pivot is not None:
             exact = np.vstack([exact - centre, centre])
@@ -90,7 +90,7 @@ class CpuStack(Stack):
             most = np.zeros(self.n)
             for k, a, b in spans:
                 block = scratch(self.n, b - a, np.dtype(np.float64))
-                self.panels[k].load(a, b, block)
+                self.layers[k].load(a, b, block)
                 np.maximum(most, np.abs(block).max(axis=1, initial=0.0), out=most)
             return most
 
@@ -100,28 +100,28 @@ class CpuStack(Stack):
 
     def combine(self, coefficients: Float64) -> Vector:
         """The vector `coefficients @ rows`, without the rows that count nothing."""
-        vector = [np.zeros(panel.width, panel.dtype) for panel in self.panels]
+        vector = [np.zeros(layer.width, layer.dtype) for layer in self.layers]
         used = np.flatnonzero(coefficients)
         if not used.size:
             return vector
         few = 4 * used.size < self.n
         chosen = [
-            Panel([panel.rows[int(i)] for i in used], panel.origin)
-            for panel in self.panels
+            Layer([layer.rows[int(i)] for i in used], layer.origin)
+            for layer in self.layers
         ]
 
         def lane(spans: list[Span]) -> None:
             for k, a, b in spans:
                 # `matmul` reads a view where it is; `dot` would copy it first.
                 c = coefficients.astype(vector[k].dtype)
-                block = None if few else self.panels[k].view(a, b)
+                block = None if few else self.layers[k].view(a, b)
                 if block is None:
                     c = c[used]
                     block = scratch(len(used), b - a, c.dtype)
                     chosen[k].load(a, b, block)
                 np.matmul(c, block, out=vector[k][a:b])
 
-        plain = all(panel.view(0, 1) is not None for panel in self.panels)
+        plain = all(layer.view(0, 1) is not None for layer in self.layers)
         parallel.run(
             lane, in_lanes(list(self._spans(_SUM_WIDTH if plain else None)), 1)
         )
@@ -173,7 +173,7 @@ class CpuStack(Stack):
             for k, a, b in spans:
                 block = self._mixed(k, a, b, mixing)
                 middle = centre(k, a, b, block)
-                if self.panels[k].measured:
+                if self.layers[k].measured:
                     total += kernels().squares_apart(block, middle)
                 else:
                     finite &= bool(np.isfinite(middle).all())
@@ -193,24 +193,24 @@ class CpuStack(Stack):
             return total
 
         found = parallel.run(visit, self._spans())
-        total: Float64 = np.sum(found, axis=0) / sum(p.width for p in self.panels)
+        total: Float64 = np.sum(found, axis=0) / sum(p.width for p in self.layers)
         return total
 
     def take(self, rows: "np.ndarray[Any, Any]") -> "CpuStack":
         """Views of some of the rows."""
         return CpuStack(
             [
-                Panel([panel.rows[i] for i in rows], panel.origin, panel.measured)
-                for panel in self.panels
+                Layer([layer.rows[i] for i in rows], layer.origin, layer.measured)
+                for layer in self.layers
             ]
         )
 
-    def hold(self, vectors: Sequence[Vector]) -> "CpuStack":
+    def from_vectors(self, vectors: Sequence[Vector]) -> "CpuStack":
         """Vectors as rows of the same panels."""
         return CpuStack(
             [
-                Panel([vector[k] for vector in vectors], measured=panel.measured)
-                for k, panel in enumerate(self.panels)
+                Layer([vector[k] for vector in vectors], measured=layer.measured)
+                for k, layer in enumerate(self.layers)
             ]
         )
 
@@ -223,16 +223,16 @@ class CpuStack(Stack):
         return mixed
 
     def _empty(self) -> Vector:
-        return [np.empty(panel.width, panel.dtype) for panel in self.panels]
+        return [np.empty(layer.width, layer.dtype) for layer in self.layers]
 
     def _spans(self, width: int | None = None) -> Iterator[Span]:
         """Blocks of columns, the same whatever the number of cores."""
-        for k, panel in enumerate(self.panels):
-            bytes_per_column = self.n * panel.dtype.itemsize
+        for k, layer in enumerate(self.layers):
+            bytes_per_column = self.n * layer.dtype.itemsize
             cells = max(1, _BLOCK_BYTES // bytes_per_column // CELL)
             step = width or cells * CELL
-            for a in range(0, panel.width, step):
-                yield k, a, min(a + step, panel.width)
+            for a in range(0, layer.width, step):
+                yield k, a, min(a + step, layer.width)
 
 
 def in_lanes(spans: list[Span], size: int) -> list[list[Span]]:

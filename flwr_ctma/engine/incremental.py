@@ -14,10 +14,10 @@ import numpy as np
 from flwr_ctma.engine import threads as parallel
 from flwr_ctma.engine.buffers import Array
 from flwr_ctma.engine.cpu import CpuStack, Span, in_lanes
-from flwr_ctma.engine.layer import Panel
+from flwr_ctma.engine.layer import Layer
 from flwr_ctma.engine.stack import Columns, Float64, Kernel, Moments, Vector, pivot_of
 
-__all__ = ["Latest"]
+__all__ = ["IncrementalStack"]
 
 Row = Sequence[Array]
 
@@ -29,7 +29,7 @@ _SAME = 1e-12
 _WIDTH = 2**14
 
 
-class Latest(CpuStack):
+class IncrementalStack(CpuStack):
     """n rows, replaced one at a time.
 
     Nothing drifts: a row's inner products are computed afresh when it arrives, and sums
@@ -44,7 +44,7 @@ class Latest(CpuStack):
 
     Examples
     --------
-    >>> rows = Latest(3, [np.zeros(2)])
+    >>> rows = IncrementalStack(3, [np.zeros(2)])
     >>> rows.replace(0, [np.array([3.0, 4.0])])
     >>> rows.replace(2, [np.array([1.0, 0.0])])
     >>> rows.moments.inner()
@@ -55,7 +55,7 @@ class Latest(CpuStack):
 
     def __init__(self, n: int, like: Row) -> None:
         super().__init__(
-            [Panel(np.zeros((n, len(part)), Panel([part]).dtype)) for part in like]
+            [Layer(np.zeros((n, len(part)), Layer([part]).dtype)) for part in like]
         )
         self._products = np.zeros((n, n))
         self._fresh: set[int] = set()  # rows whose inner products are to be computed
@@ -66,9 +66,9 @@ class Latest(CpuStack):
     def grow(self, n: int) -> None:
         """Make room for rows of clients to come."""
         more = n - self.n
-        self.panels = [
-            Panel(np.vstack([panel.rows, np.zeros((more, panel.width), panel.dtype)]))
-            for panel in self.panels
+        self.layers = [
+            Layer(np.vstack([layer.rows, np.zeros((more, layer.width), layer.dtype)]))
+            for layer in self.layers
         ]
         self._products = np.pad(self._products, (0, more))
         self._coefficients = np.pad(self._coefficients, (0, more))
@@ -77,7 +77,7 @@ class Latest(CpuStack):
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these, of which there is one at least."""
         self._measure()
-        self.panels = [Panel(np.asarray(panel.rows)[rows]) for panel in self.panels]
+        self.layers = [Layer(np.asarray(layer.rows)[rows]) for layer in self.layers]
         self._products = self._products[np.ix_(rows, rows)]
         self._coefficients = np.zeros(len(rows))
         self._sum = None
@@ -88,8 +88,8 @@ class Latest(CpuStack):
         if self._sum is not None and self._coefficients[i]:
             self._add({i: -self._coefficients[i]}, self._sum)
         self._coefficients[i] = 0.0
-        for panel, part in zip(self.panels, row, strict=True):
-            np.copyto(panel.rows[i], part, casting="unsafe")
+        for layer, part in zip(self.layers, row, strict=True):
+            np.copyto(layer.rows[i], part, casting="unsafe")
         self._fresh.add(i)
         vars(self).pop("moments", None)
 
@@ -137,7 +137,7 @@ class Latest(CpuStack):
             self._coefficients, self._sum = wanted, None
             return super().combine(coefficients)
         if self._sum is None:
-            self._sum = [np.zeros(panel.width) for panel in self.panels]
+            self._sum = [np.zeros(layer.width) for layer in self.layers]
             self._coefficients = np.zeros(self.n)
             changed = np.flatnonzero(wanted)
         changes = wanted[changed] - self._coefficients[changed]
@@ -158,7 +158,7 @@ class Latest(CpuStack):
 
         def lane(spans: list[Span]) -> None:
             for k, a, b in spans:
-                rows, part = self.panels[k].rows, total[k][a:b]
+                rows, part = self.layers[k].rows, total[k][a:b]
                 for i, change in changes.items():
                     part += rows[i][a:b].astype(np.float64) * change
                 if vector is not None:
@@ -175,7 +175,7 @@ class Latest(CpuStack):
         def lane(spans: list[Span]) -> Float64:
             products = np.zeros((len(fresh), self.n))
             for k, a, b in spans:
-                block = np.asarray(self.panels[k].rows)[:, a:b]
+                block = np.asarray(self.layers[k].rows)[:, a:b]
                 products += block[fresh] @ block.T
             return products
 
@@ -187,7 +187,7 @@ class Latest(CpuStack):
     def state_dict(self) -> dict[str, Any]:
         """Give what `from_state` needs; the sum too, whose bits tell how it came."""
         return {
-            "rows": [panel.rows for panel in self.panels],
+            "rows": [layer.rows for layer in self.layers],
             "products": self._products,
             "fresh": sorted(self._fresh),
             "sum": self._sum,
@@ -195,10 +195,10 @@ class Latest(CpuStack):
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> "Latest":
+    def from_state(cls, state: Mapping[str, Any]) -> "IncrementalStack":
         """Give the rows of which `state_dict` told."""
         latest = cls(0, [])
-        latest.panels = [Panel(np.array(rows)) for rows in state["rows"]]
+        latest.layers = [Layer(np.array(rows)) for rows in state["rows"]]
         latest._products = np.array(state["products"])
         latest._fresh = set(state["fresh"])
         latest._coefficients = np.array(state["coefficients"])

@@ -11,11 +11,11 @@ from flwr_ctma.engine.buffers import Array
 from flwr_ctma.engine.kernels import kernels
 from flwr_ctma.engine.kernels.numpy import Reader
 
-__all__ = ["Panel"]
+__all__ = ["Layer"]
 
 
 @dataclass(frozen=True)
-class Panel:
+class Layer:
     """One tensor of the model from each of n clients.
 
     Parameters
@@ -68,4 +68,4 @@ class Panel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave out how the rows are read: it knows where they are in this process."""
-        return Panel, (self.rows, self.origin, self.measured)
+        return Layer, (self.rows, self.origin, self.measured)

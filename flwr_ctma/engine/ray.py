@@ -18,9 +18,9 @@ import numpy as np
 
 from flwr_ctma.engine.actors import Pool, Unavailable
 from flwr_ctma.engine.cpu import CpuStack, Span
-from flwr_ctma.engine.layer import Panel
+from flwr_ctma.engine.layer import Layer
 from flwr_ctma.engine.stack import Columns, Float64, Kernel, Stack, Vector
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.spec import check_fields
 
 __all__ = ["RayBackend", "ShardedStack"]
@@ -68,13 +68,13 @@ class RayBackend:
         check_fields(self)
         if find_spec("ray") is None:
             remedy = "Install Ray: `pip install 'flwr[simulation]'`."
-            raise wrong("backend", "one that is installed", "ray", remedy)
+            raise parameter_error("backend", "one that is installed", "ray", remedy)
         if self.workers is not None and self.workers < 1:
-            raise wrong("workers", "at least 1, or None", self.workers)
+            raise parameter_error("workers", "at least 1, or None", self.workers)
         if not self.cpus >= 0:
-            raise wrong("cpus", "at least 0", self.cpus)
+            raise parameter_error("cpus", "at least 0", self.cpus)
         if not self.timeout > 0:
-            raise wrong("timeout", "above 0", self.timeout)
+            raise parameter_error("timeout", "above 0", self.timeout)
 
     def begin(self, sent: Any, read: Any) -> "RayBackend":
         """Begin a round: its rows go to the workers when all are there."""
@@ -161,21 +161,21 @@ class ShardedStack(Stack):
             self._pool.take(i, taken._key, self._key, rows)
         return taken
 
-    def hold(self, vectors: Sequence[Vector]) -> CpuStack:
+    def from_vectors(self, vectors: Sequence[Vector]) -> CpuStack:
         """Vectors as rows in this process."""
-        return self._local.hold(vectors)
+        return self._local.from_vectors(vectors)
 
     def _joined(self, parts: Sequence[Vector]) -> Vector:
-        panels = self._local.panels
-        vector = [np.empty(panel.width, panel.dtype) for panel in panels]
+        layers = self._local.layers
+        vector = [np.empty(layer.width, layer.dtype) for layer in layers]
         for shard, part in zip(self._shards, parts, strict=True):
             for (k, a, b), values in zip(shard, part, strict=True):
                 vector[k][a:b] = values
         return vector
 
     def _load(self, i: int) -> None:
-        panels = [_columns(self._local.panels[k], a, b) for k, a, b in self._shards[i]]
-        self._pool.load(i, self._key, panels)
+        layers = [_columns(self._local.layers[k], a, b) for k, a, b in self._shards[i]]
+        self._pool.load(i, self._key, layers)
 
     def _ask(
         self, method: str, *shared: Any, each: Sequence[Any] | None = None
@@ -226,13 +226,13 @@ def _merged(spans: Sequence[Span]) -> list[Span]:
     return merged
 
 
-def _columns(panel: Panel, a: int, b: int) -> Panel:
+def _columns(layer: Layer, a: int, b: int) -> Layer:
     """Columns of a panel, laid out so that Ray stores them with one copy."""
-    rows = panel.rows
+    rows = layer.rows
     cut = (
         np.ascontiguousarray(rows[:, a:b])
         if isinstance(rows, np.ndarray)
         else [row[a:b] for row in rows]
     )
-    origin = None if panel.origin is None else panel.origin[a:b]
-    return Panel(cut, origin, panel.measured)
+    origin = None if layer.origin is None else layer.origin[a:b]
+    return Layer(cut, origin, layer.measured)

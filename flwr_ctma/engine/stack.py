@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = [
     "Columns",
@@ -136,7 +136,7 @@ class Stack(ABC):
         """Some of the rows, where they are."""
 
     @abstractmethod
-    def hold(self, vectors: Sequence[Vector]) -> "Stack":
+    def from_vectors(self, vectors: Sequence[Vector]) -> "Stack":
         """Vectors that were computed from these rows, as rows of their own."""
 
     @property
@@ -149,7 +149,7 @@ class Stack(ABC):
         largest = self.largest()
         bad = np.flatnonzero(~(largest < _LARGEST))
         if bad.size:
-            raise wrong(
+            raise parameter_error(
                 "updates",
                 f"finite, and smaller than {_LARGEST:g}",
                 {int(row): float(largest[row]) for row in bad},

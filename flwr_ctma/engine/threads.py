@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["one_blas_thread", "run"]
 
@@ -67,7 +67,9 @@ def _threads() -> int:
     given = os.environ.get("FLWR_CTMA_NUM_THREADS")
     if given:
         if not given.isdecimal() or int(given) < 1:
-            raise wrong("FLWR_CTMA_NUM_THREADS", "a whole number from 1", given)
+            raise parameter_error(
+                "FLWR_CTMA_NUM_THREADS", "a whole number from 1", given
+            )
         return int(given)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -9,7 +9,7 @@ import torch
 
 from flwr_ctma.engine.stack import Columns, Float64, Kernel, Stack, Vector
 from flwr_ctma.engine.updates import Updates, as_vector
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["TorchStack", "as_tensor", "tensor_updates"]
 
@@ -20,14 +20,14 @@ _BLOCK_BYTES = 2**28
 def tensor_updates(data: torch.Tensor, reference: Any = None) -> Updates:
     """Wrap an (n, d) tensor without a copy; on the CPU it is viewed by NumPy."""
     if data.ndim != 2 or 0 in data.shape:
-        raise wrong(
+        raise parameter_error(
             "updates",
             "of shape (n, d), one row for each client",
             tuple(data.shape),
             "Flatten each client's tensors into one row.",
         )
     if not data.is_floating_point():
-        raise wrong("updates", "of a floating-point dtype", str(data.dtype))
+        raise parameter_error("updates", "of a floating-point dtype", str(data.dtype))
     rows = data.detach()
     if isinstance(reference, torch.Tensor):
         reference = reference.detach().double().cpu().numpy()
@@ -134,7 +134,7 @@ class TorchStack(Stack):
         """A copy of some of the rows."""
         return TorchStack(self.rows[torch.as_tensor(rows, device=self.rows.device)])
 
-    def hold(self, vectors: Sequence[Vector]) -> "TorchStack":
+    def from_vectors(self, vectors: Sequence[Vector]) -> "TorchStack":
         """Vectors as rows."""
         return TorchStack(torch.stack([vector[0] for vector in vectors]))
 

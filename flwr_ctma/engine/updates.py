@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flwr_ctma.engine.cpu import CpuStack
-from flwr_ctma.engine.layer import Panel
+from flwr_ctma.engine.layer import Layer
 from flwr_ctma.engine.stack import (
     Columns,
     Float64,
@@ -26,9 +26,9 @@ from flwr_ctma.engine.stack import (
     Vector,
     squared_distances,
 )
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
-__all__ = ["Float64", "Kernel", "Panel", "Stack", "Updates", "Vector"]
+__all__ = ["Float64", "Kernel", "Layer", "Stack", "Updates", "Vector"]
 
 Index = NDArray[np.intp]
 
@@ -71,30 +71,30 @@ class Updates:
         reference : vector of shape (d,), or one for each panel, optional
             See `Updates`.
         """
-        if _is_panels(data):
-            panels = _checked_panels(data)
+        if _is_layers(data):
+            layers = _checked_layers(data)
         elif isinstance(data, np.ndarray):
-            panels = [Panel(_checked(data))]
+            layers = [Layer(_checked(data))]
         elif _is_tensor(data):
             from flwr_ctma.engine.torch import tensor_updates
 
             return tensor_updates(data, reference)
         else:
-            raise wrong(
+            raise parameter_error(
                 "updates",
                 "an (n, d) NumPy array or torch tensor",
                 type(data).__name__,
                 "Stack the rows: `np.stack(rows)`.",
             )
         if reference is None:
-            return Updates(CpuStack(panels))
+            return Updates(CpuStack(layers))
         parts = [reference] if isinstance(data, np.ndarray) else list(reference)
-        if len(parts) != len(panels):
-            raise wrong(
-                "reference", f"one vector for each of {len(panels)} panels", parts
+        if len(parts) != len(layers):
+            raise parameter_error(
+                "reference", f"one vector for each of {len(layers)} panels", parts
             )
-        n = len(panels[0].rows)
-        return Updates(CpuStack(_append(panels, parts)), np.eye(n, n + 1), n)
+        n = len(layers[0].rows)
+        return Updates(CpuStack(_append(layers, parts)), np.eye(n, n + 1), n)
 
     @property
     def n(self) -> int:
@@ -118,7 +118,7 @@ class Updates:
 
     def mix(self, matrix: Float64) -> "Updates":
         """Rows become `matrix @ rows`; nothing is computed yet."""
-        return Updates(self.stack, self.expand(matrix), self.reference)
+        return Updates(self.stack, self.to_stack_coefficients(matrix), self.reference)
 
     def take(self, rows: "Index") -> tuple["Updates", "Index"]:
         """Some of the rows, and which rows of the stack are kept for them."""
@@ -137,32 +137,32 @@ class Updates:
             place = int(np.searchsorted(kept, self.reference))
         return Updates(self.stack.take(kept), mixing[:, kept], place), kept
 
-    def hold(self, vectors: Sequence[Vector]) -> "Updates":
+    def from_vectors(self, vectors: Sequence[Vector]) -> "Updates":
         """Vectors that were computed from these rows, beside the same reference."""
         if self.reference is None:
-            return Updates(self.stack.hold(vectors))
+            return Updates(self.stack.from_vectors(vectors))
         n = len(vectors)
         start = self.stack.take(np.array([self.reference])).combine(np.ones(1))
-        return Updates(self.stack.hold([*vectors, start]), np.eye(n, n + 1), n)
+        return Updates(self.stack.from_vectors([*vectors, start]), np.eye(n, n + 1), n)
 
-    def expand(self, coefficients: Float64) -> Float64:
+    def to_stack_coefficients(self, coefficients: Float64) -> Float64:
         """Coefficients of these rows as coefficients of the rows of the stack."""
         return coefficients if self.mixing is None else coefficients @ self.mixing
 
     def combine(self, coefficients: Float64) -> Vector:
         """The vector `coefficients @ rows`, one array for each panel."""
-        return self.stack.combine(self.expand(coefficients))
+        return self.stack.combine(self.to_stack_coefficients(coefficients))
 
     def columns(self, kernel: Kernel) -> Columns:
         """Apply a rule to each coordinate and measure every row's distance to it."""
         return self.stack.columns(kernel, self.mixing)
 
 
-def _is_panels(data: Any) -> bool:
+def _is_layers(data: Any) -> bool:
     return (
         isinstance(data, Sequence)
         and bool(data)
-        and all(isinstance(panel, Panel) for panel in data)
+        and all(isinstance(layer, Layer) for layer in data)
     )
 
 
@@ -172,14 +172,14 @@ def _is_tensor(data: Any) -> bool:
 
 def _checked(data: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
     if data.ndim != 2 or 0 in data.shape:
-        raise wrong(
+        raise parameter_error(
             "updates",
             "of shape (n, d), one row for each client",
             data.shape,
             "Flatten each client's arrays into one row.",
         )
     if data.dtype not in (np.float16, np.float32, np.float64):
-        raise wrong(
+        raise parameter_error(
             "updates",
             "of dtype float16, float32 or float64",
             str(data.dtype),
@@ -188,16 +188,16 @@ def _checked(data: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
     return data
 
 
-def _checked_panels(data: Sequence[Panel]) -> list[Panel]:
-    for panel in data:
-        shapes = {row.shape for row in panel.rows}
-        if panel.origin is not None:
-            shapes.add(panel.origin.shape)
-        if len(panel.rows) != len(data[0].rows) or len(shapes) != 1:
-            raise wrong(
+def _checked_layers(data: Sequence[Layer]) -> list[Layer]:
+    for layer in data:
+        shapes = {row.shape for row in layer.rows}
+        if layer.origin is not None:
+            shapes.add(layer.origin.shape)
+        if len(layer.rows) != len(data[0].rows) or len(shapes) != 1:
+            raise parameter_error(
                 "updates",
                 f"panels of {len(data[0].rows)} rows as long as their origin",
-                f"{len(panel.rows)} rows of shapes {sorted(shapes)}",
+                f"{len(layer.rows)} rows of shapes {sorted(shapes)}",
                 "Leave out the clients whose tensors differ from the model's.",
             )
     return list(data)
@@ -208,19 +208,23 @@ def as_vector(vector: Any, width: int) -> "np.ndarray[Any, Any]":
     try:
         row = np.asarray(vector)
     except (TypeError, ValueError) as error:
-        raise wrong("reference", "a vector of floats", vector) from error
+        raise parameter_error("reference", "a vector of floats", vector) from error
     if row.dtype.kind not in "fiu" or row.shape != (width,):
-        raise wrong("reference", f"{width} real numbers", f"{row.dtype}{row.shape}")
+        raise parameter_error(
+            "reference", f"{width} real numbers", f"{row.dtype}{row.shape}"
+        )
     if not np.isfinite(row).all():
-        raise wrong("reference", "finite", row.tolist(), "Check the server's own data.")
+        raise parameter_error(
+            "reference", "finite", row.tolist(), "Check the server's own data."
+        )
     return row
 
 
-def _append(panels: list[Panel], vector: Sequence[Any]) -> list[Panel]:
+def _append(layers: list[Layer], vector: Sequence[Any]) -> list[Layer]:
     appended = []
-    for panel, part in zip(panels, vector, strict=True):
-        row = as_vector(part, panel.width)
-        if panel.origin is not None:
-            row = row + panel.origin
-        appended.append(Panel([*panel.rows, row], panel.origin, panel.measured))
+    for layer, part in zip(layers, vector, strict=True):
+        row = as_vector(part, layer.width)
+        if layer.origin is not None:
+            row = row + layer.origin
+        appended.append(Layer([*layer.rows, row], layer.origin, layer.measured))
     return appended

@@ -15,7 +15,7 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.server_app import LoadServerAppError
 from flwr.supercore.object_ref import load_app
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.simulation.arrivals import grid_of
 from flwr_ctma.simulation.grid import InProcessGrid
 
@@ -47,7 +47,7 @@ class FlowerApp:
             settings: dict[str, Any] = get_project_config(self.path)
             return dict(settings["tool"]["flwr"]["app"])
         except (OSError, ValueError, LookupError) as error:
-            raise wrong(
+            raise parameter_error(
                 "app",
                 "the folder of a Flower app, with its `pyproject.toml`",
                 str(self.path),
@@ -75,7 +75,7 @@ class FlowerApp:
         for key in given:
             if key not in defaults:
                 close = difflib.get_close_matches(key, defaults, n=1)
-                raise wrong(
+                raise parameter_error(
                     "run-config key",
                     f"one of {', '.join(sorted(defaults))}",
                     key,

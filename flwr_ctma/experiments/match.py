@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import Result, Strategy
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.mods import ByzantineMod
 from flwr_ctma.simulation.grid import InProcessGrid
@@ -24,7 +24,7 @@ from flwr_ctma.strategy.wrappers.attacked import AttackedStrategy
 from flwr_ctma.strategy.wrappers.base import inside
 from flwr_ctma.tracking.ledger import Ledger
 
-__all__ = ["Match", "Outcome", "load", "play", "read"]
+__all__ = ["Match", "MatchResult", "load", "read", "run_match"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class MatchResult:
     """How a match ended.
 
     Attributes
@@ -65,11 +65,11 @@ class Outcome:
     alarms: int | None = None
 
 
-def read(line: Mapping[str, Any]) -> tuple[Match, Outcome]:
+def read(line: Mapping[str, Any]) -> tuple[Match, MatchResult]:
     """Read a match and its outcome, written as one mapping."""
     pairing = {field.name: line[field.name] for field in fields(Match)}
-    known = {f.name: line[f.name] for f in fields(Outcome) if f.name in line}
-    return Match(**pairing), Outcome(**known)
+    known = {f.name: line[f.name] for f in fields(MatchResult) if f.name in line}
+    return Match(**pairing), MatchResult(**known)
 
 
 def load(app: str) -> tuple[ServerApp, ClientApp]:
@@ -84,7 +84,7 @@ def load(app: str) -> tuple[ServerApp, ClientApp]:
             getattr(importlib.import_module(module), name) for module, name in parts
         )
     except (ImportError, AttributeError, ValueError) as error:
-        raise wrong(
+        raise parameter_error(
             "app",
             "a folder, or `module:server_app,module:client_app`",
             app,
@@ -93,18 +93,18 @@ def load(app: str) -> tuple[ServerApp, ClientApp]:
     return server_app, client_app
 
 
-def play(
+def run_match(
     match: Match,
     app: str,
     run_config: Mapping[str, Any],
     num_nodes: int,
     metric: str,
     kind: type[InProcessGrid] = InProcessGrid,
-) -> Outcome:
+) -> MatchResult:
     """Run an app once, under a rule and an attack; see `Tournament`."""
     began = time.monotonic()
     server_app, client_app = load(app)
-    legacy = wrong(
+    legacy = parameter_error(
         "app",
         "one whose ServerApp starts a strategy of the Message API",
         app,
@@ -132,11 +132,11 @@ def play(
     value = _final(result, metric)
     seconds = time.monotonic() - began
     if ledger is None:
-        return Outcome(value, seconds)
+        return MatchResult(value, seconds)
     attacked = match.attack != "none"
     malicious = set(grid.get_node_ids()[: match.num_malicious if attacked else 0])
     suspects = set(ledger.suspects())
-    return Outcome(
+    return MatchResult(
         value,
         seconds,
         auc=ledger.auc(malicious),
@@ -157,7 +157,9 @@ def _final(result: Result, metric: str) -> float:
             if metric in last:
                 return float(last[metric])  # type: ignore[arg-type]
             found |= set(last)
-    raise wrong("metric", f"one that the app reports: {sorted(found)}", metric)
+    raise parameter_error(
+        "metric", f"one that the app reports: {sorted(found)}", metric
+    )
 
 
 class _Idle(ClientApp):
@@ -199,7 +201,7 @@ def _defended(match: Match, num_nodes: int) -> Iterator[_Ended]:
         needed = getattr(strategy, "min_available_nodes", 0)
         if needed > num_nodes:
             expected = f"at least {needed}: the app's strategy waits for so many"
-            raise wrong("num-nodes", expected, num_nodes)
+            raise parameter_error("num-nodes", expected, num_nodes)
         ledger = None
         if match.aggregator != "fedavg":
             strategy = RobustStrategy(

@@ -16,7 +16,7 @@ from flwr.app import Context, RecordDict
 
 from flwr_ctma.aggregators import parse_aggregator
 from flwr_ctma.attacks import parse_attack
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.experiments.sweep_results import Ended, Run, evaluated, held
 from flwr_ctma.experiments.workers import alone_in, one_core_each
@@ -80,9 +80,11 @@ class Sweep:
         try:
             plan = tomllib.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise wrong("file", "a TOML file", str(file), str(error)) from error
+            raise parameter_error(
+                "file", "a TOML file", str(file), str(error)
+            ) from error
         if strange := [name for name in plan if name not in _TABLES]:
-            raise wrong("table", f"one of {', '.join(_TABLES)}", strange[0])
+            raise parameter_error("table", f"one of {', '.join(_TABLES)}", strange[0])
         flower_app = FlowerApp(app)
         excluded = [p for values in plan.get("exclude", []) for p in _product(values)]
         points = [
@@ -92,7 +94,9 @@ class Sweep:
         ]
         points += [p for values in plan.get("include", []) for p in _product(values)]
         if not points:
-            raise wrong("file", "one whose `axes` or `include` hold a run", str(file))
+            raise parameter_error(
+                "file", "one whose `axes` or `include` hold a run", str(file)
+            )
         keys = dict.fromkeys(key for point in points for key in point)
         runs = []
         for point in points:
@@ -103,7 +107,7 @@ class Sweep:
             runs.append(Run(config, {key: config[key] for key in keys}))
         return cls(app, list({run.name: run for run in runs}.values()))
 
-    def play(
+    def run_match(
         self,
         folder: Path,
         workers: int,

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flwr_ctma.experiments.tournament import Match, Outcome, Scores, scores
+from flwr_ctma.experiments.tournament import Match, MatchResult, Scores, scores
 from flwr_ctma.tracking.run_folder import RunFolder
 
 __all__ = ["Ended", "Run", "evaluated", "final_scores", "held", "write_rounds"]
@@ -131,7 +131,7 @@ def final_scores(ended: Sequence[Ended]) -> Scores:
         and len({str(one.run.point[key]) for one in ended}) > 1
     }
     outcomes = {
-        _match(one.run, sorted(varied)): Outcome(one.accuracy, one.seconds, one.why)
+        _match(one.run, sorted(varied)): MatchResult(one.accuracy, one.seconds, one.why)
         for one in ended
     }
     attacks = dict.fromkeys(match.attack for match in outcomes)

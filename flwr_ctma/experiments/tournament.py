@@ -15,15 +15,15 @@ import numpy as np
 
 from flwr_ctma.aggregators import parse_aggregator
 from flwr_ctma.attacks import parse_attack
-from flwr_ctma.errors import wrong
-from flwr_ctma.experiments.match import Match, Outcome, play, read
+from flwr_ctma.errors import parameter_error
+from flwr_ctma.experiments.match import Match, MatchResult, read, run_match
 from flwr_ctma.experiments.workers import alone_in, one_core_each
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.tracking.run_folder import append_line
 
 __all__ = [
     "Match",
-    "Outcome",
+    "MatchResult",
     "Tournament",
     "played",
     "scores",
@@ -83,18 +83,22 @@ class Tournament:
             if match.aggregator != "fedavg":
                 parse_aggregator(match.aggregator)
             if not 0 <= match.num_malicious < self.num_nodes / 2:
-                raise wrong(
+                raise parameter_error(
                     "malicious",
                     f"at least 0 and less than half of {self.num_nodes} clients",
                     match.num_malicious,
                 )
         return plan
 
-    def play(self, match: Match, kind: type[InProcessGrid] = InProcessGrid) -> Outcome:
+    def run_match(
+        self, match: Match, kind: type[InProcessGrid] = InProcessGrid
+    ) -> MatchResult:
         """Run the app once, under a rule and an attack."""
         if why := undefined(match.aggregator, self.num_nodes, match.num_malicious):
-            return Outcome(None, 0.0, why)
-        return play(match, self.app, self.run_config, self.num_nodes, self.metric, kind)
+            return MatchResult(None, 0.0, why)
+        return run_match(
+            match, self.app, self.run_config, self.num_nodes, self.metric, kind
+        )
 
     def play_all(
         self,
@@ -102,7 +106,7 @@ class Tournament:
         folder: Path,
         workers: int,
         kind: type[InProcessGrid] = InProcessGrid,
-    ) -> Iterator[tuple[Match, Outcome]]:
+    ) -> Iterator[tuple[Match, MatchResult]]:
         """Play what is not in the folder yet, each outcome written as it comes.
 
         Yields
@@ -126,12 +130,14 @@ class Tournament:
         folder: Path,
         workers: int,
         kind: type[InProcessGrid],
-    ) -> Iterator[tuple[Match, Outcome]]:
+    ) -> Iterator[tuple[Match, MatchResult]]:
         done = self._resume(folder)
         yield from ((match, done[match]) for match in plan if match in done)
         left = [match for match in plan if match not in done]
         with one_core_each(workers, folder / "log.txt") as pool:
-            futures = {pool.submit(self.play, match, kind): match for match in left}
+            futures = {
+                pool.submit(self.run_match, match, kind): match for match in left
+            }
             for future in as_completed(futures):
                 match = futures[future]
                 if error := future.exception():
@@ -142,11 +148,11 @@ class Tournament:
                 append_line(folder / "matches.jsonl", line)
                 yield match, outcome
 
-    def _resume(self, folder: Path) -> dict[Match, Outcome]:
+    def _resume(self, folder: Path) -> dict[Match, MatchResult]:
         """Read what was played; refuse a folder that holds another tournament."""
         own, path = asdict(self), folder / "config.json"
         if path.exists() and json.loads(path.read_text()) != own:
-            raise wrong(
+            raise parameter_error(
                 "output",
                 "a new folder, or that of a tournament of the same app and run-config",
                 str(folder),
@@ -160,7 +166,7 @@ class Tournament:
 Scores = dict[int, dict[str, dict[str, float | None]]]
 
 
-def played(file: Path) -> dict[Match, Outcome]:
+def played(file: Path) -> dict[Match, MatchResult]:
     """Read matches that were played; one that is being written is left out.
 
     Raises
@@ -173,11 +179,11 @@ def played(file: Path) -> dict[Match, Outcome]:
         return dict(read(json.loads(line)) for line in lines)
     except (LookupError, RecursionError, TypeError, ValueError) as error:
         expected = "that of a tournament, each line a match"
-        raise wrong("file", expected, str(file), repr(error)) from None
+        raise parameter_error("file", expected, str(file), repr(error)) from None
 
 
-def _failed(error: BaseException) -> Outcome:
-    return Outcome(None, 0.0, f"{type(error).__name__}: {error}")
+def _failed(error: BaseException) -> MatchResult:
+    return MatchResult(None, 0.0, f"{type(error).__name__}: {error}")
 
 
 def undefined(aggregator: str, n: int, f: int) -> str:
@@ -201,7 +207,7 @@ def undefined(aggregator: str, n: int, f: int) -> str:
     return ""
 
 
-def scores(outcomes: Mapping[Match, Outcome]) -> Scores:
+def scores(outcomes: Mapping[Match, MatchResult]) -> Scores:
     """Average over seeds: number of malicious clients → rule → attack → value.
 
     Rules come with the best worst case first. An attack that a rule did not meet, or is
@@ -234,7 +240,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return -math.inf if mean is not None and math.isnan(mean) else mean
 
 
-def write_matches(path: Path, outcomes: Mapping[Match, Outcome]) -> None:
+def write_matches(path: Path, outcomes: Mapping[Match, MatchResult]) -> None:
     """Write a table with one row for each match."""
     rows = [asdict(match) | asdict(outcome) for match, outcome in outcomes.items()]
     with path.open("w", newline="", encoding="utf-8") as file:

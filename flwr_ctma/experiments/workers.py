@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["alone_in", "one_core_each"]
 
@@ -47,7 +47,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         with FileLock(folder / ".lock", timeout=0):
             yield
     except Timeout as error:
-        raise wrong(
+        raise parameter_error(
             "output",
             "a folder in which nothing else is at work",
             str(folder),

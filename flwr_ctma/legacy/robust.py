@@ -21,10 +21,10 @@ from flwr.serverapp import strategy as flower
 
 from flwr_ctma import strategy as ours
 from flwr_ctma.aggregators import Aggregator
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.legacy.bridge import Bridge
 from flwr_ctma.legacy.records import parameters_of, record_of, scalars
-from flwr_ctma.strategy.compatibility import refuse_kind
+from flwr_ctma.strategy.compatibility import check_compatible_kind
 from flwr_ctma.tracking.ledger import Ledger
 
 __all__ = ["RobustStrategy"]
@@ -85,9 +85,9 @@ class RobustStrategy(Strategy):
         aggregator: Aggregator | str = "ctma(gm)",
         *,
         num_malicious_nodes: int | float,
-        weighted_by: str | None = None,
-        unmeasured: Collection[str] = (),
-        max_violations: int | None = None,
+        weighted_by_key: str | None = None,
+        buffer_keys: Collection[str] = (),
+        max_rejections: int | None = None,
     ) -> None:
         _refuse(strategy)
         self.strategy = strategy
@@ -96,9 +96,9 @@ class RobustStrategy(Strategy):
             self._bridge,
             aggregator,
             num_malicious_nodes=num_malicious_nodes,
-            weighted_by=weighted_by,
-            unmeasured=unmeasured,
-            max_violations=max_violations,
+            weighted_by_key=weighted_by_key,
+            buffer_keys=buffer_keys,
+            max_rejections=max_rejections,
         )
 
     @property
@@ -172,7 +172,7 @@ def _refuse(strategy: Strategy) -> None:
     """Raise a ValueError for a strategy that must see single results."""
     part: object = strategy
     if not isinstance(part, Strategy):
-        raise wrong(
+        raise parameter_error(
             "strategy",
             "a Strategy of `flwr.server.strategy`",
             part,
@@ -183,7 +183,7 @@ def _refuse(strategy: Strategy) -> None:
             name = _NOW_CALLED.get(base.__name__, base.__name__)
             namesake = getattr(flower, name, None)
             if base.__module__.startswith("flwr.") and isinstance(namesake, type):
-                refuse_kind(namesake, type(part).__name__)
+                check_compatible_kind(namesake, type(part).__name__)
         part = getattr(part, "strategy", None)
 
 
@@ -194,7 +194,7 @@ def _refuse_sums(results: list[tuple[ClientProxy, FitRes]]) -> None:
     all clients agree.
     """
     if len({id(result.parameters) for _, result in results}) == 1 < len(results):
-        raise wrong(
+        raise parameter_error(
             "results",
             "those of single clients",
             "one average in place of all",

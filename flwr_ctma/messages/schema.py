@@ -14,15 +14,15 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from flwr_ctma.engine.updates import Panel, Updates
-from flwr_ctma.errors import wrong
+from flwr_ctma.engine.updates import Layer, Updates
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages import npy
 from flwr_ctma.messages.arrays import numbers, to_array
 
-__all__ = ["BUFFERS", "Model", "Rejection", "Reply", "quote", "read_metrics"]
+__all__ = ["BUFFER_KEYS", "Rejection", "Reply", "ReplySchema", "quote", "read_metrics"]
 
 # State that layers keep and gradients do not move: BatchNorm's, by PyTorch's names.
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+BUFFER_KEYS = ("running_mean", "running_var", "num_batches_tracked")
 
 # Squared norms beyond this are nearer to float32's overflow than to any model.
 _LARGEST_SQUARE = 1e36
@@ -68,7 +68,7 @@ class Reply:
         return b"".join(row[:: 1 + row.size // 100].tobytes() for row in self.rows)
 
 
-class Model:
+class ReplySchema:
     """The arrays that were sent: the frame that every reply must fit.
 
     Parameters
@@ -105,19 +105,19 @@ class Model:
     """
 
     def __init__(
-        self, sent: ArrayRecord, unmeasured: Collection[str] = BUFFERS
+        self, sent: ArrayRecord, buffer_keys: Collection[str] = BUFFER_KEYS
     ) -> None:
         self._tensors = tuple(_Tensor.of(key, array) for key, array in sent.items())
         self._keys = dict.fromkeys(sent).keys()
         counts = [
-            t.dtype.kind == "f" and t.key.rpartition(".")[2] not in unmeasured
+            t.dtype.kind == "f" and t.key.rpartition(".")[2] not in buffer_keys
             for t in self._tensors
         ]
         full = [i for i, t in enumerate(self._tensors) if t.origin.size]
         self.measured = tuple(i for i in full if counts[i])
         self.buffers = tuple(i for i in full if not counts[i])
         if not self.measured:
-            raise wrong(
+            raise parameter_error(
                 "arrays",
                 "a model with floats that count in distances",
                 list(self._keys)[:10],
@@ -150,11 +150,11 @@ class Model:
         reference: Sequence[NDArray[Any]] | None = None,
     ) -> Updates:
         """Stack the replies' rows of some tensors, relative to what was sent."""
-        panels = [
-            Panel([reply.rows[i] for reply in replies], self._tensors[i].origin)
+        layers = [
+            Layer([reply.rows[i] for reply in replies], self._tensors[i].origin)
             for i in positions
         ]
-        return Updates.of(panels, reference)
+        return Updates.of(layers, reference)
 
     def write(self, update: Mapping[int, NDArray[Any]]) -> ArrayRecord:
         """Add an update, by position of the tensor, to what was sent.
@@ -169,7 +169,9 @@ class Model:
             }
         )
 
-    def settle(self, robust: ArrayRecord, optimised: ArrayRecord) -> ArrayRecord:
+    def restore_dtypes_and_buffers(
+        self, robust: ArrayRecord, optimised: ArrayRecord
+    ) -> ArrayRecord:
         """Take what a server optimiser made of a robust result, as a model like sent.
 
         Buffers are not parameters: a step of Adam can make a variance negative, so
@@ -236,14 +238,14 @@ class _Tensor:
         try:
             dtype, shape, values = _view(key, sent)
         except _Reject as reject:
-            raise wrong(
+            raise parameter_error(
                 f"arrays[{key!r}]",
                 "an array of real numbers of at most 64 bits",
                 str(reject.rejection),
                 "Convert it, or leave it out of what is averaged.",
             ) from None
         if not np.isfinite(values).all():
-            raise wrong(
+            raise parameter_error(
                 f"arrays[{key!r}]",
                 "finite",
                 "NaN or infinity in the model to send",

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.common import log
 from numpy.typing import NDArray
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.optim.schedules import Fixed, Schedule
 
 __all__ = ["Arrays", "CorrectedMomentum"]
@@ -84,7 +84,7 @@ class CorrectedMomentum:
             If `clip` is not positive.
         """
         if clip is not None and not clip > 0:
-            raise wrong("clip", "positive or None", clip)
+            raise parameter_error("clip", "positive or None", clip)
         if _shapes(self.point) != _shapes(point):
             return type(self)(1, point, _clipped(gradient_at(point), clip))
         keep = 1 - schedule(self.count + 1).storm_beta

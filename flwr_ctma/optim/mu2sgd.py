@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.optim.schedules import Fixed, Schedule, parse_schedule
 from flwr_ctma.optim.state import load_state_record, state_record
 
@@ -105,13 +105,13 @@ class Mu2SGD(Optimizer):
         buffers: Iterable[Tensor] = (),
     ) -> None:
         if not 0 < lr < inf:
-            raise wrong("lr", "positive and finite", lr)
+            raise parameter_error("lr", "positive and finite", lr)
         if not 0 <= weight_decay < inf:
-            raise wrong("weight_decay", "at least 0 and finite", weight_decay)
+            raise parameter_error("weight_decay", "at least 0 and finite", weight_decay)
         if clip is not None and not clip > 0:
-            raise wrong("clip", "positive or None", clip)
+            raise parameter_error("clip", "positive or None", clip)
         if not radius > 0:
-            raise wrong("radius", "positive", radius)
+            raise parameter_error("radius", "positive", radius)
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self.schedule = parse_schedule(schedule)
         self.clip = clip
@@ -134,7 +134,9 @@ class Mu2SGD(Optimizer):
             The loss at the query point x_t.
         """
         if closure is None:
-            raise wrong("closure", "a function that evaluates the batch", closure)
+            raise parameter_error(
+                "closure", "a function that evaluates the batch", closure
+            )
         old = self._gradients_at_last_points(closure)
         loss, new = self._gradients(closure)
         moved = {}

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.spec import check_fields, parse, spell
 
 __all__ = [
@@ -200,4 +200,4 @@ def parse_schedule(schedule: Schedule | str) -> Schedule:
 
 def _check_share(name: str, value: float) -> None:
     if not 0 < value <= 1:
-        raise wrong(name, "in (0, 1]", value)
+        raise parameter_error(name, "in (0, 1]", value)

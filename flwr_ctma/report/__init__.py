@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.report.export import write_figures
 from flwr_ctma.report.page import page
-from flwr_ctma.report.runs import Cup, Run, find
+from flwr_ctma.report.runs import Run, TournamentResult, find
 
 __all__ = ["write_report"]
 
@@ -35,10 +35,10 @@ def write_report(runs: Sequence[Path], out: Path, figures: Sequence[str] = ()) -
         If a folder holds no run.
     """
     if not runs:
-        raise wrong("runs", "at least one folder", [])
+        raise parameter_error("runs", "at least one folder", [])
     found = {item.path.resolve(): item for path in runs for item in find(path)}
     alone = [item for item in found.values() if isinstance(item, Run)]
-    cups = [item for item in found.values() if isinstance(item, Cup)]
+    cups = [item for item in found.values() if isinstance(item, TournamentResult)]
     title = ", ".join(path.resolve().name for path in runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page(title, alone, cups), encoding="utf-8")

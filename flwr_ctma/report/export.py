@@ -12,14 +12,16 @@ from flwr_ctma.report.client_figure import draw_rolls
 from flwr_ctma.report.client_table import rows_of
 from flwr_ctma.report.groups import Group, scenarios, spelled, varying
 from flwr_ctma.report.heatmap import draw_scores
-from flwr_ctma.report.runs import Cup, Run
+from flwr_ctma.report.runs import Run, TournamentResult
 
 __all__ = ["write_figures"]
 
 _PANELS = 8  # runs of which one figure shows the clients
 
 
-def write_figures(runs: Sequence[Run], cups: Sequence[Cup], page: Path) -> None:
+def write_figures(
+    runs: Sequence[Run], cups: Sequence[TournamentResult], page: Path
+) -> None:
     """Write figures beside the page.
 
     Accuracy by round, what every client did, and a heat map of each tournament.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from flwr_ctma.experiments.match import Match, Outcome
+from flwr_ctma.experiments.match import Match, MatchResult
 from flwr_ctma.experiments.tournament import Scores, worst
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def score_table(
 
 
 def ledger_table(
-    f: int, n: int, outcomes: Mapping[Match, Outcome], attacks: Sequence[str]
+    f: int, n: int, outcomes: Mapping[Match, MatchResult], attacks: Sequence[str]
 ) -> Table | None:
     """Show by attack and rule how well the ledger told who attacks.
 
@@ -48,7 +48,7 @@ def ledger_table(
     many of the honest were suspects in the end, all of them means over seeds. None if
     no rule keeps a ledger.
     """
-    told: dict[tuple[str, str], list[Outcome]] = {}
+    told: dict[tuple[str, str], list[MatchResult]] = {}
     for match, outcome in outcomes.items():
         if match.num_malicious == f and outcome.alarms is not None:
             told.setdefault((match.attack, match.aggregator), []).append(outcome)
@@ -69,7 +69,7 @@ def ledger_table(
     return table
 
 
-def _told(outcomes: Sequence[Outcome]) -> str:
+def _told(outcomes: Sequence[MatchResult]) -> str:
     """Write a cell of the ledger's table.
 
     Examples

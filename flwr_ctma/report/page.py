@@ -12,7 +12,7 @@ from flwr_ctma.report.client_table import legend, roll
 from flwr_ctma.report.groups import Scenario, Spread, scenarios, varying
 from flwr_ctma.report.heat import heat_map, scores_of
 from flwr_ctma.report.overview import overview
-from flwr_ctma.report.runs import Cup, Run
+from flwr_ctma.report.runs import Run, TournamentResult
 
 __all__ = ["page"]
 
@@ -20,7 +20,7 @@ __all__ = ["page"]
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def page(title: str, runs: Sequence[Run], cups: Sequence[Cup]) -> str:
+def page(title: str, runs: Sequence[Run], cups: Sequence[TournamentResult]) -> str:
     """Write the page about runs and tournaments."""
     found = scenarios(runs)
     heats = [heat_map(scores, title) for title, scores in scores_of(found).items()]
@@ -68,7 +68,7 @@ def _heats(heats: Sequence[str]) -> str:
 
 
 def _headline(
-    runs: Sequence[Run], found: Sequence[Scenario], cups: Sequence[Cup]
+    runs: Sequence[Run], found: Sequence[Scenario], cups: Sequence[TournamentResult]
 ) -> str:
     labels = {group.label for scenario in found for group in scenario.groups}
     counts = {

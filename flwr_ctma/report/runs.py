@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.experiments.tournament import Scores, played, scores
 
-__all__ = ["Cup", "Run", "find", "finite"]
+__all__ = ["Run", "TournamentResult", "find", "finite"]
 
 Line = Mapping[str, Any]
 
@@ -86,7 +86,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Cup:
+class TournamentResult:
     """A tournament.
 
     Attributes
@@ -105,7 +105,7 @@ class Cup:
     scores: Scores
 
 
-def find(path: Path) -> Iterator[Run | Cup]:
+def find(path: Path) -> Iterator[Run | TournamentResult]:
     """Find the runs in a folder: its own, or those in the folders below.
 
     Raises
@@ -118,7 +118,7 @@ def find(path: Path) -> Iterator[Run | Cup]:
     cups = sorted(path.rglob("matches.jsonl"))
     yield from map(_cup, cups)
     if not folders and not cups:
-        raise wrong(
+        raise parameter_error(
             "run",
             "a folder with `rounds.jsonl` or `matches.jsonl` in it or below",
             str(path),
@@ -139,7 +139,9 @@ def _run(folder: Path) -> Run:
     file = folder / "rounds.jsonl"
     found = _lines(file)
     if not all(type(line.get("round")) is int for line in found):
-        raise wrong("run", "a folder whose lines have the number of a round", str(file))
+        raise parameter_error(
+            "run", "a folder whose lines have the number of a round", str(file)
+        )
     by_round = {line["round"]: _plain(line) for line in found}
     lines = [by_round[number] for number in sorted(by_round)]  # the last line counts
     above = _config(folder.parent)
@@ -149,14 +151,16 @@ def _run(folder: Path) -> Run:
     return Run(folder, _config(folder), lines, environment)
 
 
-def _cup(file: Path) -> Cup:
+def _cup(file: Path) -> TournamentResult:
     config = _config(file.parent)
     try:
         found = scores(played(file))
-        return Cup(file.parent, config["num_nodes"], config["metric"], found)
+        return TournamentResult(
+            file.parent, config["num_nodes"], config["metric"], found
+        )
     except (LookupError, TypeError) as error:
         expected = "a folder as `flwr-ctma tournament` writes it"
-        raise wrong("run", expected, str(file), repr(error)) from None
+        raise parameter_error("run", expected, str(file), repr(error)) from None
 
 
 def _lines(file: Path) -> list[Line]:
@@ -165,7 +169,9 @@ def _lines(file: Path) -> list[Line]:
         text = file.read_text(encoding="utf-8")
         return [dict(json.loads(line)) for line in text.split("\n")[:-1]]
     except (RecursionError, TypeError, ValueError) as error:
-        raise wrong("run", "a folder with whole lines", str(file), str(error)) from None
+        raise parameter_error(
+            "run", "a folder with whole lines", str(file), str(error)
+        ) from None
 
 
 def _config(folder: Path, name: str = "config") -> dict[str, Any]:
@@ -175,7 +181,7 @@ def _config(folder: Path, name: str = "config") -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise wrong(
+        raise parameter_error(
             "run", "a folder with its configuration", str(file), str(error)
         ) from None
     return config if isinstance(config, dict) else {}

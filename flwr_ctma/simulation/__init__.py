@@ -3,6 +3,6 @@
 from flwr_ctma.simulation.batched import BatchedGrid
 from flwr_ctma.simulation.clock import ArrivalGrid
 from flwr_ctma.simulation.grid import InProcessGrid
-from flwr_ctma.simulation.wrapper import AroundGrid
+from flwr_ctma.simulation.wrapper import GridWrapper
 
-__all__ = ["AroundGrid", "ArrivalGrid", "BatchedGrid", "InProcessGrid"]
+__all__ = ["ArrivalGrid", "BatchedGrid", "GridWrapper", "InProcessGrid"]

@@ -10,23 +10,28 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from flwr.clientapp import ClientApp
 
-from flwr_ctma.errors import wrong
-from flwr_ctma.simulation.clock import ArrivalGrid, Durations, Fixed, Proportional
+from flwr_ctma.errors import parameter_error
+from flwr_ctma.simulation.clock import (
+    ArrivalGrid,
+    Durations,
+    FixedDurations,
+    Proportional,
+)
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.spec import check_fields, parse, spell
 
 __all__ = [
+    "ArrivalModel",
     "ById",
     "ByIdSquared",
-    "Pace",
     "Straggler",
     "Traced",
     "Uniform",
-    "parse_pace",
+    "parse_arrival_model",
 ]
 
 
-class Pace(ABC):
+class ArrivalModel(ABC):
     """How fast each of n clients answers, of which the first f may be malicious."""
 
     def __post_init__(self) -> None:
@@ -47,12 +52,12 @@ class Pace(ABC):
         """
 
     def __str__(self) -> str:
-        """Spell it as `parse_pace` reads it."""
+        """Spell it as `parse_arrival_model` reads it."""
         return spell(self, _PACES)
 
 
 @dataclass(frozen=True)
-class Uniform(Pace):
+class Uniform(ArrivalModel):
     """Each next arrival is any client's, with probability 1 / n.
 
     With a share σ of f malicious clients, the rates of these are scaled, so that::
@@ -61,7 +66,7 @@ class Uniform(Pace):
 
     Examples
     --------
-    >>> parse_pace("uniform").durations(4, f=1, share=0.4).rates
+    >>> parse_arrival_model("uniform").durations(4, f=1, share=0.4).rates
     (2.0, 1.0, 1.0, 1.0)
     """
 
@@ -76,7 +81,7 @@ class Uniform(Pace):
             If the share is not in [0, 1).
         """
         if not 0 <= share < 1:
-            raise wrong("malicious-share", "in [0, 1)", share)
+            raise parameter_error("malicious-share", "in [0, 1)", share)
         rates = np.arange(1, n + 1) ** self.power
         if f and share:
             rates[:f] *= share / (1 - share) * rates[f:].sum() / rates[:f].sum()
@@ -93,7 +98,7 @@ class ById(Uniform):
 
     Examples
     --------
-    >>> parse_pace("id").durations(4).rates
+    >>> parse_arrival_model("id").durations(4).rates
     (1.0, 2.0, 3.0, 4.0)
     """
 
@@ -110,7 +115,7 @@ class ByIdSquared(Uniform):
 
     Examples
     --------
-    >>> parse_pace("id2").durations(4).rates
+    >>> parse_arrival_model("id2").durations(4).rates
     (1.0, 4.0, 9.0, 16.0)
     """
 
@@ -118,7 +123,7 @@ class ByIdSquared(Uniform):
 
 
 @dataclass(frozen=True)
-class Straggler(Pace):
+class Straggler(ArrivalModel):
     """The last client is slower than all others, which answer in a second.
 
     Parameters
@@ -142,15 +147,15 @@ class Straggler(Pace):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.slowdown < np.inf:
-            raise wrong("slowdown", "at least 1, and finite", self.slowdown)
+            raise parameter_error("slowdown", "at least 1, and finite", self.slowdown)
 
     def durations(self, n: int, f: int = 0, share: float = 0.0) -> Durations:
         """Give the same times again and again."""
-        return Fixed((1.0,) * (n - 1) + (float(self.slowdown),))
+        return FixedDurations((1.0,) * (n - 1) + (float(self.slowdown),))
 
 
 @dataclass(frozen=True)
-class Traced(Pace):
+class Traced(ArrivalModel):
     """Times that were recorded: each answer takes one of its client's, at random.
 
     Parameters
@@ -184,14 +189,16 @@ class Traced(Pace):
                         found[int(row["node"])].append(float(row["seconds"]))
         except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
             expected = "a CSV file with the columns `node` and `seconds`"
-            raise wrong("arrivals", expected, self.path, str(error)) from error
+            raise parameter_error(
+                "arrivals", expected, self.path, str(error)
+            ) from error
         without = [node for node, seconds in found.items() if not seconds]
         if without or not all(
             0 < s < np.inf for times in found.values() for s in times
         ):
             expected = f"a file with times above 0 for each of the nodes 0 to {n - 1}"
             remedy = f"It has none for {without[0]}." if without else ""
-            raise wrong("arrivals", expected, self.path, remedy)
+            raise parameter_error("arrivals", expected, self.path, remedy)
         return _Drawn(tuple(tuple(times) for times in found.values()))
 
     def __str__(self) -> str:
@@ -215,7 +222,7 @@ _PACES: dict[str, type] = {
 }
 
 
-def parse_pace(text: str) -> Pace | None:
+def parse_arrival_model(text: str) -> ArrivalModel | None:
     """Build what a run-config spells; None for `real`, clients at a pace of their own.
 
     Raises
@@ -225,9 +232,9 @@ def parse_pace(text: str) -> Pace | None:
 
     Examples
     --------
-    >>> parse_pace("straggler(slowdown=3)")
+    >>> parse_arrival_model("straggler(slowdown=3)")
     Straggler(slowdown=3.0)
-    >>> parse_pace("measured/times.csv")
+    >>> parse_arrival_model("measured/times.csv")
     Traced(path='measured/times.csv')
     """
     if text == "real":
@@ -236,8 +243,10 @@ def parse_pace(text: str) -> Pace | None:
         return Traced(text)
     if text.partition("(")[0].strip() not in _PACES:
         names = ", ".join(["real", *_PACES])
-        raise wrong("arrivals", f"one of {names}, or a CSV file of times", text)
-    return cast(Pace, parse(text, _PACES, "arrivals"))
+        raise parameter_error(
+            "arrivals", f"one of {names}, or a CSV file of times", text
+        )
+    return cast(ArrivalModel, parse(text, _PACES, "arrivals"))
 
 
 def grid_of(
@@ -256,13 +265,13 @@ def grid_of(
     ValueError
         If there is a pace, and the grid is to be of another kind.
     """
-    pace = parse_pace(str(run_config.get("arrivals", "real")))
+    pace = parse_arrival_model(str(run_config.get("arrivals", "real")))
     config = dict(run_config)
     if pace is None:
         return kind(client_app, num_nodes, config)
     if kind is not InProcessGrid:
         expected = "`real` where the clients of a round are computed together"
-        raise wrong("arrivals", expected, str(pace))
+        raise parameter_error("arrivals", expected, str(pace))
     f = min(int(config.get("num-malicious-nodes", 0)), num_nodes - 1)
     durations = pace.durations(num_nodes, f, float(config.get("malicious-share", 0.0)))
     seed = int(config.get("seed", 0))

@@ -13,7 +13,7 @@ from flwr.common import log
 
 from flwr_ctma.simulation.grid import InProcessGrid
 
-__all__ = ["BatchedGrid", "together"]
+__all__ = ["BatchedGrid", "run_batched"]
 
 _AT_ONCE = 64  # clients, each with a thread
 
@@ -23,7 +23,7 @@ Compute = Callable[[Sequence[Any]], Sequence[Any]]
 _Question = tuple[Compute, Any]
 
 
-def together(
+def run_batched(
     compute: Callable[[Sequence[Request]], Sequence[Answer]], request: Request
 ) -> Answer:
     """Compute something for this client, and for all that ask at the same time.

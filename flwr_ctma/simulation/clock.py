@@ -10,10 +10,10 @@ import numpy as np
 from flwr.app import Message, UserConfig
 from flwr.clientapp import ClientApp
 
-from flwr_ctma.errors import wrong
-from flwr_ctma.simulation.grid import InProcessGrid, freeze, thaw
+from flwr_ctma.errors import parameter_error
+from flwr_ctma.simulation.grid import InProcessGrid, from_bytes, to_bytes
 
-__all__ = ["ArrivalGrid", "Durations", "Fixed", "Proportional"]
+__all__ = ["ArrivalGrid", "Durations", "FixedDurations", "Proportional"]
 
 # Seconds that pass when a strategy asks in vain.
 _TICK = 1.0
@@ -66,9 +66,9 @@ class Proportional(Durations):
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.power):
-            raise wrong("power", "finite", self.power)
+            raise parameter_error("power", "finite", self.power)
         if not all(0 < rate < math.inf for rate in self.rates):
-            raise wrong("rates", "above 0, and finite", self.rates)
+            raise parameter_error("rates", "above 0, and finite", self.rates)
 
     def __call__(self, node: int, rng: np.random.Generator) -> float:
         """Draw a duration."""
@@ -77,7 +77,7 @@ class Proportional(Durations):
 
 
 @dataclass(frozen=True)
-class Fixed(Durations):
+class FixedDurations(Durations):
     """The same duration for every answer of a node: one trace, or a straggler.
 
     Parameters
@@ -100,12 +100,14 @@ class Fixed(Durations):
 
     def __post_init__(self) -> None:
         if not all(0 <= second < math.inf for second in self.seconds):
-            raise wrong("seconds", "at least 0, and finite", self.seconds)
+            raise parameter_error("seconds", "at least 0, and finite", self.seconds)
 
     def __call__(self, node: int, rng: np.random.Generator) -> float:
         """Give the node's duration."""
         if node >= len(self.seconds):
-            raise wrong("seconds", f"at least {node + 1} numbers", self.seconds)
+            raise parameter_error(
+                "seconds", f"at least {node + 1} numbers", self.seconds
+            )
         return self.seconds[node]
 
 
@@ -218,7 +220,7 @@ class ArrivalGrid(InProcessGrid):
             "now": self.now,
             "rng": self._rng.bit_generator.state,
             "waiting": {
-                key: (due, freeze(message))
+                key: (due, to_bytes(message))
                 for key, (due, message) in self._waiting.items()
             },
         }
@@ -229,7 +231,7 @@ class ArrivalGrid(InProcessGrid):
         self.now = state["now"]
         self._rng.bit_generator.state = state["rng"]
         waiting = state["waiting"].items()
-        self._waiting = {key: (due, thaw(data)) for key, (due, data) in waiting}
+        self._waiting = {key: (due, from_bytes(data)) for key, (due, data) in waiting}
 
     def _arrive(self, key: str) -> list[Message]:
         due, message = self._waiting.pop(key)

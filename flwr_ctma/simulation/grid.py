@@ -27,9 +27,9 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from numpy.typing import NDArray
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
-__all__ = ["InProcessGrid", "freeze", "thaw"]
+__all__ = ["InProcessGrid", "from_bytes", "to_bytes"]
 
 _RUN_ID = 1
 _TASK_ID = 1
@@ -85,7 +85,7 @@ class InProcessGrid(Grid):
         run_config: UserConfig | None = None,
     ) -> None:
         if num_nodes < 1:
-            raise wrong("num_nodes", "at least 1", num_nodes)
+            raise parameter_error("num_nodes", "at least 1", num_nodes)
         self._client_app = client_app
         self._run = Run.create_empty(_RUN_ID)
         self._contexts = {
@@ -159,7 +159,7 @@ class InProcessGrid(Grid):
         return {
             "sent": self._sent,
             "kept": [_bytes(recorddict_to_proto(records)) for records in kept],
-            "replies": {key: freeze(reply) for key, reply in self._replies.items()},
+            "replies": {key: to_bytes(reply) for key, reply in self._replies.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -172,9 +172,13 @@ class InProcessGrid(Grid):
         """
         kept = state["kept"]
         if len(kept) != len(self._contexts):
-            raise wrong("grid", f"of {len(kept)} nodes, as saved", len(self._contexts))
+            raise parameter_error(
+                "grid", f"of {len(kept)} nodes, as saved", len(self._contexts)
+            )
         self._sent = state["sent"]
-        self._replies = {key: thaw(data) for key, data in state["replies"].items()}
+        self._replies = {
+            key: from_bytes(data) for key, data in state["replies"].items()
+        }
         for context, data in zip(self._contexts.values(), kept, strict=True):
             proto = ProtoRecordDict.FromString(data.tobytes())
             context.state = recorddict_from_proto(proto)
@@ -183,7 +187,9 @@ class InProcessGrid(Grid):
         """Give a message to one of the nodes an id."""
         node_id = message.metadata.dst_node_id
         if node_id not in self._contexts:
-            raise wrong("dst_node_id", f"one of {self.get_node_ids()}", node_id)
+            raise parameter_error(
+                "dst_node_id", f"one of {self.get_node_ids()}", node_id
+            )
         self._sent += 1
         message_id = str(self._sent)
         message.metadata.__dict__["_message_id"] = message_id
@@ -245,7 +251,7 @@ def _copy_arrays(record: ArrayRecord) -> ArrayRecord:
     return copied
 
 
-def freeze(message: Message) -> NDArray[np.uint8]:
+def to_bytes(message: Message) -> NDArray[np.uint8]:
     """Write a message as bytes; `thaw` reads them.
 
     Examples
@@ -258,7 +264,7 @@ def freeze(message: Message) -> NDArray[np.uint8]:
     return _bytes(message_to_proto(message))
 
 
-def thaw(data: NDArray[np.uint8]) -> Message:
+def from_bytes(data: NDArray[np.uint8]) -> Message:
     """Read what `freeze` wrote."""
     return message_from_proto(ProtoMessage.FromString(data.tobytes()))
 

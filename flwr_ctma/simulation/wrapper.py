@@ -7,10 +7,10 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-__all__ = ["AroundGrid"]
+__all__ = ["GridWrapper"]
 
 
-class AroundGrid(Grid):
+class GridWrapper(Grid):
     """Pass everything on to another Grid; what derives from it changes a part.
 
     Parameters

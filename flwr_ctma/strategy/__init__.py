@@ -4,12 +4,12 @@ from flwr_ctma.strategy.anytime import AnyTimeSGD
 from flwr_ctma.strategy.asynchronous.robust import (
     AsyncRobustStrategy as AsyncRobustStrategy,
 )
-from flwr_ctma.strategy.grace_period import Patience, PatientGrid
+from flwr_ctma.strategy.grace_period import GracePeriod, GracePeriodGrid
 from flwr_ctma.strategy.on_disk import OnDiskGrid
 from flwr_ctma.strategy.robust import RobustStrategy
 from flwr_ctma.strategy.wrappers.attacked import AttackedStrategy
 from flwr_ctma.strategy.wrappers.checkpointed import Checkpointed
-from flwr_ctma.strategy.wrappers.divergence import Healthy
+from flwr_ctma.strategy.wrappers.divergence import DivergenceGuard
 from flwr_ctma.strategy.wrappers.observed import Observed
 
 __all__ = [
@@ -17,10 +17,10 @@ __all__ = [
     "AsyncRobustStrategy",
     "AttackedStrategy",
     "Checkpointed",
-    "Healthy",
+    "DivergenceGuard",
+    "GracePeriod",
+    "GracePeriodGrid",
     "Observed",
     "OnDiskGrid",
-    "Patience",
-    "PatientGrid",
     "RobustStrategy",
 ]

@@ -12,9 +12,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.arrays import numbers, to_array
-from flwr_ctma.messages.schema import BUFFERS
+from flwr_ctma.messages.schema import BUFFER_KEYS
 from flwr_ctma.optim.schedules import Fixed, Schedule, parse_schedule
 
 __all__ = ["AnyTimeSGD"]
@@ -79,11 +79,11 @@ class AnyTimeSGD(FedAvg):
         **fedavg: Any,
     ) -> None:
         if not 0 < eta < inf:
-            raise wrong("eta", "positive and finite", eta)
+            raise parameter_error("eta", "positive and finite", eta)
         if not 0 <= weight_decay < inf:
-            raise wrong("weight_decay", "at least 0 and finite", weight_decay)
+            raise parameter_error("weight_decay", "at least 0 and finite", weight_decay)
         if not radius > 0:
-            raise wrong("radius", "positive", radius)
+            raise parameter_error("radius", "positive", radius)
         super().__init__(**fedavg)
         self.eta = eta
         self.schedule = parse_schedule(schedule)
@@ -160,14 +160,14 @@ class AnyTimeSGD(FedAvg):
         """Go on from what `state_dict` gave."""
         strange = [k for k in state if k != "t" and not k.startswith("lead.")]
         if "t" not in state or strange:
-            raise wrong("state", "what `state_dict` gave", sorted(state))
+            raise parameter_error("state", "what `state_dict` gave", sorted(state))
         self._t = int(state["t"])
         self._lead = {k[5:]: value for k, value in state.items() if k != "t"}
 
 
 def _is_parameter(name: str, arrays: ArrayRecord) -> bool:
     floating = np.dtype(arrays[name].dtype).kind == "f"
-    return floating and name.rpartition(".")[2] not in BUFFERS
+    return floating and name.rpartition(".")[2] not in BUFFER_KEYS
 
 
 def _projected(

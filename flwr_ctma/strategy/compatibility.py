@@ -6,10 +6,10 @@ from flwr.serverapp.strategy import Strategy
 
 from flwr_ctma.aggregators import Aggregator, FLTrust, MoNNA, parse_aggregator
 from flwr_ctma.aggregators.base import parts
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.strategy.wrappers.base import inside
 
-__all__ = ["checked_rule", "refuse", "refuse_kind"]
+__all__ = ["check_compatible", "check_compatible_kind", "resolve_aggregator"]
 
 _NOISE = "its noise is meant for the mean of clipped replies, which this is not"
 _TREES = "trees are joined, not averaged"
@@ -50,10 +50,10 @@ _REASONS: tuple[tuple[type[Strategy], str, str], ...] = (
 )
 
 
-def refuse(strategy: Strategy) -> None:
+def check_compatible(strategy: Strategy) -> None:
     """Raise a ValueError for a strategy that must see single replies."""
     if not isinstance(strategy, Strategy):
-        raise wrong(
+        raise parameter_error(
             "strategy",
             "a Strategy of Flower's Message API",
             strategy,
@@ -61,20 +61,20 @@ def refuse(strategy: Strategy) -> None:
         )
     for part in inside(strategy):
         if getattr(part, "needs_all_replies", False):
-            raise wrong(
+            raise parameter_error(
                 "strategy",
                 "one that averages",
                 type(part).__name__,
                 "It works on all the replies: put it outside.",
             )
-        refuse_kind(type(part), type(part).__name__)
+        check_compatible_kind(type(part), type(part).__name__)
 
 
-def refuse_kind(kind: type, name: str) -> None:
+def check_compatible_kind(kind: type, name: str) -> None:
     """Raise a ValueError for one of Flower's strategies that cannot be wrapped."""
     for refused, reason, remedy in _REASONS:
         if issubclass(kind, refused):
-            raise wrong(
+            raise parameter_error(
                 "strategy",
                 f"one that averages; {refused.__name__} cannot be wrapped: {reason}",
                 name,
@@ -82,13 +82,15 @@ def refuse_kind(kind: type, name: str) -> None:
             )
 
 
-def checked_rule(aggregator: Aggregator | str, weighted: bool) -> Aggregator:
+def resolve_aggregator(aggregator: Aggregator | str, weighted: bool) -> Aggregator:
     """Give the rule that was named; raise a ValueError if it cannot work here."""
     rule = parse_aggregator(aggregator) if isinstance(aggregator, str) else aggregator
     if not isinstance(rule, Aggregator):
-        raise wrong("aggregator", 'a rule or its name, such as "ctma(gm)"', aggregator)
+        raise parameter_error(
+            "aggregator", 'a rule or its name, such as "ctma(gm)"', aggregator
+        )
     if any(isinstance(part, FLTrust | MoNNA) for part in parts(rule)):
-        raise wrong(
+        raise parameter_error(
             "aggregator",
             "a rule that needs no row it can trust",
             str(rule),

@@ -12,11 +12,11 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from flwr_ctma.errors import wrong
-from flwr_ctma.simulation.wrapper import AroundGrid
-from flwr_ctma.strategy.round.tolerance import Tolerance, needed
+from flwr_ctma.errors import parameter_error
+from flwr_ctma.simulation.wrapper import GridWrapper
+from flwr_ctma.strategy.round.tolerance import Tolerance, min_replies
 
-__all__ = ["UNDECODABLE", "Patience", "PatientGrid"]
+__all__ = ["UNDECODABLE", "GracePeriod", "GracePeriodGrid"]
 
 # What decoding raises at content that a modified SuperNode can upload.
 UNDECODABLE = (
@@ -32,7 +32,7 @@ UNDECODABLE = (
 
 
 @dataclass(frozen=True)
-class Patience:
+class GracePeriod:
     """How long to wait for the last replies: factor · T, within bounds.
 
     T is the time in which all but f replies came. It is at most what the slowest honest
@@ -55,7 +55,7 @@ class Patience:
 
     Examples
     --------
-    >>> Patience().grace(1.0), Patience().grace(60.0), Patience().grace(3600.0)
+    >>> GracePeriod().grace(1.0), GracePeriod().grace(60.0), GracePeriod().grace(3600.0)
     (10.0, 120.0, 600.0)
     """
 
@@ -66,16 +66,18 @@ class Patience:
     def __post_init__(self) -> None:
         for name in ("factor", "at_least"):
             if not getattr(self, name) >= 0:
-                raise wrong(name, "at least 0", getattr(self, name))
+                raise parameter_error(name, "at least 0", getattr(self, name))
         if not self.at_most >= self.at_least:
-            raise wrong("at_most", f"at least at_least = {self.at_least}", self.at_most)
+            raise parameter_error(
+                "at_most", f"at least at_least = {self.at_least}", self.at_most
+            )
 
     def grace(self, taken: float) -> float:
         """Seconds to wait for the last replies when the others took this long."""
         return min(max(self.factor * taken, self.at_least), self.at_most)
 
 
-class PatientGrid(AroundGrid):
+class GracePeriodGrid(GridWrapper):
     """A Grid that goes on without the last f replies when their grace is over.
 
     Where there are enough replies without it, a node that is silent round after round
@@ -108,7 +110,7 @@ class PatientGrid(AroundGrid):
     --------
     >>> from flwr.clientapp import ClientApp
     >>> from flwr_ctma.simulation.grid import InProcessGrid
-    >>> grid = PatientGrid(InProcessGrid(ClientApp(), 5), num_malicious_nodes=1)
+    >>> grid = GracePeriodGrid(InProcessGrid(ClientApp(), 5), num_malicious_nodes=1)
     >>> list(grid.get_node_ids())
     [2, 3, 4, 5, 6]
     """
@@ -117,11 +119,11 @@ class PatientGrid(AroundGrid):
         self,
         grid: Grid,
         num_malicious_nodes: int | float,
-        patience: Patience = Patience(),
+        grace_period: GracePeriod = GracePeriod(),
         arrived: Callable[[Sequence[Message]], None] | None = None,
     ) -> None:
         super().__init__(grid)
-        self.patience = patience
+        self.grace_period = grace_period
         self._arrived = arrived
         self._tolerance = Tolerance(num_malicious_nodes)
         self._seen: dict[int, None] = {}
@@ -159,8 +161,8 @@ class PatientGrid(AroundGrid):
                 self._arrived(found)
             if not on_grace and len(waiting) <= spare:
                 on_grace = True
-                deadline = min(deadline, now + self.patience.grace(now - started))
-            enough = on_grace and len(replies) >= needed(spare)
+                deadline = min(deadline, now + self.grace_period.grace(now - started))
+            enough = on_grace and len(replies) >= min_replies(spare)
             if enough and not any(self._awaits(nodes[key]) for key in waiting):
                 break
             if not waiting or now >= deadline:

@@ -9,21 +9,21 @@ from flwr.common import log
 from flwr_ctma.aggregators import CTMA, Aggregator, Hierarchical
 from flwr_ctma.aggregators.base import parts
 
-__all__ = ["caveats", "promise", "tell"]
+__all__ = ["caveats", "guarantee", "log_guarantee"]
 
 # Measured: from here on CTMA loses to its own base under IPM.
 _CTMA_SHARE = 0.3
 
 
-def tell(rule: Aggregator, n: int, f: int) -> None:
+def log_guarantee(rule: Aggregator, n: int, f: int) -> None:
     """Log the promise and the caveats, where a majority of the n is honest."""
     if 2 * f < n:
-        log(INFO, "\t> %s", promise(rule, n, f))
+        log(INFO, "\t> %s", guarantee(rule, n, f))
         for caveat in caveats(rule, n, f):
             log(WARNING, "\t> %s", caveat)
 
 
-def promise(rule: Aggregator, n: int, f: int) -> str:
+def guarantee(rule: Aggregator, n: int, f: int) -> str:
     """Say in a sentence what is guaranteed.
 
     Examples

@@ -11,7 +11,7 @@ from flwr.app import Array, Message
 from flwr.common import log
 from flwr.serverapp import Grid
 
-from flwr_ctma.strategy.grace_period import Patience, PatientGrid
+from flwr_ctma.strategy.grace_period import GracePeriod, GracePeriodGrid
 
 __all__ = ["OnDiskGrid"]
 
@@ -21,7 +21,7 @@ _ALIGNMENT = 64
 _SIZE = 2**28
 
 
-class OnDiskGrid(PatientGrid):
+class OnDiskGrid(GracePeriodGrid):
     """A Grid that puts each reply's arrays on disk before it pulls the next.
 
     What rules read of them is read block by block: n clients of d numbers take memory
@@ -55,9 +55,9 @@ class OnDiskGrid(PatientGrid):
         grid: Grid,
         num_malicious_nodes: int | float,
         folder: Path | str | None = None,
-        patience: Patience = Patience(),  # noqa: B008, a frozen value
+        grace_period: GracePeriod = GracePeriod(),  # noqa: B008, a frozen value
     ) -> None:
-        super().__init__(grid, num_malicious_nodes, patience)
+        super().__init__(grid, num_malicious_nodes, grace_period)
         self.folder = folder
         self._disk: _Disk | None = None
 
@@ -79,9 +79,9 @@ class OnDiskGrid(PatientGrid):
         arrays = _arrays(message)
         if not arrays:
             return
-        needed = sum(len(array.data) + _ALIGNMENT for array in arrays)
-        if self._disk is None or self._disk.left < needed:
-            self._disk = _Disk(self.folder, max(needed, _SIZE))
+        min_replies = sum(len(array.data) + _ALIGNMENT for array in arrays)
+        if self._disk is None or self._disk.left < min_replies:
+            self._disk = _Disk(self.folder, max(min_replies, _SIZE))
         views = [self._disk.write(array.data) for array in arrays]
         for array, view in zip(arrays, views, strict=True):
             array.data = view  # type: ignore[assignment]

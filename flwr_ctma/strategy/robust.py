@@ -14,26 +14,26 @@ from numpy.typing import NDArray
 from flwr_ctma.aggregators import Aggregator, Budget
 from flwr_ctma.aggregators.base import parts
 from flwr_ctma.engine.actors import Unavailable
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.schema import (
-    BUFFERS,
-    Model,
+    BUFFER_KEYS,
     Rejection,
     Reply,
+    ReplySchema,
     quote,
     read_metrics,
 )
 from flwr_ctma.simulation.grid import InProcessGrid
-from flwr_ctma.strategy.backends import Backend, Held, parse_backend
-from flwr_ctma.strategy.compatibility import checked_rule, refuse
-from flwr_ctma.strategy.grace_period import Patience, PatientGrid
-from flwr_ctma.strategy.round.aggregate import Step, take_step
-from flwr_ctma.strategy.round.aggregate_reply import only_reply
+from flwr_ctma.strategy.backends import Backend, RoundStore, parse_backend
+from flwr_ctma.strategy.compatibility import check_compatible, resolve_aggregator
+from flwr_ctma.strategy.grace_period import GracePeriod, GracePeriodGrid
+from flwr_ctma.strategy.round.aggregate import Step, aggregate_replies
+from flwr_ctma.strategy.round.aggregate_reply import build_aggregate_reply
 from flwr_ctma.strategy.round.claims import claimed_budget, weight_of
-from flwr_ctma.strategy.round.replies import Outcome, Round
+from flwr_ctma.strategy.round.replies import Round, SortedReplies
 from flwr_ctma.strategy.round.report import log_outcome, report
-from flwr_ctma.strategy.round.selection import Asking
-from flwr_ctma.strategy.round.tolerance import bearable
+from flwr_ctma.strategy.round.selection import NodeSelection
+from flwr_ctma.strategy.round.tolerance import effective_f
 from flwr_ctma.strategy.wrappers.base import setting
 from flwr_ctma.tracking.ledger import Ledger
 
@@ -72,7 +72,7 @@ class RobustStrategy(Strategy):
         round, those with the most. To be trimmed or silent is no violation.
     patience : Patience | None (default: Patience())
         How long `start` waits for the last f replies when the others are in; None: as
-        long as Flower does. Inside another strategy, start that with a `PatientGrid`.
+        long as Flower does. Inside another strategy, start that with a `GracePeriodGrid`.
     backend : Backend | str (default: "local")
         Where the rows of a round are held: "local", here, with the same bits in
         whatever order they come; "streaming", here, with inner products taken as they
@@ -97,7 +97,7 @@ class RobustStrategy(Strategy):
     round with fewer is skipped and the model stays. To bear f silent nodes as well as
     f liars, ask 3f + 1.
 
-    What clients say about themselves moves no model, unless `weighted_by` lets it.
+    What clients say about themselves moves no model, unless `weighted_by_key` lets it.
     Metrics are averaged by a trimmed mean, in which all clients count the same.
 
     Examples
@@ -116,33 +116,35 @@ class RobustStrategy(Strategy):
         aggregator: Aggregator | str = "ctma(gm)",
         *,
         num_malicious_nodes: int | float,
-        weighted_by: str | None = None,
-        unmeasured: Collection[str] = BUFFERS,
-        max_violations: int | None = None,
-        patience: Patience | None = Patience(),  # noqa: B008, a frozen value
+        weighted_by_key: str | None = None,
+        buffer_keys: Collection[str] = BUFFER_KEYS,
+        max_rejections: int | None = None,
+        grace_period: GracePeriod | None = GracePeriod(),  # noqa: B008, a frozen value
         backend: Backend | str = "local",
     ) -> None:
-        refuse(strategy)
+        check_compatible(strategy)
         self.strategy = strategy
-        self.aggregator = checked_rule(aggregator, weighted_by is not None)
+        self.aggregator = resolve_aggregator(aggregator, weighted_by_key is not None)
         self.num_malicious_nodes = num_malicious_nodes
-        self.weighted_by = weighted_by
-        self.unmeasured = tuple(unmeasured)
-        self.max_violations = max_violations
-        if not isinstance(patience, Patience | None):
-            raise wrong("patience", "a `Patience`, or None", patience)
-        self.patience = patience
+        self.weighted_by_key = weighted_by_key
+        self.buffer_keys = tuple(buffer_keys)
+        self.max_rejections = max_rejections
+        if not isinstance(grace_period, GracePeriod | None):
+            raise parameter_error("patience", "a `GracePeriod`, or None", grace_period)
+        self.grace_period = grace_period
         self.backend = parse_backend(backend)
         self.ledger = Ledger()
-        self._asking = Asking(self.aggregator, num_malicious_nodes, max_violations)
+        self._asking = NodeSelection(
+            self.aggregator, num_malicious_nodes, max_rejections
+        )
         self._starts_from_previous = any(
             part.needs_reference for part in parts(self.aggregator)
         )
         self._arrays_key: str = setting(strategy, "arrayrecord_key", "arrays")
         self._weight_key: str = setting(strategy, "weighted_by_key", "num-examples")
         self._arrays = ArrayRecord()
-        self._sent: Model | None = None
-        self._held: Held | None = None
+        self._sent: ReplySchema | None = None
+        self._held: RoundStore | None = None
         self._training = self._evaluation = Round([], 0)
         self._previous: list[NDArray[Any]] | None = None
 
@@ -156,8 +158,12 @@ class RobustStrategy(Strategy):
         log(INFO, "\t├──> Robust aggregation:")
         log(INFO, "\t│\t├── Aggregator: %s", self.aggregator)
         log(INFO, "\t│\t├── Malicious nodes: %s", self.num_malicious_nodes)
-        log(INFO, "\t│\t├── Weighted by: %s", self.weighted_by or "nothing (uniform)")
-        log(INFO, "\t│\t└── Patience: %s", self.patience or "until the timeout")
+        log(
+            INFO,
+            "\t│\t├── Weighted by: %s",
+            self.weighted_by_key or "nothing (uniform)",
+        )
+        log(INFO, "\t│\t└── Patience: %s", self.grace_period or "until the timeout")
         self.strategy.summary()
 
     def start(
@@ -168,16 +174,16 @@ class RobustStrategy(Strategy):
         *args: Any,
         **kwargs: Any,
     ) -> Result:
-        """Run the rounds; see `Strategy.start`. They wait as `patience` says."""
+        """Run the rounds; see `Strategy.start`. They wait as `grace_period` says."""
         grid = self.prepare(grid, num_rounds)
         return super().start(grid, initial_arrays, num_rounds, *args, **kwargs)
 
     def prepare(self, grid: Grid, num_rounds: int) -> Grid:
-        """Give the grid to run the rounds on: one that waits as `patience` says."""
+        """Give the grid to run the rounds on: one that waits as `grace_period` says."""
         self._asking.expect(num_rounds)
-        if self.patience and not isinstance(grid, InProcessGrid | PatientGrid):
-            known = (self.num_malicious_nodes, self.patience, self._arrive)
-            return PatientGrid(grid, *known)
+        if self.grace_period and not isinstance(grid, InProcessGrid | GracePeriodGrid):
+            known = (self.num_malicious_nodes, self.grace_period, self._arrive)
+            return GracePeriodGrid(grid, *known)
         return grid
 
     def _arrive(self, replies: Sequence[Message]) -> None:
@@ -189,12 +195,12 @@ class RobustStrategy(Strategy):
     ) -> Iterable[Message]:
         """Let the strategy inside sample nodes; remember what it sends to whom."""
         messages = self.strategy.configure_train(server_round, arrays, config, grid)
-        self._training = self._asking.settle("train", messages, grid, self.ledger)
+        self._training = self._asking.select("train", messages, grid, self.ledger)
         self._arrays = arrays
         if self._training.asked:
             records = self._training.asked[0].content.array_records
             sent = records.get(self._arrays_key, arrays)
-            self._sent = Model(sent, self.unmeasured)
+            self._sent = ReplySchema(sent, self.buffer_keys)
             self._held = self.backend.begin(self._sent, self._read)
         return self._training.asked
 
@@ -211,7 +217,7 @@ class RobustStrategy(Strategy):
             return self._arrays, self._report(self._training, outcome)
         try:
             budget = self.budget([r.metrics for r in outcome.replies], f)
-            step = take_step(
+            step = aggregate_replies(
                 self.aggregator,
                 self._sent,
                 outcome.replies,
@@ -227,10 +233,12 @@ class RobustStrategy(Strategy):
         else:
             step.update.clear()  # memory for a model, which the strategy inside needs
         records = {self._arrays_key: step.arrays}
-        reply = only_reply(self._training, outcome, f, self._weight_key, records)
+        reply = build_aggregate_reply(
+            self._training, outcome, f, self._weight_key, records
+        )
         arrays, metrics = self.strategy.aggregate_train(server_round, [reply])
         if arrays is not None:
-            arrays = self._sent.settle(step.arrays, arrays)
+            arrays = self._sent.restore_dtypes_and_buffers(step.arrays, arrays)
         return arrays, self._report(self._training, outcome, metrics, step, f)
 
     def configure_evaluate(
@@ -238,7 +246,7 @@ class RobustStrategy(Strategy):
     ) -> Iterable[Message]:
         """Let the strategy inside sample nodes; remember which."""
         messages = self.strategy.configure_evaluate(server_round, arrays, config, grid)
-        self._evaluation = self._asking.settle("evaluate", messages, grid, self.ledger)
+        self._evaluation = self._asking.select("evaluate", messages, grid, self.ledger)
         return self._evaluation.asked
 
     def aggregate_evaluate(
@@ -251,7 +259,7 @@ class RobustStrategy(Strategy):
         f = self._bearable("evaluate", self._evaluation, outcome)
         if f is None:
             return self._report(self._evaluation, outcome)
-        reply = only_reply(self._evaluation, outcome, f, self._weight_key)
+        reply = build_aggregate_reply(self._evaluation, outcome, f, self._weight_key)
         metrics = self.strategy.aggregate_evaluate(server_round, [reply])
         return self._report(self._evaluation, outcome, metrics)
 
@@ -268,27 +276,29 @@ class RobustStrategy(Strategy):
         if self._sent is None:
             return Rejection("malformed", "nothing was sent")
         found = self._sent.read(content)
-        if self.weighted_by is None or isinstance(found, Rejection):
+        if self.weighted_by_key is None or isinstance(found, Rejection):
             return found
-        if math.isnan(weight_of(found.metrics, self.weighted_by)):
-            key = quote(self.weighted_by)
+        if math.isnan(weight_of(found.metrics, self.weighted_by_key)):
+            key = quote(self.weighted_by_key)
             return Rejection("weight", f"{key} is not a finite number above zero")
         return found
 
-    def _bearable(self, phase: str, round_: Round, outcome: Outcome) -> int | None:
+    def _bearable(
+        self, phase: str, round_: Round, outcome: SortedReplies
+    ) -> int | None:
         """Give f for the rule, or None if too few replies are good; and log them."""
         log_outcome(phase, round_, outcome)
         faulty = len(outcome.rejected) + len(round_.excluded)
-        return bearable(round_.f, len(outcome.accepted), faulty)
+        return effective_f(round_.f, len(outcome.accepted), faulty)
 
     def budget(self, metrics: Sequence[MetricRecord], f: int) -> Budget:
         """Tell the rule what may be Byzantine: rows, or weight if clients claim it."""
-        return claimed_budget(metrics, f, self.weighted_by)
+        return claimed_budget(metrics, f, self.weighted_by_key)
 
     def _report(
         self,
         round_: Round,
-        outcome: Outcome,
+        outcome: SortedReplies,
         metrics: MetricRecord | None = None,
         step: Step | None = None,
         f: int = 0,

@@ -19,7 +19,7 @@ from flwr.app import Array, ArrayRecord
 from flwr.common import log
 from numpy.typing import NDArray
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["Checkpoint", "CheckpointError", "latest", "pack", "unpack", "write"]
 
@@ -124,7 +124,9 @@ def pack(value: Any, arrays: dict[str, NDArray[Any]]) -> Any:
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [pack(item, arrays) for item in value]}
-    raise wrong("state", "made of numbers, text, arrays and containers", type(value))
+    raise parameter_error(
+        "state", "made of numbers, text, arrays and containers", type(value)
+    )
 
 
 def unpack(packed: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:

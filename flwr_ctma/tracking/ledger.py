@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 
 __all__ = ["Ledger", "Record"]
 
@@ -193,7 +193,9 @@ class Ledger:
             If the confidence is not between 0 and 1.
         """
         if not 0 < confidence < 1:
-            raise wrong("confidence", "between 0 and 1, without them", confidence)
+            raise parameter_error(
+                "confidence", "between 0 and 1, without them", confidence
+            )
         limit = math.log10(max(len(self._records), 1) / (1 - confidence))
         return [
             node for node, record in self._records.items() if record.suspicion >= limit

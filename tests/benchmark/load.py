@@ -18,7 +18,7 @@ from scale import TENSORS, Peaks, clock, own_memory
 
 from flwr_ctma.mods import ByzantineMod
 from flwr_ctma.simulation.grid import InProcessGrid
-from flwr_ctma.strategy import Checkpointed, Healthy, Observed, RobustStrategy
+from flwr_ctma.strategy import Checkpointed, DivergenceGuard, Observed, RobustStrategy
 
 
 def model(d: int, seed: int = 0) -> ArrayRecord:
@@ -77,7 +77,7 @@ def soak(rounds: int, n: int = 17, d: int = 100_000) -> list[float]:
     inner = FedAdam(fraction_evaluate=0.0, min_available_nodes=n, min_train_nodes=n)
     robust = RobustStrategy(inner, num_malicious_nodes=5)
     watched = Observed(
-        Healthy(robust, rollback=True),
+        DivergenceGuard(robust, rollback=True),
         lambda line: megabytes.append(own_memory() / 1e6),
     )
     with tempfile.TemporaryDirectory() as folder:

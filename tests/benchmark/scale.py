@@ -18,9 +18,9 @@ from flwr.serverapp.strategy import FedAvg
 
 from flwr_ctma import parse_aggregator
 from flwr_ctma.aggregators import Budget
-from flwr_ctma.engine.updates import Panel, Updates
-from flwr_ctma.messages.schema import Model
-from flwr_ctma.simulation.clock import ArrivalGrid, Fixed
+from flwr_ctma.engine.updates import Layer, Updates
+from flwr_ctma.messages.schema import ReplySchema
+from flwr_ctma.simulation.clock import ArrivalGrid, FixedDurations
 from flwr_ctma.strategy import OnDiskGrid, RobustStrategy
 
 TENSORS = 10
@@ -44,7 +44,7 @@ def disk(n: int, d: int, folder: str) -> None:
     initial = ArrayRecord({str(i): Array(zeros) for i in range(TENSORS)})
     inner = FedAvg(fraction_evaluate=0.0, min_available_nodes=n)
     strategy = RobustStrategy(inner, num_malicious_nodes=n // 10)
-    grid = OnDiskGrid(ArrivalGrid(app, n, Fixed((1.0,) * n)), n // 10, folder)
+    grid = OnDiskGrid(ArrivalGrid(app, n, FixedDurations((1.0,) * n)), n // 10, folder)
     prepared = strategy.configure_train(1, initial, ConfigRecord(), grid)
     peaks = Peaks()
     replies, received = clock(lambda: grid.send_and_receive(prepared))
@@ -91,14 +91,14 @@ def ray(n: int, d: int) -> None:
 
     ray.init(log_to_driver=False, include_dashboard=False)
     matrix = np.random.default_rng(0).standard_normal((n, d), dtype=np.float32)
-    panels = [Panel(list(matrix), np.zeros(d, np.float32))]
+    layers = [Layer(list(matrix), np.zeros(d, np.float32))]
     backend = RayBackend()
-    backend.place(Updates.of([Panel(matrix[:, :10])]).stack).largest()
+    backend.place(Updates.of([Layer(matrix[:, :10])]).stack).largest()
     times = []
     for _ in range(3):
 
         def placed() -> Updates:
-            stack = backend.place(Updates.of(panels).stack)
+            stack = backend.place(Updates.of(layers).stack)
             stack._ask("combine", np.zeros(n))
             return Updates(stack)
 
@@ -120,15 +120,15 @@ def ray(n: int, d: int) -> None:
     ):
         rule, budget = parse_aggregator(spelled), Budget(n, n // 4)
 
-        def locate(updates: Updates, rule=rule, budget=budget) -> None:
+        def solve(updates: Updates, rule=rule, budget=budget) -> None:
             vars(updates.stack).pop("moments", None)
-            rule.locate(updates, budget).vector(updates.stack)
+            rule.solve(updates, budget).vector(updates.stack)
 
-        local = Updates.of(panels)
+        local = Updates.of(layers)
         here, there = [], []
         for _ in range(5):
-            here.append(clock(lambda: locate(local))[1])  # noqa: B023
-            there.append(clock(lambda: locate(rows))[1])
+            here.append(clock(lambda: solve(local))[1])  # noqa: B023
+            there.append(clock(lambda: solve(rows))[1])
         here, there = (1e3 * statistics.median(times) for times in (here, there))
         print(f"{spelled}, {here:.0f}, {there:.0f}, {there / here:.2f}", flush=True)
     ray.shutdown()
@@ -138,7 +138,7 @@ def stages(n: int, d: int) -> None:
     """Seconds of the stages between the replies and the model."""
     rows = np.random.default_rng(0).standard_normal((n, d), dtype=np.float32)
     arrays = [ArrayRecord({"w": Array(row)}) for row in rows]
-    model = Model(ArrayRecord({"w": Array(np.zeros(d, np.float32))}))
+    model = ReplySchema(ArrayRecord({"w": Array(np.zeros(d, np.float32))}))
     contents = [
         RecordDict({"arrays": record, "metrics": MetricRecord()}) for record in arrays
     ]
@@ -152,7 +152,7 @@ def stages(n: int, d: int) -> None:
         seconds = {
             "inspect": inspect,
             "gram": gram,
-            "rule": clock(lambda: rule.locate(Updates(stack), budget))[1],  # noqa: B023
+            "rule": clock(lambda: rule.solve(Updates(stack), budget))[1],  # noqa: B023
             "combine": combine,
             "write": clock(lambda: model.write({0: vector[0]}))[1],  # noqa: B023
         }
@@ -178,7 +178,7 @@ def last(n: int, d: int) -> None:
                 strategy = RobustStrategy(
                     inner, rule, num_malicious_nodes=n // 5, backend=backend or "local"
                 )
-            grid = ArrivalGrid(ClientApp(), n, Fixed((1.0,) * n))
+            grid = ArrivalGrid(ClientApp(), n, FixedDurations((1.0,) * n))
             asked = list(strategy.configure_train(1, sent, ConfigRecord(), grid))
             replies = []
             for i, (message, payload) in enumerate(zip(asked, payloads, strict=True)):

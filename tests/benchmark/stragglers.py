@@ -4,7 +4,7 @@ python tests/benchmark/stragglers.py 0.5 0.02
 
 Clients sleep for so many seconds, and one of them ten times as long; another one lies.
 In rounds that wait for all, in rounds that wait for the last one only as long as
-`Patience` says, and at every arrival. This file is the ServerApp as well.
+`GracePeriod` says, and at every arrival. This file is the ServerApp as well.
 """
 
 import json
@@ -23,7 +23,7 @@ from flwr_ctma.experiments.processes import last_run, spell_config, superlink, w
 from flwr_ctma.strategy import (
     AnyTimeSGD,
     AsyncRobustStrategy,
-    Patience,
+    GracePeriod,
     RobustStrategy,
 )
 
@@ -41,9 +41,11 @@ def strategies() -> dict[str, Strategy]:
         return AnyTimeSGD(0.1, "fixed(gamma=1)", **settings)
 
     return {
-        "rounds of all": RobustStrategy(step(), num_malicious_nodes=1, patience=None),
+        "rounds of all": RobustStrategy(
+            step(), num_malicious_nodes=1, grace_period=None
+        ),
         "patient rounds": RobustStrategy(
-            step(), num_malicious_nodes=1, patience=Patience(at_least=0.1)
+            step(), num_malicious_nodes=1, grace_period=GracePeriod(at_least=0.1)
         ),
         "every arrival": AsyncRobustStrategy(
             step(), num_malicious_nodes=1, min_available_nodes=NODES

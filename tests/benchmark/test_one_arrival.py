@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from flwr_ctma.aggregators import Budget, parse_aggregator
-from flwr_ctma.engine.incremental import Latest
+from flwr_ctma.engine.incremental import IncrementalStack
 from flwr_ctma.engine.updates import Updates
 
 pytestmark = [
@@ -24,9 +24,9 @@ N, D, SHARE = 100, 10**6, 0.3
 
 
 @cache
-def latest() -> Latest:
+def latest() -> IncrementalStack:
     rng = np.random.default_rng(0)
-    rows = Latest(N, [np.zeros(D, np.float32)])
+    rows = IncrementalStack(N, [np.zeros(D, np.float32)])
     for i in range(N):
         rows.replace(i, [rng.standard_normal(D, dtype=np.float32)])
     return rows
@@ -37,7 +37,7 @@ def run(benchmark, call) -> None:
 
 
 def test_pass(benchmark) -> None:
-    rows, weights = latest().panels[0].rows, np.full(N, 1 / N, np.float32)
+    rows, weights = latest().layers[0].rows, np.full(N, 1 / N, np.float32)
     run(benchmark, lambda: weights @ rows)
 
 
@@ -57,7 +57,7 @@ def test_rule(benchmark, how, spelled) -> None:
             held.replace(i, [fresh[k % 10]])
             rows = Updates(held)
         else:
-            rows = Updates.of(held.panels[0].rows)
-        rule.locate(rows, Budget(N, SHARE, counts)).vector(rows.stack)
+            rows = Updates.of(held.layers[0].rows)
+        rule.solve(rows, Budget(N, SHARE, counts)).vector(rows.stack)
 
     run(benchmark, step)

@@ -9,11 +9,11 @@ from flwr.app import MetricRecord
 from numpy.typing import NDArray
 
 from flwr_ctma.aggregators import Aggregator, Budget, CwTM
-from flwr_ctma.engine.incremental import Latest
+from flwr_ctma.engine.incremental import IncrementalStack
 from flwr_ctma.engine.updates import Updates
-from flwr_ctma.errors import wrong
-from flwr_ctma.messages.schema import Model, Reply
-from flwr_ctma.strategy.asynchronous.weighting import Weighing, capped
+from flwr_ctma.errors import parameter_error
+from flwr_ctma.messages.schema import Reply, ReplySchema
+from flwr_ctma.strategy.asynchronous.weighting import ClientWeighting, capped
 
 __all__ = ["Client", "Contributions"]
 
@@ -77,10 +77,10 @@ class Contributions:
 
     f: int | float
     max_share: float | None
-    weighing: Weighing
+    weighing: ClientWeighting
     present: set[int] = field(default_factory=set)
     clients: dict[int, Client] = field(default_factory=dict)
-    latest: dict[str, Latest] = field(default_factory=dict)
+    latest: dict[str, IncrementalStack] = field(default_factory=dict)
     steps: int = 0
     share: float = 0.0
     _idle: Set[int] = frozenset()
@@ -90,15 +90,15 @@ class Contributions:
         shared = isinstance(self.f, float) and 0 <= self.f < 0.5
         if not (self.f >= 0 if counted else shared):
             expected = "a count, or a share of updates in [0, 0.5)"
-            raise wrong("num_malicious_nodes", expected, self.f)
+            raise parameter_error("num_malicious_nodes", expected, self.f)
         if self.max_share is None:
             return
         if not counted:
             expected = "None where `num_malicious_nodes` is a share: that is on trust"
-            raise wrong("max_share", expected, self.max_share)
+            raise parameter_error("max_share", expected, self.max_share)
         if not 0 <= self.max_share < 0.5:
             remedy = "No rule holds against half of the weight."
-            raise wrong("max_share", "in [0, 0.5)", self.max_share, remedy)
+            raise parameter_error("max_share", "in [0, 0.5)", self.max_share, remedy)
 
     def ask(self, node: int) -> int:
         """Note that a node is sent a message; give how many it has been sent."""
@@ -106,7 +106,7 @@ class Contributions:
         client.asked += 1
         return client.asked
 
-    def replace(self, node: int, model: Model, step: int, reply: Reply) -> None:
+    def replace(self, node: int, model: ReplySchema, step: int, reply: Reply) -> None:
         """Put an update, reply less model that was sent, in the place of the last."""
         client = self.clients[node]
         client.delivered += 1
@@ -115,7 +115,7 @@ class Contributions:
         for name, positions in _parts(model).items():
             update = model.updates([reply], positions).combine(np.ones(1))
             if name not in self.latest:
-                self.latest[name] = Latest(len(self.clients), update)
+                self.latest[name] = IncrementalStack(len(self.clients), update)
             self._make_room()
             self.latest[name].replace(client.row, update)
 
@@ -152,7 +152,9 @@ class Contributions:
         client.count += 1
         return True
 
-    def average(self, model: Model, rule: Aggregator) -> dict[int, NDArray[Any]] | None:
+    def average(
+        self, model: ReplySchema, rule: Aggregator
+    ) -> dict[int, NDArray[Any]] | None:
         """Give the robust average, by positions in the model.
 
         None if it is not safe: f clients could hold too much of it.
@@ -163,7 +165,7 @@ class Contributions:
         average: dict[int, NDArray[Any]] = {}
         for name, positions in _parts(model).items():
             rows = Updates(self.latest[name])
-            point = (rule if name == "rows" else CwTM()).locate(rows, budget)
+            point = (rule if name == "rows" else CwTM()).solve(rows, budget)
             if name == "rows":
                 self._idle = self._without(point.weights())
             average.update(zip(positions, point.vector(rows.stack), strict=True))
@@ -203,7 +205,7 @@ class Contributions:
             if client.metrics is not None:
                 client.metrics = MetricRecord({**client.metrics})
         latest = state["latest"].items()
-        self.latest = {name: Latest.from_state(rows) for name, rows in latest}
+        self.latest = {name: IncrementalStack.from_state(rows) for name, rows in latest}
         self.steps = state["steps"]
         self.share = state["share"]
 
@@ -255,7 +257,7 @@ class Contributions:
         return counts, ages
 
 
-def _parts(model: Model) -> dict[str, tuple[int, ...]]:
+def _parts(model: ReplySchema) -> dict[str, tuple[int, ...]]:
     """Positions of what is aggregated by the rule, and of running statistics."""
     parts = {"rows": model.measured, "buffers": model.buffers}
     return {name: positions for name, positions in parts.items() if positions}

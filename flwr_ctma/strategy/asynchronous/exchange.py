@@ -11,11 +11,11 @@ from flwr.common import log
 from flwr.serverapp import Grid
 
 from flwr_ctma.aggregators import Aggregator
-from flwr_ctma.messages.schema import Model, Rejection
+from flwr_ctma.messages.schema import Rejection, ReplySchema
 from flwr_ctma.strategy.anytime import AnyTimeSGD
 from flwr_ctma.strategy.asynchronous.contributions import Contributions
-from flwr_ctma.strategy.asynchronous.pending import Flight, InFlight
-from flwr_ctma.strategy.asynchronous.statistics import Tally
+from flwr_ctma.strategy.asynchronous.pending import PendingMessage, PendingMessages
+from flwr_ctma.strategy.asynchronous.statistics import RoundStatistics
 from flwr_ctma.strategy.round.replies import read_one
 from flwr_ctma.strategy.round.report import bytes_of
 
@@ -54,12 +54,12 @@ class Exchange:
     step: AnyTimeSGD
     rule: Aggregator
     contributions: Contributions
-    in_flight: InFlight
+    pending: PendingMessages
     arrays: ArrayRecord
-    tally: Tally = field(init=False, default_factory=Tally)
+    tally: RoundStatistics = field(init=False, default_factory=RoundStatistics)
 
     def __post_init__(self) -> None:
-        self._model = Model(self.arrays)
+        self._model = ReplySchema(self.arrays)
 
     def run(self, goal: int | None, deadline: float) -> None:
         """Let replies come in until they are enough, or it is too late.
@@ -77,16 +77,16 @@ class Exchange:
             if self.tally.arrivals >= enough or clock(self.grid) >= deadline:
                 break
             arrivals = self.tally.arrivals
-            for flight, reply in self.in_flight.pull(self.grid):
+            for flight, reply in self.pending.pull(self.grid):
                 self._arrive(flight, reply)
                 self._give_work()  # at once: idle nodes are time lost
             if self.tally.arrivals == arrivals and not hasattr(self.grid, "clock"):
                 time.sleep(_TICK)
-        self.tally.waiting = self.in_flight.nodes
+        self.tally.waiting = self.pending.nodes
 
     def _give_work(self) -> None:
         """Send the model to every node that has none on its way."""
-        busy = self.in_flight.nodes | self.tally.resting()
+        busy = self.pending.nodes | self.tally.resting()
         messages = []
         for node in sorted(self.contributions.present - busy):
             number = self.contributions.ask(node)
@@ -95,7 +95,7 @@ class Exchange:
                 {**self.config, "server-round": number}
             )
             messages.append(Message(record, node, MessageType.TRAIN))
-        lost = self.in_flight.push(
+        lost = self.pending.push(
             self.grid, messages, self._model, self.contributions.steps
         )
         self.contributions.present -= lost  # until the next look around
@@ -103,7 +103,7 @@ class Exchange:
             m for m in messages if m.metadata.dst_node_id not in lost
         )
 
-    def _arrive(self, flight: Flight, came: Message | Rejection | str) -> None:
+    def _arrive(self, flight: PendingMessage, came: Message | Rejection | str) -> None:
         """Inspect a reply; if it is good, take a step."""
         tally, node = self.tally, flight.node
         if isinstance(came, Message):
@@ -128,7 +128,7 @@ class Exchange:
         if average is None:
             return False
         self.arrays = self.step.step(self.arrays, self._model.write(average))
-        self._model = Model(self.arrays)
+        self._model = ReplySchema(self.arrays)
         self.contributions.steps += 1
         return True
 

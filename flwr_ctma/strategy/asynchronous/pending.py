@@ -7,14 +7,14 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from flwr_ctma.messages.schema import Model, Rejection
+from flwr_ctma.messages.schema import Rejection, ReplySchema
 from flwr_ctma.strategy.grace_period import UNDECODABLE
 
-__all__ = ["Flight", "InFlight"]
+__all__ = ["PendingMessage", "PendingMessages"]
 
 
 @dataclass(frozen=True)
-class Flight:
+class PendingMessage:
     """A message on its way.
 
     Attributes
@@ -28,11 +28,11 @@ class Flight:
     """
 
     node: int
-    model: Model
+    model: ReplySchema
     step: int
 
 
-class InFlight:
+class PendingMessages:
     """The book of all messages that are not answered yet.
 
     A reply belongs to the node that the message it answers was sent to; a reply to no
@@ -40,7 +40,7 @@ class InFlight:
     """
 
     def __init__(self) -> None:
-        self._flights: dict[str, Flight] = {}
+        self._flights: dict[str, PendingMessage] = {}
         self._lasts = False  # whether the grid can be saved, with what it carries
         self._one_by_one = False
 
@@ -50,7 +50,7 @@ class InFlight:
         return {flight.node for flight in self._flights.values()}
 
     def push(
-        self, grid: Grid, messages: Sequence[Message], model: Model, step: int
+        self, grid: Grid, messages: Sequence[Message], model: ReplySchema, step: int
     ) -> set[int]:
         """Send messages; give the nodes that they did not go out to."""
         self._lasts = hasattr(grid, "state_dict")
@@ -61,12 +61,14 @@ class InFlight:
         for message in messages:
             key, node = message.metadata.message_id, message.metadata.dst_node_id
             if key in pushed:
-                self._flights[key] = Flight(node, model, step)
+                self._flights[key] = PendingMessage(node, model, step)
             else:  # gone since the grid was asked for its nodes
                 lost.add(node)
         return lost
 
-    def pull(self, grid: Grid) -> Iterator[tuple[Flight, Message | Rejection | str]]:
+    def pull(
+        self, grid: Grid
+    ) -> Iterator[tuple[PendingMessage, Message | Rejection | str]]:
         """Give each reply that has come, with the message that it answers.
 
         Content that cannot be decoded raises in Flower, and takes the replies with it
@@ -106,8 +108,8 @@ class InFlight:
         """Go on from what `state_dict` gave; None leaves the book as it is."""
         if state is None:
             return
-        models = [Model(arrays) for arrays in state["models"]]
+        models = [ReplySchema(arrays) for arrays in state["models"]]
         self._flights = {
-            key: Flight(node, models[i], step)
+            key: PendingMessage(node, models[i], step)
             for key, node, i, step in state["flights"]
         }

@@ -12,15 +12,15 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from flwr_ctma.aggregators import Aggregator
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.strategy.anytime import AnyTimeSGD
 from flwr_ctma.strategy.asynchronous.contributions import Contributions
 from flwr_ctma.strategy.asynchronous.exchange import Exchange, clock
-from flwr_ctma.strategy.asynchronous.pending import InFlight
+from flwr_ctma.strategy.asynchronous.pending import PendingMessages
 from flwr_ctma.strategy.asynchronous.rounds import rounds
-from flwr_ctma.strategy.asynchronous.statistics import Tally
-from flwr_ctma.strategy.asynchronous.weighting import Counts, Weighing
-from flwr_ctma.strategy.compatibility import checked_rule
+from flwr_ctma.strategy.asynchronous.statistics import RoundStatistics
+from flwr_ctma.strategy.asynchronous.weighting import ClientWeighting, Counts
+from flwr_ctma.strategy.compatibility import resolve_aggregator
 from flwr_ctma.strategy.wrappers.base import Evaluate
 from flwr_ctma.tracking.ledger import Ledger
 
@@ -54,7 +54,7 @@ class AsyncRobustStrategy(Strategy):
         The λ that any f clients are held to, of the weight and of the steps that they
         cause. Half-way between f/n and 1/2 if None.
     weighing : Weighing (default: Counts())
-        Counts as in the paper, `Staleness()` for FedAvg clients, or `Alike()`.
+        Counts as in the paper, `Staleness()` for FedAvg clients, or `EqualWeights()`.
     arrivals_per_round : int | None (default: None)
         After how many arrivals the model is evaluated; the number of nodes if None.
     max_seconds : float (default: infinity)
@@ -104,13 +104,13 @@ class AsyncRobustStrategy(Strategy):
         *,
         num_malicious_nodes: int | float,
         max_share: float | None = None,
-        weighing: Weighing = Counts(),  # noqa: B008, a frozen value
+        weighing: ClientWeighting = Counts(),  # noqa: B008, a frozen value
         arrivals_per_round: int | None = None,
         max_seconds: float = float("inf"),
         min_available_nodes: int = 2,
     ) -> None:
         if not isinstance(step, AnyTimeSGD):
-            raise wrong(
+            raise parameter_error(
                 "step",
                 "AnyTimeSGD",
                 step,
@@ -118,20 +118,22 @@ class AsyncRobustStrategy(Strategy):
             )
         self.contributions = Contributions(num_malicious_nodes, max_share, weighing)
         if arrivals_per_round is not None and arrivals_per_round < 1:
-            raise wrong("arrivals_per_round", "at least 1", arrivals_per_round)
+            raise parameter_error(
+                "arrivals_per_round", "at least 1", arrivals_per_round
+            )
         self.step = step
-        self.aggregator = checked_rule(aggregator, weighted=True)
+        self.aggregator = resolve_aggregator(aggregator, weighted=True)
         self.num_malicious_nodes = num_malicious_nodes
         self.arrivals_per_round = arrivals_per_round
         self.max_seconds = max_seconds
         f = num_malicious_nodes if isinstance(num_malicious_nodes, int) else 0
         self.min_available_nodes = max(min_available_nodes, 2 * f + 1)
         self.ledger = Ledger()
-        self._in_flight = InFlight()
+        self._in_flight = PendingMessages()
         self._timeout = 3600.0
         self._began = math.nan
         self._elapsed = 0.0
-        self._tally = Tally()
+        self._tally = RoundStatistics()
 
     def summary(self) -> None:
         """Log the settings, then those of the step."""
@@ -192,7 +194,7 @@ class AsyncRobustStrategy(Strategy):
     ) -> Result:
         """Run the rounds of the outermost strategy around this one, in time."""
         if evaluate_config is not None:
-            raise wrong(
+            raise parameter_error(
                 "evaluate_config",
                 "None",
                 "given",
@@ -225,7 +227,7 @@ class AsyncRobustStrategy(Strategy):
             step=self.step,
             rule=self.aggregator,
             contributions=self.contributions,
-            in_flight=self._in_flight,
+            pending=self._in_flight,
             arrays=arrays,
         )
         end = min(clock(grid) + self._timeout, self._began + self.max_seconds)

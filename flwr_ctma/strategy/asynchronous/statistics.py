@@ -9,11 +9,11 @@ from flwr.app import MetricRecord
 from flwr_ctma.strategy.round.claims import trimmed_mean
 from flwr_ctma.tracking.ledger import Ledger
 
-__all__ = ["Tally"]
+__all__ = ["RoundStatistics"]
 
 
 @dataclass
-class Tally:
+class RoundStatistics:
     """Who delivered, and how many steps that led to.
 
     Attributes

@@ -7,10 +7,17 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.spec import check_fields, parse, spell
 
-__all__ = ["Alike", "Counts", "Staleness", "Weighing", "capped", "parse_weighing"]
+__all__ = [
+    "ClientWeighting",
+    "Counts",
+    "EqualWeights",
+    "Staleness",
+    "capped",
+    "parse_client_weighting",
+]
 
 Float64 = NDArray[np.float64]
 
@@ -19,14 +26,14 @@ Float64 = NDArray[np.float64]
 _ROUNDING = 1e-9
 
 
-class Weighing(ABC):
+class ClientWeighting(ABC):
     """What clients' latest updates count before the cap."""
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def __str__(self) -> str:
-        """Spell it as `parse_weighing` reads it."""
+        """Spell it as `parse_client_weighting` reads it."""
         return spell(self, _WEIGHINGS)
 
     @abstractmethod
@@ -43,7 +50,7 @@ class Weighing(ABC):
 
 
 @dataclass(frozen=True)
-class Counts(Weighing):
+class Counts(ClientWeighting):
     """The number of updates a client delivered: whoever has averaged more knows more.
 
     References
@@ -62,12 +69,12 @@ class Counts(Weighing):
 
 
 @dataclass(frozen=True)
-class Alike(Weighing):
+class EqualWeights(ClientWeighting):
     """The same for every client that has delivered: what rules without weights do.
 
     Examples
     --------
-    >>> Alike()(np.array([1.0, 4.0]), ages=np.array([0.0, 3.0]))
+    >>> EqualWeights()(np.array([1.0, 4.0]), ages=np.array([0.0, 3.0]))
     array([1., 1.])
     """
 
@@ -77,7 +84,7 @@ class Alike(Weighing):
 
 
 @dataclass(frozen=True)
-class Staleness(Weighing):
+class Staleness(ClientWeighting):
     """(1 + age)^-power: for clients that send updates, not averages over all they did.
 
     Parameters
@@ -104,7 +111,7 @@ class Staleness(Weighing):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.power >= 0:
-            raise wrong("power", "at least 0", self.power)
+            raise parameter_error("power", "at least 0", self.power)
 
     def __call__(self, counts: Float64, ages: Float64) -> Float64:
         """Smaller the older the model that was trained."""
@@ -115,11 +122,11 @@ class Staleness(Weighing):
 _WEIGHINGS: dict[str, type] = {
     "counts": Counts,
     "staleness": Staleness,
-    "alike": Alike,
+    "alike": EqualWeights,
 }
 
 
-def parse_weighing(text: str) -> Weighing:
+def parse_client_weighting(text: str) -> ClientWeighting:
     """Build what a run-config spells: `counts`, `staleness(power=1)`, `alike`.
 
     Raises
@@ -129,10 +136,10 @@ def parse_weighing(text: str) -> Weighing:
 
     Examples
     --------
-    >>> parse_weighing("staleness(power=1)")
+    >>> parse_client_weighting("staleness(power=1)")
     Staleness(power=1.0)
     """
-    return cast(Weighing, parse(text, _WEIGHINGS, "weighing"))
+    return cast(ClientWeighting, parse(text, _WEIGHINGS, "weighing"))
 
 
 def capped(weights: Float64, f: int, share: float) -> Float64 | None:

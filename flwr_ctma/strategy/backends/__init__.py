@@ -9,14 +9,14 @@ from flwr.app import Message
 from flwr_ctma.engine.cpu import CpuStack
 from flwr_ctma.engine.ray import RayBackend
 from flwr_ctma.engine.stack import Stack
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.spec import parse
 from flwr_ctma.strategy.backends.streaming import Streaming
 
-__all__ = ["Backend", "Held", "Local", "parse_backend"]
+__all__ = ["Backend", "Local", "RoundStore", "parse_backend"]
 
 
-class Held(Protocol):
+class RoundStore(Protocol):
     """The rows of a round."""
 
     def arrive(self, messages: Sequence[Message]) -> None:
@@ -29,7 +29,7 @@ class Held(Protocol):
 class Backend(Protocol):
     """What holds rows, round after round."""
 
-    def begin(self, sent: Any, read: Any) -> Held:
+    def begin(self, sent: Any, read: Any) -> RoundStore:
         """Begin a round, in which this model was sent."""
 
 
@@ -66,5 +66,7 @@ def parse_backend(backend: Backend | str) -> Backend:
         found: Backend = parse(backend, _BACKENDS, "backend")
         return found
     if not hasattr(backend, "begin"):
-        raise wrong("backend", '"local", "streaming", "ray" or a RayBackend', backend)
+        raise parameter_error(
+            "backend", '"local", "streaming", "ray" or a RayBackend', backend
+        )
     return backend

@@ -10,7 +10,7 @@ from flwr_ctma.engine import threads as parallel
 from flwr_ctma.engine.cpu import CpuStack, Span, in_lanes
 from flwr_ctma.engine.kernels import kernels
 from flwr_ctma.engine.stack import Float64, Moments, pivot_of
-from flwr_ctma.messages.schema import Model, Reply
+from flwr_ctma.messages.schema import Reply, ReplySchema
 from flwr_ctma.strategy.round.replies import Read, read_one
 
 __all__ = ["Streaming", "Strips"]
@@ -27,7 +27,7 @@ class Streaming:
     In return the last bits of the matrix, in float32, depend on the order of arrival.
     """
 
-    def begin(self, sent: Model, read: Read) -> "Strips":
+    def begin(self, sent: ReplySchema, read: Read) -> "Strips":
         """Begin a round."""
         return Strips(sent, read)
 
@@ -43,7 +43,7 @@ class Strips:
         Inspects the content of a reply.
     """
 
-    def __init__(self, sent: Model, read: Read) -> None:
+    def __init__(self, sent: ReplySchema, read: Read) -> None:
         self._sent, self._read = sent, read
         self._replies: list[Reply] = []
         self._products = np.zeros((0, 0))
@@ -103,6 +103,6 @@ def _places(stack: CpuStack | None) -> list[tuple[int, ...]]:
     if stack is None:
         return []
     return [
-        tuple(panel.rows[i].ctypes.data for panel in stack.panels)
+        tuple(layer.rows[i].ctypes.data for layer in stack.layers)
         for i in range(stack.n)
     ]

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from flwr_ctma.aggregators import Aggregator, Budget, CwTM
 from flwr_ctma.engine.stack import Stack
-from flwr_ctma.messages.schema import Model, Reply
+from flwr_ctma.messages.schema import Reply, ReplySchema
 
-__all__ = ["Step", "take_step"]
+__all__ = ["Step", "aggregate_replies"]
 
 Float64 = NDArray[np.float64]
 
@@ -46,9 +46,9 @@ class Step:
         return [int(i) for i in np.flatnonzero(self.influence == 0)]
 
 
-def take_step(
+def aggregate_replies(
     rule: Aggregator,
-    sent: Model,
+    sent: ReplySchema,
     replies: Sequence[Reply],
     budget: Budget,
     reference: Sequence[NDArray[Any]] | None = None,
@@ -81,14 +81,14 @@ def take_step(
     rows = sent.updates(replies, sent.measured, reference)
     if place:
         rows = replace(rows, stack=place(rows.stack))
-    point = rule.locate(rows, budget)
+    point = rule.solve(rows, budget)
     # Distances first: a coordinate-wise rule then finds its vector in the same visit.
     distances = np.sqrt(point.squared_distances(rows))
     vector = point.vector(rows.stack)
     update = dict(zip(sent.measured, vector, strict=True))
     if sent.buffers:
         rows_apart = sent.updates(replies, sent.buffers)
-        found = CwTM().locate(rows_apart, budget).vector(rows_apart.stack)
+        found = CwTM().solve(rows_apart, budget).vector(rows_apart.stack)
         update.update(zip(sent.buffers, found, strict=True))
     weights = point.weights()
     influence = None if weights is None else weights[: rows.n]

@@ -7,14 +7,14 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.common import log
 
 from flwr_ctma.strategy.round.claims import trimmed_mean
-from flwr_ctma.strategy.round.replies import Outcome, Round
+from flwr_ctma.strategy.round.replies import Round, SortedReplies
 
-__all__ = ["only_reply"]
+__all__ = ["build_aggregate_reply"]
 
 
-def only_reply(
+def build_aggregate_reply(
     round_: Round,
-    outcome: Outcome,
+    outcome: SortedReplies,
     f: int,
     weight_key: str,
     records: dict[str, ArrayRecord] | None = None,

@@ -137,12 +137,12 @@ def bounded_weights(
 
 
 def claimed_budget(
-    metrics: Sequence[MetricRecord], f: int, weighted_by: str | None
+    metrics: Sequence[MetricRecord], f: int, weighted_by_key: str | None
 ) -> Budget:
     """Tell a rule what may be Byzantine: rows, or weight if clients claim it."""
-    if weighted_by is None:
+    if weighted_by_key is None:
         return Budget(len(metrics), f)
-    claimed = [weight_of(record, weighted_by) for record in metrics]
+    claimed = [weight_of(record, weighted_by_key) for record in metrics]
     weights, share = bounded_weights(claimed, f)
     if share < 0.5:
         return Budget(len(metrics), share, weights)
@@ -150,6 +150,6 @@ def claimed_budget(
         WARNING,
         "\t> The %d largest `%s` are %.0f%% of all: no rule holds against that. "
         "All nodes count the same in this round.",
-        *(f, weighted_by, 100 * share),
+        *(f, weighted_by_key, 100 * share),
     )
     return Budget(len(metrics), f)

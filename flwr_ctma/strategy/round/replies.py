@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from flwr.app import Message, RecordDict
 
 from flwr_ctma.engine import threads as parallel
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.schema import Rejection, Reply, quote
 
-__all__ = ["Outcome", "Round", "read_one"]
+__all__ = ["Round", "SortedReplies", "read_one"]
 
 Read = Callable[[RecordDict], Reply | Rejection]
 
 
 @dataclass
-class Outcome:
+class SortedReplies:
     """What came back, by node, each list in the order in which nodes were asked.
 
     Attributes
@@ -68,7 +68,7 @@ class Round:
     f: int
     excluded: list[int] = field(default_factory=list)
 
-    def sort(self, replies: Iterable[Message], read: Read) -> Outcome:
+    def sort(self, replies: Iterable[Message], read: Read) -> SortedReplies:
         """Read every reply on its own and sort it by what became of it.
 
         A reply belongs to the node that the message it answers was sent to. What it
@@ -81,13 +81,13 @@ class Round:
         """
         nodes = {m.metadata.message_id: m.metadata.dst_node_id for m in self.asked}
         if len(nodes) < len(self.asked):
-            raise wrong(
+            raise parameter_error(
                 "messages",
                 "sent, each with an id of its own",
                 list(nodes),
                 "Use a Grid that writes ids into the messages it sends, as Flower's.",
             )
-        outcome = Outcome()
+        outcome = SortedReplies()
         first: dict[str, Message] = {}
         for reply in replies:
             key = reply.metadata.reply_to_message_id

@@ -6,8 +6,8 @@ from logging import INFO, WARNING
 from flwr.app import Message, MetricRecord
 from flwr.common import log
 
-from flwr_ctma.strategy.round.replies import Outcome, Round
-from flwr_ctma.strategy.round.tolerance import Tolerance, needed
+from flwr_ctma.strategy.round.replies import Round, SortedReplies
+from flwr_ctma.strategy.round.tolerance import Tolerance, min_replies
 
 __all__ = ["bytes_of", "log_outcome", "report", "warn_of_majority"]
 
@@ -18,12 +18,12 @@ def warn_of_majority(
     """Warn, before anything is sent, where no rule protects a round of this size."""
     f = tolerance.among(asked, connected)
     enough = tolerance.too_small(asked, connected)
-    if asked < needed(f):
+    if asked < min_replies(f):
         log(
             WARNING,
             "configure_%s: %d nodes are asked; %d are needed against %d malicious "
             "ones. Set `min_%s_nodes` and `min_available_nodes` to that many.",
-            *(phase, asked, needed(f), f, phase),
+            *(phase, asked, min_replies(f), f, phase),
         )
     elif enough is not None:
         log(
@@ -35,7 +35,7 @@ def warn_of_majority(
         )
 
 
-def log_outcome(phase: str, round_: Round, outcome: Outcome) -> None:
+def log_outcome(phase: str, round_: Round, outcome: SortedReplies) -> None:
     """Log how many replies count, and of every other one why it does not."""
     good, rejected = len(outcome.accepted), len(outcome.rejected)
     log(
@@ -52,17 +52,17 @@ def log_outcome(phase: str, round_: Round, outcome: Outcome) -> None:
     if rejected + len(round_.excluded) > round_.f:
         log(WARNING, "\t> More are rejected than `num_malicious_nodes` allows for")
     left = max(round_.f - rejected - len(round_.excluded), 0)
-    if good < needed(left):
+    if good < min_replies(left):
         log(
             WARNING,
             "aggregate_%s: Skipped. %d good replies are not the %d that outvote %d "
             "malicious nodes.",
-            *(phase, good, needed(left), left),
+            *(phase, good, min_replies(left), left),
         )
 
 
 def report(
-    round_: Round, outcome: Outcome, metrics: MetricRecord | None = None
+    round_: Round, outcome: SortedReplies, metrics: MetricRecord | None = None
 ) -> MetricRecord:
     """Add what became of the replies to a round's metrics."""
     return MetricRecord(

@@ -9,17 +9,17 @@ from flwr.common import log
 from flwr.serverapp import Grid
 
 from flwr_ctma.aggregators import Aggregator
-from flwr_ctma.errors import wrong
-from flwr_ctma.strategy.guarantee import tell
+from flwr_ctma.errors import parameter_error
+from flwr_ctma.strategy.guarantee import log_guarantee
 from flwr_ctma.strategy.round.replies import Round
 from flwr_ctma.strategy.round.report import warn_of_majority
 from flwr_ctma.strategy.round.tolerance import Tolerance
 from flwr_ctma.tracking.ledger import Ledger
 
-__all__ = ["Asking"]
+__all__ = ["NodeSelection"]
 
 
-class Asking:
+class NodeSelection:
     """Settles whom to ask, and tells once what that is worth.
 
     Parameters
@@ -34,20 +34,22 @@ class Asking:
         self,
         aggregator: Aggregator,
         num_malicious_nodes: int | float,
-        max_violations: int | None,
+        max_rejections: int | None,
     ) -> None:
-        if max_violations is not None and max_violations < 1:
-            raise wrong("max_violations", "at least 1, or None", max_violations)
+        if max_rejections is not None and max_rejections < 1:
+            raise parameter_error(
+                "max_violations", "at least 1, or None", max_rejections
+            )
         self._aggregator = aggregator
         self._tolerance = Tolerance(num_malicious_nodes)
-        self._max_violations = max_violations
+        self._max_violations = max_rejections
         self._told: set[tuple[str, int, int]] = set()
 
     def expect(self, num_rounds: int) -> None:
         """Prepare for so many rounds in which nodes are sampled."""
         self._tolerance = replace(self._tolerance, rounds=max(num_rounds, 1))
 
-    def settle(
+    def select(
         self, phase: str, messages: Iterable[Message], grid: Grid, ledger: Ledger
     ) -> Round:
         """Settle who is asked, and how many of them may be malicious."""
@@ -60,7 +62,7 @@ class Asking:
             self._told.add((phase, size, connected))
             warn_of_majority(phase, size, connected, self._tolerance)
             if phase == "train":
-                tell(self._aggregator, size, f)
+                log_guarantee(self._aggregator, size, f)
         excluded = self._excluded(asked, ledger)[: min(f, (size - 1) // 2)]
         if excluded:
             log(INFO, "configure_%s: Nodes %s are excluded", phase, excluded)

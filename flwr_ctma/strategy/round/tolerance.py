@@ -3,10 +3,10 @@
 import math
 from dataclasses import dataclass
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.sampling import min_sample_size, tolerated
 
-__all__ = ["Tolerance", "bearable", "needed"]
+__all__ = ["Tolerance", "effective_f", "min_replies"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Tolerance:
         f = self.num_malicious_nodes
         count = isinstance(f, int) and not isinstance(f, bool) and f >= 0
         if not count and not (isinstance(f, float) and 0 <= f < 0.5):
-            raise wrong(
+            raise parameter_error(
                 "num_malicious_nodes",
                 "a count, or a share in [0, 0.5) of the nodes",
                 f,
@@ -81,7 +81,7 @@ class Tolerance:
         )
 
 
-def needed(f: int, rejected: int = 0) -> int:
+def min_replies(f: int, rejected: int = 0) -> int:
     """Good replies that outvote what liars may be among them: 2 (f − r) + 1.
 
     A rejected reply proves that its sender is one of the f. A reply that does not come
@@ -95,7 +95,7 @@ def needed(f: int, rejected: int = 0) -> int:
     return 2 * max(f - rejected, 0) + 1
 
 
-def bearable(f: int, good: int, rejected: int) -> int | None:
+def effective_f(f: int, good: int, rejected: int) -> int | None:
     """Give f for the rule, as much as the good replies bear; None if they are too few.
 
     It is not lowered to f − r where f can be borne: an honest client that breaks must
@@ -108,4 +108,4 @@ def bearable(f: int, good: int, rejected: int) -> int | None:
     >>> print(bearable(8, good=16, rejected=0))
     None
     """
-    return min(f, (good - 1) // 2) if good >= needed(f, rejected) else None
+    return min(f, (good - 1) // 2) if good >= min_replies(f, rejected) else None

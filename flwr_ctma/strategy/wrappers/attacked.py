@@ -11,15 +11,15 @@ from flwr.serverapp.strategy import Strategy
 from flwr_ctma.aggregators import Budget, Mean
 from flwr_ctma.attacks import Attack
 from flwr_ctma.attacks.collusion import Colluders, Seen, stack
-from flwr_ctma.errors import wrong
-from flwr_ctma.strategy.compatibility import refuse
+from flwr_ctma.errors import parameter_error
+from flwr_ctma.strategy.compatibility import check_compatible
 from flwr_ctma.strategy.robust import RobustStrategy
-from flwr_ctma.strategy.wrappers.base import Around, inside, waits_for_nobody
+from flwr_ctma.strategy.wrappers.base import StrategyWrapper, inside, is_asynchronous
 
 __all__ = ["AttackedStrategy"]
 
 
-class AttackedStrategy(Around):
+class AttackedStrategy(StrategyWrapper):
     """Let malicious clients collude, between the network and a strategy.
 
     In every round the attack is shown the updates of all clients and replaces those of
@@ -72,8 +72,8 @@ class AttackedStrategy(Around):
         seed: int = 0,
     ) -> None:
         super().__init__(strategy)
-        if waits_for_nobody(strategy):
-            raise wrong(
+        if is_asynchronous(strategy):
+            raise parameter_error(
                 "strategy",
                 "one that aggregates rounds",
                 type(strategy).__name__,
@@ -163,7 +163,7 @@ def _robust(strategy: Strategy) -> RobustStrategy | None:
 
 def _averages(strategy: Strategy) -> bool:
     try:
-        refuse(strategy)
+        check_compatible(strategy)
     except ValueError:
         return False
     return True

@@ -8,20 +8,20 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 __all__ = [
-    "Around",
     "Evaluate",
+    "StrategyWrapper",
     "close_round_of",
     "inside",
+    "is_asynchronous",
     "loop_of",
     "prepared",
     "setting",
-    "waits_for_nobody",
 ]
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
-class Around(Strategy):
+class StrategyWrapper(Strategy):
     """Do as the strategy inside does; derive from it to do more.
 
     Parameters
@@ -132,7 +132,7 @@ def setting(strategy: Strategy, name: str, default: Any) -> Any:
     return default
 
 
-def waits_for_nobody(strategy: Strategy) -> bool:
+def is_asynchronous(strategy: Strategy) -> bool:
     """Tell whether a strategy, or what it wraps, has a loop of its own for rounds."""
     return setting(strategy, "loop", None) is not None
 

@@ -11,10 +11,10 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.strategy.wrappers.base import (
-    Around,
     Evaluate,
+    StrategyWrapper,
     close_round_of,
     inside,
     loop_of,
@@ -26,7 +26,7 @@ from flwr_ctma.tracking.checkpoint import latest, write
 __all__ = ["Checkpointed"]
 
 
-class Checkpointed(Around):
+class Checkpointed(StrategyWrapper):
     """Save a run after every round, and resume it at the next one.
 
     Model, state of the strategies inside, the random state that nodes are sampled from
@@ -187,7 +187,7 @@ class Checkpointed(Around):
         strategies = list(inside(self.strategy))
         kinds = [type(part).__name__ for part in strategies]
         if [saved["kind"] for saved in state["strategies"]] != kinds:
-            raise wrong(
+            raise parameter_error(
                 "strategy",
                 f"{[saved['kind'] for saved in state['strategies']]}, as in the run "
                 f"that {self.folder} holds",
@@ -195,14 +195,14 @@ class Checkpointed(Around):
                 "Resume with the same strategies, or start in another folder.",
             )
         if (state["grid"] is not None) != _is_simulated(self._grid):
-            raise wrong(
+            raise parameter_error(
                 "grid",
                 f"of the kind that the run in {self.folder} was on",
                 type(self._grid).__name__,
                 "Resume where it ran, in one process or in Flower's own runtimes.",
             )
         if _frame(state["arrays"]) != _frame(initial_arrays):
-            raise wrong(
+            raise parameter_error(
                 "initial_arrays",
                 f"of the model that {self.folder} holds",
                 "another model",

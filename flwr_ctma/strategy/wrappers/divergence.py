@@ -14,16 +14,16 @@ from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from flwr_ctma.errors import wrong
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.arrays import numbers
-from flwr_ctma.messages.schema import BUFFERS
-from flwr_ctma.strategy.wrappers.base import Around, inside, waits_for_nobody
+from flwr_ctma.messages.schema import BUFFER_KEYS
+from flwr_ctma.strategy.wrappers.base import StrategyWrapper, inside, is_asynchronous
 from flwr_ctma.strategy.wrappers.state import restore, state_of
 
-__all__ = ["Healthy"]
+__all__ = ["DivergenceGuard"]
 
 
-class Healthy(Around):
+class DivergenceGuard(StrategyWrapper):
     """Notice that a run diverges, say so, and go back by option.
 
     A round t, from the model x_t to x_{t+1}, is alarming if::
@@ -68,7 +68,7 @@ class Healthy(Around):
     >>> from flwr.serverapp.strategy import FedAdam
     >>> from flwr_ctma.strategy import RobustStrategy
     >>> strategy = RobustStrategy(FedAdam(), num_malicious_nodes=3)
-    >>> Healthy(strategy, rollback=True).factor
+    >>> DivergenceGuard(strategy, rollback=True).factor
     10.0
     """
 
@@ -79,9 +79,9 @@ class Healthy(Around):
     ) -> None:
         super().__init__(strategy)
         if not factor > 1:
-            raise wrong("factor", "above 1", factor)
-        if rollback and waits_for_nobody(strategy):
-            raise wrong(
+            raise parameter_error("factor", "above 1", factor)
+        if rollback and is_asynchronous(strategy):
+            raise parameter_error(
                 "rollback",
                 "False around a strategy that waits for nobody",
                 rollback,
@@ -266,7 +266,7 @@ def _distance(sent: ArrayRecord, arrays: ArrayRecord) -> float:
         new = numbers(array)
         if not np.isfinite(new).all():
             return math.inf
-        if new.dtype.kind == "f" and key.rpartition(".")[2] not in BUFFERS:
+        if new.dtype.kind == "f" and key.rpartition(".")[2] not in BUFFER_KEYS:
             step = np.subtract(new, numbers(sent[key]), dtype=np.float64)
             square += float(np.vdot(step, step))
     return math.sqrt(square)

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from flwr_ctma.strategy.round.report import bytes_of
-from flwr_ctma.strategy.wrappers.base import Around
+from flwr_ctma.strategy.wrappers.base import StrategyWrapper
 
 __all__ = ["Callback", "Observed"]
 
@@ -19,7 +19,7 @@ Callback = Callable[[dict[str, Any]], object]
 """Takes the line of a round: plain values by name."""
 
 
-class Observed(Around):
+class Observed(StrategyWrapper):
     """Tell callbacks of every round; change nothing.
 
     Parameters

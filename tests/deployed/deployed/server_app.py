@@ -9,13 +9,13 @@ from flwr.app import Array, ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from flwr_ctma.strategy import Patience, RobustStrategy
-from flwr_ctma.strategy.wrappers.base import Around
+from flwr_ctma.strategy import GracePeriod, RobustStrategy
+from flwr_ctma.strategy.wrappers.base import StrategyWrapper
 
 app = ServerApp()
 
 
-class Journal(Around):
+class Journal(StrategyWrapper):
     """Write a line for every round: what came back, and what was made of it."""
 
     def __init__(self, strategy, path):
@@ -53,7 +53,7 @@ def main(grid: Grid, context: Context) -> None:
         strategy = RobustStrategy(
             strategy,
             num_malicious_nodes=config["num-malicious-nodes"],
-            patience=Patience(at_least=config["grace"]),
+            grace_period=GracePeriod(at_least=config["grace"]),
         )
     Journal(strategy, config["journal"]).start(
         grid,
