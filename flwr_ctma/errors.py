@@ -23,7 +23,7 @@ def parameter_error(
 
     Examples
     --------
-    >>> wrong("f", "smaller than n/2 = 2.5", 3, "Sample more clients.")
+    >>> parameter_error("f", "smaller than n/2 = 2.5", 3, "Sample more clients.")
     ValueError('Parameter `f` should be smaller than n/2 = 2.5. Found `f = 3`. \
 Sample more clients.')
     """

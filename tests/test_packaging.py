@@ -18,10 +18,10 @@ from packaging.utils import canonicalize_name
 
 import flwr_ctma
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "ray", "matplotlib", "sklearn", "datasets", "pandas", "scipy"}
-LIGHT = "aggregators callbacks sampling"
-FLOWER = "attacks cli ledger legacy mods report simulation strategy.robust"
+LIGHT = "aggregators tracking.callbacks sampling"
+FLOWER = "attacks cli tracking.ledger legacy mods report simulation strategy.robust"
 
 
 @pytest.mark.parametrize(

@@ -49,13 +49,13 @@ class RobustStrategy(Strategy):
     num_malicious_nodes : int | float
         How many of the connected nodes may lie, break or fall silent: a count, or a
         share in [0, 0.5).
-    weighted_by : str | None (default: None)
+    weighted_by_key : str | None (default: None)
         "num-examples" to let clients claim their weight; see
         `flwr_ctma.strategy.RobustStrategy`.
-    unmeasured : Collection[str] (default: ())
+    buffer_keys : Collection[str] (default: ())
         Arrays that are not parameters, such as running statistics. Arrays have no
         names in this API: give their positions as text, "3" for the fourth.
-    max_violations : int | None (default: None)
+    max_rejections : int | None (default: None)
         After how many rejected results a client is not asked again.
 
     Raises

@@ -75,7 +75,7 @@ class ReplySchema:
     ----------
     sent : ArrayRecord
         Real numbers, finite, with floats among them.
-    unmeasured : Collection[str] (default: BUFFERS)
+    buffer_keys : Collection[str] (default: BUFFER_KEYS)
         Arrays that do not count in distances, by the last part of their key: the part
         after the last dot. Integers and booleans never count.
 
@@ -93,7 +93,7 @@ class ReplySchema:
 
     Examples
     --------
-    >>> model = Model(ArrayRecord([np.zeros((2, 2), np.float32)]))
+    >>> model = ReplySchema(ArrayRecord([np.zeros((2, 2), np.float32)]))
     >>> metrics = MetricRecord({"num-examples": 10})
     >>> content = RecordDict({"metrics": metrics})
     >>> content["arrays"] = ArrayRecord([np.ones((2, 2), np.float32)])

@@ -74,7 +74,7 @@ def _told(outcomes: Sequence[MatchResult]) -> str:
 
     Examples
     --------
-    >>> _told([Outcome(0.9, 1.0, auc=1.0, found=5, alarms=0)])
+    >>> _told([MatchResult(0.9, 1.0, auc=1.0, found=5, alarms=0)])
     '1.00 5+0'
     """
     if not outcomes:

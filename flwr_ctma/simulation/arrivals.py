@@ -139,7 +139,7 @@ class Straggler(ArrivalModel):
     Examples
     --------
     >>> Straggler(60.0).durations(3)
-    Fixed(seconds=(1.0, 1.0, 60.0))
+    FixedDurations(seconds=(1.0, 1.0, 60.0))
     """
 
     slowdown: float = 10.0

@@ -46,7 +46,7 @@ def run_batched(
 
     Examples
     --------
-    >>> together(lambda numbers: [2 * number for number in numbers], 4)
+    >>> run_batched(lambda numbers: [2 * number for number in numbers], 4)
     8
     """
     turn: _Turn | None = getattr(_here, "turn", None)
@@ -81,7 +81,7 @@ class BatchedGrid(InProcessGrid):
     >>> app = ClientApp()
     >>> @app.query()
     ... def who_is_there(message, context):
-    ...     metrics = MetricRecord({"clients": together(count, None)})
+    ...     metrics = MetricRecord({"clients": run_batched(count, None)})
     ...     return Message(RecordDict({"metrics": metrics}), reply_to=message)
     >>> grid = BatchedGrid(app, num_nodes=3)
     >>> asked = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]

@@ -92,7 +92,7 @@ class FixedDurations(Durations):
 
     Examples
     --------
-    >>> Fixed((1.0, 1.0, 9.5))(2, np.random.default_rng())
+    >>> FixedDurations((1.0, 1.0, 9.5))(2, np.random.default_rng())
     9.5
     """
 
@@ -149,7 +149,7 @@ class ArrivalGrid(InProcessGrid):
     >>> @app.query()
     ... def answer(message, context):
     ...     return Message(RecordDict(), reply_to=message)
-    >>> grid = ArrivalGrid(app, 2, Fixed((3.0, 1.0)))
+    >>> grid = ArrivalGrid(app, 2, FixedDurations((3.0, 1.0)))
     >>> asked = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]
     >>> keys = grid.push_messages(asked)
     >>> [reply.metadata.src_node_id for reply in grid.pull_messages(keys)], grid.now

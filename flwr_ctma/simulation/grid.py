@@ -258,7 +258,7 @@ def to_bytes(message: Message) -> NDArray[np.uint8]:
     --------
     >>> grid = InProcessGrid(ClientApp(), num_nodes=1)
     >>> message = Message(RecordDict(), grid.get_node_ids()[0], "query")
-    >>> thaw(freeze(message)).metadata.message_type
+    >>> from_bytes(to_bytes(message)).metadata.message_type
     'query'
     """
     return _bytes(message_to_proto(message))

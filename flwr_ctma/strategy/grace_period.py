@@ -101,7 +101,7 @@ class GracePeriodGrid(GridWrapper):
         The one to send and receive with.
     num_malicious_nodes : int | float
         As for `RobustStrategy`.
-    patience : Patience (default: Patience())
+    grace_period : GracePeriod (default: GracePeriod())
         How long the grace is.
     arrived : callable, optional
         Is given the replies of each pull, while others are waited for.

@@ -29,7 +29,7 @@ def guarantee(rule: Aggregator, n: int, f: int) -> str:
     Examples
     --------
     >>> from flwr_ctma.aggregators import parse_aggregator
-    >>> print(promise(parse_aggregator("ctma(gm)"), n=17, f=3))
+    >>> print(guarantee(parse_aggregator("ctma(gm)"), n=17, f=3))
     ctma(gm) with f = 3 of 17: squared error at most 4.1 times the honest variance \
 (κ; no rule can have less than 0.27)
     """

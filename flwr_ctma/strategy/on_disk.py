@@ -38,7 +38,7 @@ class OnDiskGrid(GracePeriodGrid):
         On the disk to use, with room for a round's replies; None: the system's for
         temporary files. Files have no names there, and are gone with the last of the
         replies in them.
-    patience : Patience (default: Patience())
+    grace_period : GracePeriod (default: GracePeriod())
         How long to wait for the last f replies.
 
     Examples

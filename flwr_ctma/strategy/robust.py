@@ -58,19 +58,19 @@ class RobustStrategy(Strategy):
         How many of the connected nodes may lie, break or fall silent: a count, or a
         share in [0, 0.5). Of nodes that are sampled, as many are expected in a round
         as samples hold with 99 % confidence over all rounds.
-    weighted_by : str | None (default: None)
+    weighted_by_key : str | None (default: None)
         Metric with which clients claim their weight, such as "num-examples". Claims are
         cut to the (f + 1)-th largest. All count the same in a round in which the f
         largest are half of all, and always if None.
-    unmeasured : Collection[str] (default: BUFFERS)
+    buffer_keys : Collection[str] (default: BUFFER_KEYS)
         Arrays that are not parameters, by the last part of their key: running
         statistics. They are aggregated on their own, by a trimmed mean, do not count in
         distances, and pass by the server optimiser; so do integers and booleans.
-    max_violations : int | None (default: None)
+    max_rejections : int | None (default: None)
         After how many rejected replies a node is not asked again, though the strategy
         inside samples it: as if it were, and its reply rejected. At most f nodes of a
         round, those with the most. To be trimmed or silent is no violation.
-    patience : Patience | None (default: Patience())
+    grace_period : GracePeriod | None (default: GracePeriod())
         How long `start` waits for the last f replies when the others are in; None: as
         long as Flower does. Inside another strategy, start that with a `GracePeriodGrid`.
     backend : Backend | str (default: "local")
@@ -130,7 +130,9 @@ class RobustStrategy(Strategy):
         self.buffer_keys = tuple(buffer_keys)
         self.max_rejections = max_rejections
         if not isinstance(grace_period, GracePeriod | None):
-            raise parameter_error("patience", "a `GracePeriod`, or None", grace_period)
+            raise parameter_error(
+                "grace_period", "a `GracePeriod`, or None", grace_period
+            )
         self.grace_period = grace_period
         self.backend = parse_backend(backend)
         self.ledger = Ledger()

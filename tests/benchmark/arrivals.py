@@ -1,6 +1,6 @@
 """Arrivals a second in Ray's simulation, of Flower alone and with the strategy.
 
-python tests/benchmark/arrivals.py 17 1e3 4
+python -m tests.benchmark.arrivals 17 1e3 4
 
 Flower alone pushes a message to every node, pulls replies, and pushes again to who
 answered: what any asynchronous strategy has to do at least. The loops run in turns, so
@@ -24,7 +24,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr_ctma.experiments.runtimes import Ray
 from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy
 
-APP = Path(__file__).parents[1] / "asyncapp"
+APP = Path(__file__).parents[1] / "helpers" / "apps" / "asyncapp"
 ROUNDS, WARM_UP = 12, 3
 LOOPS = ("flower", "ctma(gm)", "ctma(cwmed)")
 

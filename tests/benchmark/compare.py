@@ -1,9 +1,9 @@
 """Rules beside those of other libraries, in passes over the rows.
 
-    python tests/benchmark/compare.py                     all rules, 17 rows of 1e6
-    python tests/benchmark/compare.py --n 100 --f 20 --peers
-    python tests/benchmark/compare.py --messages          from Flower's messages on
-    python tests/benchmark/compare.py --scaling out.png   in n and in d, and the floor
+    python -m tests.benchmark.compare                     all rules, 17 rows of 1e6
+    python -m tests.benchmark.compare --n 100 --f 20 --peers
+    python -m tests.benchmark.compare --messages          from Flower's messages on
+    python -m tests.benchmark.compare --scaling out.png   in n and in d, and the floor
 
 A pass is the weighted sum `w @ X` in float32: no rule that reads all rows is quicker.
 Every call is timed right after a pass, in an order that changes from round to round, so
@@ -22,9 +22,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from peers import peers
 
 from flwr_ctma import parse_aggregator
+from tests.benchmark.peers import peers
 
 # Least to reach, in passes, at (17, 1e6) with f = 4 and at (100, 1e6) with f = 20.
 LIMITS = {
@@ -149,7 +149,7 @@ def table(args):
 
 def messages(args):
     """Flower's strategies and RobustStrategy, on the same replies."""
-    from test_speed import FLOWER, round_of
+    from tests.benchmark.test_speed import FLOWER, round_of
 
     logging.getLogger("flwr").setLevel(logging.WARNING)
     weights, x = np.full(args.n, 1 / args.n, np.float32), rows(args.n, args.d)

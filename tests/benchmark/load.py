@@ -1,8 +1,8 @@
 """The memory of one large round, and of a thousand rounds: docs/reliability.md.
 
-python tests/benchmark/load.py round 1000 1e5
-python tests/benchmark/load.py round 17 1e8
-python tests/benchmark/load.py soak 1000 soak.png
+python -m tests.benchmark.load round 1000 1e5
+python -m tests.benchmark.load round 17 1e8
+python -m tests.benchmark.load soak 1000 soak.png
 """
 
 import logging
@@ -14,11 +14,11 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
-from scale import TENSORS, Peaks, clock, own_memory
 
 from flwr_ctma.mods import ByzantineMod
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import Checkpointed, DivergenceGuard, Observed, RobustStrategy
+from tests.benchmark.scale import TENSORS, Peaks, clock, own_memory
 
 
 def model(d: int, seed: int = 0) -> ArrayRecord:

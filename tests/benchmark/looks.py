@@ -1,6 +1,6 @@
 """CPU that Flower's own simulation takes to look for messages, for n clients.
 
-python tests/benchmark/looks.py 100 300 1000
+python -m tests.benchmark.looks 100 300 1000
 
 Ten times a second it asks for every node which message is to be delivered. Here all
 have been, and are being answered, as in most of a round.

@@ -1,6 +1,6 @@
 """Rules for many clients: what they cost, and how far off attacks push them.
 
-python tests/benchmark/many_clients.py docs/figures/many-clients.png
+python -m tests.benchmark.many_clients docs/figures/many-clients.png
 
 Of n clients a fifth are malicious. Honest updates are normal, with d = 1000 coordinates
 and a mean as long as a third of what one update is away from it.

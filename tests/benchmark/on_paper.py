@@ -1,6 +1,6 @@
 """Bytes, seconds and memory of a round at sizes that nobody here has machines for.
 
-    python tests/benchmark/on_paper.py docs/figures/scale-on-paper.png
+    python -m tests.benchmark.on_paper docs/figures/scale-on-paper.png
 
 Rates are fitted to what `scale.py stages` measured on two cores, and the model is
 checked against every one of those points. Links and machines are assumptions.
@@ -48,7 +48,7 @@ HERE = Machine()
 # grow like the cores: 100 GB/s. 25 Gbit/s and 256 GB.
 SERVER = Machine(flops=16 * 2.2e11, memory_rate=1e11, link=25e9 / 8, memory=256e9)
 
-MEASURED = {  # milliseconds: python tests/benchmark/scale.py stages n d
+MEASURED = {  # milliseconds: python -m tests.benchmark.scale stages n d
     (17, 1e6): {"inspect": 3.1, "gram": 7.6, "combine": 5.6, "write": 0.7},
     (17, 1e7): {"inspect": 25.5, "gram": 51.0, "combine": 49.5, "write": 25.3},
     (100, 1e6): {"inspect": 17.7, "gram": 54.9, "combine": 22.7, "write": 3.0},

@@ -1,8 +1,8 @@
 """Sizes that one process in memory does not hold, measured: what docs/scale.md shows.
 
-python tests/benchmark/scale.py disk 80 1e8 /tmp
-python tests/benchmark/scale.py ray 17 1e7
-python tests/benchmark/scale.py stages 17 1e6
+python -m tests.benchmark.scale disk 80 1e8 /tmp
+python -m tests.benchmark.scale ray 17 1e7
+python -m tests.benchmark.scale stages 17 1e6
 """
 
 import statistics

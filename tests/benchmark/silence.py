@@ -1,7 +1,7 @@
 """Seconds per round of a deployment in which one client of four is silent.
 
-    python tests/benchmark/silence.py                    twenty minutes
-    python tests/benchmark/silence.py --timeout 120      Flower's default is 3600
+    python -m tests.benchmark.silence                    twenty minutes
+    python -m tests.benchmark.silence --timeout 120      Flower's default is 3600
 
 A SuperLink and four SuperNodes on loopback, and an app whose clients have next to
 nothing to compute: most of a round is what Flower's processes take to start. From the
@@ -11,13 +11,10 @@ and says so. Of the rounds after the first: the median, and the longest.
 
 import argparse
 import statistics
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from deployment import DEPLOYED, deployment, journal, run
+from tests.helpers.deployment import DEPLOYED, deployment, journal, run
 
 ROUNDS = 8
 

@@ -1,6 +1,6 @@
 """Client-iterations a second of the app, on Ray and in one process.
 
-python tests/benchmark/simulations.py ray in-process batched
+python -m tests.benchmark.simulations ray in-process batched
 
 An iteration is one local step: with double momentum two gradients. Rounds of 17 honest
 clients without evaluation; counted is the lower quartile of their times, as other work

@@ -1,6 +1,6 @@
 """Time to a given loss in Ray's simulation, where one of five clients is slow.
 
-python tests/benchmark/stragglers.py 0.5 0.02
+python -m tests.benchmark.stragglers 0.5 0.02
 
 Clients sleep for so many seconds, and one of them ten times as long; another one lies.
 In rounds that wait for all, in rounds that wait for the last one only as long as
@@ -27,7 +27,7 @@ from flwr_ctma.strategy import (
     RobustStrategy,
 )
 
-APP = Path(__file__).parents[1] / "asyncapp"
+APP = Path(__file__).parents[1] / "helpers" / "apps" / "asyncapp"
 NODES, ROUNDS = 5, 25
 
 app = ServerApp()

@@ -26,7 +26,7 @@ class NodeSelection:
     ----------
     aggregator : Aggregator
         The rule whose promise is told.
-    num_malicious_nodes, max_violations
+    num_malicious_nodes, max_rejections
         As for `RobustStrategy`.
     """
 
@@ -38,7 +38,7 @@ class NodeSelection:
     ) -> None:
         if max_rejections is not None and max_rejections < 1:
             raise parameter_error(
-                "max_violations", "at least 1, or None", max_rejections
+                "max_rejections", "at least 1, or None", max_rejections
             )
         self._aggregator = aggregator
         self._tolerance = Tolerance(num_malicious_nodes)

@@ -89,7 +89,7 @@ def min_replies(f: int, rejected: int = 0) -> int:
 
     Examples
     --------
-    >>> needed(8), needed(8, rejected=3)
+    >>> min_replies(8), min_replies(8, rejected=3)
     (17, 11)
     """
     return 2 * max(f - rejected, 0) + 1
@@ -103,9 +103,9 @@ def effective_f(f: int, good: int, rejected: int) -> int | None:
 
     Examples
     --------
-    >>> bearable(2, good=11, rejected=1), bearable(8, good=16, rejected=1)
+    >>> effective_f(2, good=11, rejected=1), effective_f(8, good=16, rejected=1)
     (2, 7)
-    >>> print(bearable(8, good=16, rejected=0))
+    >>> print(effective_f(8, good=16, rejected=0))
     None
     """
     return min(f, (good - 1) // 2) if good >= min_replies(f, rejected) else None

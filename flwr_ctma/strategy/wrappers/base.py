@@ -32,7 +32,7 @@ class StrategyWrapper(Strategy):
     Examples
     --------
     >>> from flwr.serverapp.strategy import FedAvg
-    >>> class Timid(Around):
+    >>> class Timid(StrategyWrapper):
     ...     def configure_evaluate(self, server_round, arrays, config, grid):
     ...         return []
     >>> Timid(FedAvg()).strategy.fraction_train

@@ -1,0 +1,225 @@
+"""The inner loops, compiled and in NumPy, against float64; and rules with either."""
+
+import importlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flwr_ctma import parse_aggregator
+from flwr_ctma.aggregators import ranks
+from flwr_ctma.engine import cpu, kernels
+from flwr_ctma.engine import layer as layer
+from flwr_ctma.engine.kernels import numpy as plain
+from flwr_ctma.strategy.backends import streaming
+from tests.helpers.table import TABLE
+
+pytest.importorskip("numba")
+COMPILED = importlib.import_module("flwr_ctma.engine.kernels.numba")
+BOTH = pytest.mark.parametrize("loops", [COMPILED, plain], ids=["compiled", "plain"])
+DTYPES = st.sampled_from([np.float32, np.float64])
+
+
+def block(n, width, dtype, seed, apart=0):
+    """Part of a matrix: rows in one piece each, and not one after the other."""
+    rng = np.random.default_rng(seed)
+    whole = np.round(4 * rng.standard_normal((n, width + apart)), 1).astype(dtype)
+    return whole[:, apart // 2 : apart // 2 + width]
+
+
+BLOCKS = st.builds(
+    block,
+    n=st.integers(1, 23),
+    width=st.sampled_from([1, 2, 31, 64, 129, 1008, 2500]),
+    dtype=DTYPES,
+    seed=st.integers(0, 999),
+    apart=st.sampled_from([0, 7]),
+)
+
+
+def test_compiled_loops_are_taken_where_numba_is():
+    assert kernels.kernels() is COMPILED
+    assert set(COMPILED.__all__) == set(plain.__all__)
+
+
+def test_without_numba_rules_run_in_numpy():
+    """Also where Numba refuses NumPy's version: both are an ImportError."""
+    code = """
+import sys
+sys.modules["numba"] = None
+import numpy as np
+from flwr_ctma import parse_aggregator
+from flwr_ctma.engine.kernels import kernels
+parse_aggregator("ctma(cwmed)")(np.eye(5), f=1)
+print(kernels().__name__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["flwr_ctma.engine.kernels.numpy"]
+
+
+def test_compiled_where_nothing_can_be_kept():
+    """A package that is read-only, for a user without a home."""
+    code = """
+from numba.core import caching
+caching.CacheImpl._locator_classes = []
+import numpy as np
+from flwr_ctma import parse_aggregator
+from flwr_ctma.engine.kernels import kernels
+parse_aggregator("krum")(np.eye(5), f=1)
+print(kernels().__name__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["flwr_ctma.engine.kernels.numba"]
+
+
+@BOTH
+@settings(max_examples=60, deadline=None)
+@given(rows=BLOCKS, data=st.data())
+def test_products(loops, rows, data):
+    first = data.draw(st.integers(0, len(rows) - 1))
+    exact = rows.astype(np.float64)
+    size = np.abs(exact) @ np.abs(exact).T
+    found = loops.products([rows[:, :40], rows[:, 40:]], len(rows), first)
+    assert found.dtype == np.float64
+    error = np.abs(found - (exact @ exact.T)[first:])
+    assert (error <= 4 * np.finfo(rows.dtype).eps * size[first:] + 1e-300).all()
+
+
+@BOTH
+@settings(max_examples=60, deadline=None)
+@given(rows=BLOCKS)
+def test_squares_apart(loops, rows):
+    middle = rows.mean(axis=0)
+    exact = ((rows - middle).astype(np.float64) ** 2).sum(axis=1)
+    tolerance = 30 * np.finfo(rows.dtype).eps
+    found = loops.squares_apart(rows, middle)
+    np.testing.assert_allclose(found, exact, rtol=tolerance)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=BLOCKS, data=st.data())
+def test_order_statistics_are_the_same_bits(rows, data):
+    """Compiled or not: comparators and sums are the same, in the same order."""
+    n, before = len(rows), rows.copy()
+    coefficients = data.draw(
+        st.lists(st.sampled_from([0, 1, 0.25]), min_size=n, max_size=n).filter(any)
+    )
+    k = data.draw(st.integers(1, n))
+    for found, expected in (
+        (
+            COMPILED.ranked_mean(rows, coefficients),
+            plain.ranked_mean(rows, coefficients),
+        ),
+        (COMPILED.nearest_mean(rows, k), plain.nearest_mean(rows, k)),
+    ):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(rows, before)
+
+
+@pytest.mark.parametrize("n", [49, 70])
+def test_order_statistics_of_many_rows(n):
+    """Where NumPy sorts columns instead."""
+    rows = block(n, 1500, np.float32, seed=0)
+    in_order = np.sort(rows.astype(np.float64), axis=0)
+    coefficients = [float(5 <= r < n - 5) for r in range(n)]
+    found = COMPILED.ranked_mean(rows, coefficients)
+    np.testing.assert_allclose(found, in_order[5:-5].mean(axis=0), atol=1e-5)
+    expected = plain.nearest_mean(rows, n - 5)
+    np.testing.assert_allclose(COMPILED.nearest_mean(rows, n - 5), expected, atol=1e-5)
+
+
+@BOTH
+@given(rows=BLOCKS, data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_columns_that_are_not_finite_are_told(loops, rows, data):
+    i = data.draw(st.integers(0, rows.shape[0] - 1))
+    c = data.draw(st.integers(0, rows.shape[1] - 1))
+    rows[i, c] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
+    ranks = [float(r == len(rows) // 2) for r in range(len(rows))]
+    for found in (loops.ranked_mean(rows, ranks), loops.nearest_mean(rows, 1)):
+        assert np.flatnonzero(np.isnan(found)).tolist() == [c]
+
+
+@BOTH
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16, ">f4", np.int32])
+@pytest.mark.parametrize("less", [False, True])
+def test_reader(loops, kind, less):
+    """Rows as they come in messages: of any dtype, and anywhere in memory."""
+    rng = np.random.default_rng(0)
+    given = np.round(100 * rng.standard_normal((5, 77))).astype(kind)
+    rows = [*given[:3], np.repeat(given[3], 2)[::2]]
+    raw = b"x" + given[4].tobytes()
+    rows.append(np.frombuffer(raw, given.dtype, offset=1))  # not aligned
+    origin = given[1] if less else None
+    whole = np.empty((5, 77), np.float32)
+    read = loops.reader(rows, np.dtype(np.float32))
+    read(0, 77, origin, whole)
+    out = np.empty((5, 70), np.float32)
+    read(7, 77, origin, out)
+    np.testing.assert_array_equal(out, whole[:, 7:])
+    expected = given.astype(np.float64) - (given[1].astype(np.float64) if less else 0)
+    np.testing.assert_allclose(whole, expected, rtol=1e-6)
+
+
+def test_nothing_is_read_beyond_what_is_given():
+    """Compiled loops know where rows begin, and believe how long they are."""
+    rows = block(5, 64, np.float32, seed=0)
+    for ask in (
+        lambda: COMPILED.squares_apart(rows, rows[0, :63]),
+        lambda: COMPILED.weighted_median(rows, np.ones(5), rows[0, :63]),
+        lambda: COMPILED.reader(rows, rows.dtype)(0, 64, rows[0, :63], rows.copy()),
+        lambda: COMPILED.reader([rows[0], rows[1, :9]], rows.dtype)(
+            0, 64, None, np.empty((2, 64), np.float32)
+        ),
+    ):
+        with pytest.raises(ValueError, match="broadcast"):
+            ask()
+
+
+@pytest.mark.parametrize("rule", TABLE, ids=lambda rule: rule.spec)
+def test_rules_give_the_same_with_either(rule, monkeypatch):
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((13, 3000)).astype(np.float32)
+    given = rule.given(np.ones(3000, np.float32))
+    compiled = parse_aggregator(rule.spec).aggregate(rows, 2, **given)
+    for user in (cpu, layer, ranks, streaming):
+        monkeypatch.setattr(user, "kernels", lambda: plain)
+    slow = parse_aggregator(rule.spec).aggregate(rows, 2, **given)
+    np.testing.assert_allclose(compiled.vector, slow.vector, atol=2e-6)
+    np.testing.assert_allclose(compiled.influence, slow.influence, atol=2e-5)
+    np.testing.assert_allclose(compiled.distances, slow.distances, rtol=1e-4)
+
+
+@BOTH
+@settings(max_examples=60)
+@given(
+    x=BLOCKS,
+    weights=st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=23, max_size=23),
+    guess=st.sampled_from([None, 0.0, 0.1, -9.0, np.inf, -np.inf, np.nan]),
+)
+def test_weighted_median_has_half_of_the_weight_on_either_side(
+    loops, x, weights, guess
+):
+    """Of halves and whole numbers sums are exact, and exactly one half occurs."""
+    w = np.array(weights[: len(x)])
+    w[0] += not w.any()
+    start = None if guess is None else np.full(x.shape[1], guess, x.dtype)
+    found = loops.weighted_median(x, w, start)
+    for column, value in zip(x.T[:40], found, strict=False):
+        many = np.repeat(column.astype(np.float64), (2 * w).astype(int))
+        assert value == np.median(many).astype(x.dtype)
+
+
+@BOTH
+def test_weighted_median_of_a_column_that_is_not_finite_is_not(loops):
+    x = np.array([[1.0, 1.0, 1.0], [np.nan, 2.0, np.inf], [3.0, 3.0, 3.0]])
+    for weights in ([1.0, 1.0, 1.0], [1.0, 0.0, 1.0]):
+        found = loops.weighted_median(x, np.array(weights))
+        assert np.isnan(found).tolist() == [True, False, True] and found[1] == 2

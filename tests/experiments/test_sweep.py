@@ -1,0 +1,189 @@
+"""Sweeps: what is planned, what is run, and what is not run again."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flwr_ctma.experiments.sweep import Sweep
+from flwr_ctma.experiments.sweep_results import Ended, Run, final_scores
+
+ROOT = Path(__file__).parents[2]
+QUICK = """
+[run-config]
+num-nodes = 5
+num-malicious-nodes = 1
+num-server-rounds = 3
+evaluate-every = 2
+local-steps = 1
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    def write(text):
+        file = tmp_path / "plan.toml"
+        file.write_text(QUICK + text)
+        return file
+
+    return write
+
+
+def points(sweep):
+    return [tuple(run.point.values()) for run in sweep.runs]
+
+
+def test_all_combinations_but_those_excluded_and_what_is_included(plan):
+    sweep = Sweep.read(
+        plan("""
+        [axes]
+        aggregator = ["gm", "krum"]
+        attack = ["none", "alie"]
+        [[exclude]]
+        aggregator = "krum"
+        attack = ["alie", "minmax"]
+        [[include]]
+        aggregator = ["cwmed", "gm"]
+        attack = "none"
+        """),
+        ROOT,
+    )
+    # gm without an attack is on the grid already
+    assert points(sweep) == [
+        ("gm", "none"),
+        ("gm", "alie"),
+        ("krum", "none"),
+        ("cwmed", "none"),
+    ]
+
+
+def test_what_is_given_counts_before_the_file_and_after_the_grid(plan):
+    file = plan("[axes]\nseed = [1, 2]\n")
+    sweep = Sweep.read(file, ROOT, "batch-size=8 num-nodes=7 seed=9")
+    configs = [run.config for run in sweep.runs]
+    assert [c["seed"] for c in configs] == [1, 2]
+    assert {(c["batch-size"], c["num-nodes"], c["local-steps"]) for c in configs} == {
+        (8, 7, 1)
+    }
+
+
+def test_folder_tells_the_configuration(plan):
+    (one,) = Sweep.read(plan('[axes]\naggregator = ["ctma(gm)"]\n'), ROOT).runs
+    (same,) = Sweep.read(plan('[axes]\naggregator = ["ctma(gm)"]\n'), ROOT).runs
+    (other,) = Sweep.read(
+        plan('[axes]\naggregator = ["ctma(gm)"]\n'), ROOT, "batch-size=8"
+    ).runs
+    assert one.name == same.name != other.name
+    assert one.name.startswith("ctma-gm_")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[axis]\nseed = [1]\n", "run-config, axes, exclude, include"),
+        ("[axes]\nsead = [1]\n", "Did you mean `seed`"),
+        ('[axes]\nattack = ["sinflip"]\n', "did you mean `signflip`"),
+        ('[axes]\naggregator = ["ctma(kurm)"]\n', "did you mean `krum`"),
+        ("[axes]\nseed = [1\n", "a TOML file"),
+        ("[axes]\nseed = []\n", "hold a run"),
+        ("", "hold a run"),
+    ],
+)
+def test_mistake_is_told_before_any_run(plan, text, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Sweep.read(plan(text), ROOT)
+
+
+def sweep_command(file, output):
+    command = [sys.executable, "-m", "flwr_ctma", "sweep", file]
+    return subprocess.run(
+        [*command, "--app", ROOT, "--output", output, "--workers", "1"],
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_runs_are_made_once_and_failures_are_told(plan, tmp_path):
+    """Plain averaging ends at a malformed reply; the other runs go on.
+
+    Runs of seven clients have a table and a figure apart from those of five.
+    """
+    file = plan("""
+    [axes]
+    attack = ["none", "malformed"]
+    aggregator = ["fedavg", "gm"]
+    [[include]]
+    num-nodes = 7
+    num-malicious-nodes = [1, 2]
+    """)
+    output = tmp_path / "sweep"
+    done = sweep_command(file, output)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.count("] ") >= 4
+    assert "failed malformed_fedavg" in done.stdout
+    rows = list(csv.DictReader((output / "rounds.csv").open()))
+    assert len(rows) == 5 * 3
+    assert {row["round"] for row in rows} == {"0", "2", "3"}
+    assert {row["seed"] for row in rows} == {"1"}
+    for n, f in ((5, 1), (7, 1), (7, 2)):
+        assert f"{f} of {n} clients malicious" in done.stdout
+        assert (output / f"scores-{n}.png").read_bytes().startswith(b"\x89PNG")
+    assert not (output / "scores.png").exists()
+    before = {p: p.stat().st_mtime_ns for p in output.glob("*/ended.json")}
+    assert len(before) == 5
+    again = sweep_command(file, output)
+    assert "[6/6] malformed_fedavg" in again.stdout
+    assert again.stdout.count("/6] ") == 1
+    assert before == {p: p.stat().st_mtime_ns for p in output.glob("*/ended.json")}
+    assert list(csv.DictReader((output / "rounds.csv").open())) == rows
+
+
+def test_a_run_is_what_the_app_does_by_itself(plan, tmp_path):
+    """Workers that keep the app loaded give the same bits, in any order."""
+    from flwr_ctma.experiments.app import FlowerApp
+    from flwr_ctma.tracking.run_folder import RunFolder
+
+    sweep = Sweep.read(plan("[axes]\nseed = [1, 2]\n"), ROOT)
+    for state in sweep.run_match(tmp_path / "sweep", 1):
+        assert not any(one.why for one in state.ended)
+    app = FlowerApp(ROOT)
+    for run in sweep.runs:
+        app.simulate(5, {**run.config, "output": str(tmp_path / run.name)})
+        alone = RunFolder(tmp_path / run.name).rounds()
+        swept = RunFolder(tmp_path / "sweep" / run.name).rounds()
+        assert [line["round"] for line in swept] == [0, 1, 2, 3]
+        assert [r.get("loss") for r in swept] == [r.get("loss") for r in alone]
+
+
+def test_two_sweeps_do_not_write_the_same_lines(plan, tmp_path):
+    sweep = Sweep.read(plan('[axes]\naggregator = ["gm"]'), ROOT)
+    first = sweep.run_match(tmp_path / "sweep", 1)
+    next(first)
+    with pytest.raises(ValueError, match="in which nothing else is at work"):
+        next(sweep.run_match(tmp_path / "sweep", 1))
+    first.close()
+    assert not next(sweep.run_match(tmp_path / "sweep", 1)).ended
+
+
+def ended(accuracy, **point):
+    config = {"num-nodes": 17, "num-server-rounds": 1, **point}
+    line = {"round": 1, "accuracy": accuracy}
+    return Ended(Run(config, point), [line], seconds=1.0)
+
+
+def test_scores_average_over_seeds_and_name_what_varies_besides():
+    runs = [
+        ended(accuracy, aggregator=rule, attack=attack, seed=seed, optimizer=optimizer)
+        for rule, attack, seed, optimizer, accuracy in [
+            ("gm", "alie", 1, "mu2", 0.5),
+            ("gm", "alie", 2, "mu2", 0.7),
+            ("gm", "none", 1, "mu2", 0.9),
+            ("gm", "alie", 1, "sgd", 0.2),
+        ]
+    ]
+    found = final_scores(runs)[0]
+    assert found["gm optimizer=mu2"] == pytest.approx({"alie": 0.6, "none": 0.9})
+    assert found["gm optimizer=sgd"] == {"alie": 0.2, "none": None}
+    assert next(iter(found)) == "gm optimizer=mu2"

@@ -1,0 +1,267 @@
+"""Clients computed together end up where they end up one by one."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from safetensors.numpy import load_file
+from torch import nn
+from typer.testing import CliRunner
+
+from clients import stacked
+from clients.flat import FlatNetwork
+from clients.stacked import Asked, gradients
+from clients.task import Examples
+from flwr_ctma.cli import app as command_line
+from flwr_ctma.experiments.app import FlowerApp
+from flwr_ctma.experiments.runtimes import Batched
+from flwr_ctma.simulation.batched import BatchedGrid, run_batched
+from flwr_ctma.simulation.grid import InProcessGrid
+
+APP = FlowerApp(Path(__file__).parents[2])
+SMALL = {
+    "num-nodes": 5,
+    "num-malicious-nodes": 0,
+    "attack": "none",
+    "num-server-rounds": 3,
+    "local-steps": 2,
+    "batch-size": 8,
+    "fraction-evaluate": 1.0,
+}
+MODES = {
+    "mu2, own steps": {"optimizer": "mu2"},
+    "mu2, the server's": {"optimizer": "mu2(floored)", "steps-on": "server"},
+    "momentum, the server's": {"optimizer": "momentum", "steps-on": "server"},
+    "clipped": {"optimizer": "sgd", "clip-norm": 0.5},
+    "running statistics": {"model": "paper", "optimizer": "mu2"},
+    "unequal batches": {"partitioner": "dirichlet", "alpha": 0.2, "batch-size": 64},
+    "attacked": {"attack": "labelflip", "num-malicious-nodes": 2},
+    "colluders": {"attack": "alie", "num-malicious-nodes": 2},
+}
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def simulate(folder, kind, **overrides):
+    config = APP.run_config(SMALL, overrides, {"output": str(folder)})
+    APP.simulate(config["num-nodes"], config, kind)
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_model_is_that_of_one_by_one(tmp_path, monkeypatch, mode):
+    sizes = []
+
+    def counted(asked, compute=stacked._side_by_side):
+        sizes.append(len(asked))
+        return compute(asked)
+
+    monkeypatch.setattr(stacked, "_side_by_side", counted)
+    alone = simulate(tmp_path / "alone", InProcessGrid, **MODES[mode])
+    assert set(sizes) == {1}
+    batched = simulate(tmp_path / "batched", BatchedGrid, **MODES[mode])
+    assert max(sizes) > 1
+    for name, expected in alone.items():
+        np.testing.assert_allclose(batched[name], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_same_seed_same_bits(tmp_path):
+    one, other = (simulate(tmp_path / i, BatchedGrid) for i in "12")
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_command_line_asks_for_it(tmp_path, monkeypatch):
+    seen = []
+
+    def played(self, num_nodes, run_config, kind):
+        seen.append((num_nodes, run_config["seed"], kind))
+
+    monkeypatch.setattr(FlowerApp, "simulate", played)
+    words = ["simulate", str(APP.path), "--num-nodes", "3", "-c", "seed=7"]
+    for options in ([], [*Batched.options]):
+        done = CliRunner().invoke(command_line, [*words, *options])
+        assert done.exit_code == 0, done.output
+    assert seen == [(3, 7, InProcessGrid), (3, 7, BatchedGrid)]
+
+
+def test_virtual_clock_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="`arrivals` should be `real` where"):
+        simulate(tmp_path, BatchedGrid, arrivals="uniform")
+
+
+def network(seed=0, dropout=0.0, device="cpu"):
+    torch.manual_seed(seed)
+    relu = nn.ReLU()  # used twice
+    layers = [nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.BatchNorm2d(3), relu]
+    layers += [nn.Conv2d(3, 5, 2, dilation=2), relu, nn.MaxPool2d(2), nn.Flatten()]
+    layers += [nn.Linear(20, 6), relu, nn.Linear(6, 3)]
+    layers += [nn.Dropout(dropout)] if dropout else []
+    return FlatNetwork(nn.Sequential(*layers).to(device))
+
+
+def batch(seed, size=4, device="cpu"):
+    rng = torch.Generator().manual_seed(seed)
+    images = torch.randn(size, 2, 12, 12, generator=rng)
+    return Examples(images, torch.arange(size) % 3, 3).to(torch.device(device))
+
+
+def asked(device="cpu"):
+    sizes = [4, 4, 7, 4, 7, 2]
+    return [
+        Asked(network(i, device=device), batch(i, n, device))
+        for i, n in enumerate(sizes)
+    ]
+
+
+@pytest.mark.parametrize("pixels", [1_000_000, 1200])
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+        ),
+    ],
+)
+def test_gradients_and_statistics_are_those_of_each(monkeypatch, device, pixels):
+    monkeypatch.setattr(stacked, "_PIXELS", pixels)
+    all_at_once, each = asked(device), asked(device)
+    answers = gradients(all_at_once)
+    for one, other, (loss, found) in zip(all_at_once, each, answers, strict=True):
+        expected_loss, expected = other.network.gradient(other.batch)
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        for mine, its in zip(one.network.buffers, other.network.buffers, strict=True):
+            torch.testing.assert_close(mine, its)
+
+
+def test_nonfinite_network_spoils_no_other():
+    questions = asked()
+    questions[0].network.weights.data.fill_(torch.nan)
+    answers = gradients(questions)
+    finite = [bool(found.isfinite().all()) for _, found in answers]
+    assert finite == [False, True, True, True, True, True]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Dropout(0.5),
+        nn.Conv2d(4, 4, 1, groups=2),
+        nn.Conv2d(4, 4, 1, bias=False),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.BatchNorm2d(4, momentum=None),
+        nn.Linear(4, 4, bias=False),
+        nn.Tanh(),
+    ],
+)
+def test_what_has_no_place_beside_others_is_computed_alone(layer):
+    assert stacked.kind_of(nn.Sequential(nn.ReLU(), layer)) is None
+    assert network(dropout=0.5).kind is None
+    assert network().kind == network(1).kind is not None
+
+
+def gather(requests):
+    """Tell each client what all asked for."""
+    if "spoilt" in requests:
+        raise ValueError("no number")
+    return [list(requests)] * len(requests)
+
+
+def grid_of(answer, num_nodes=5):
+    app = ClientApp()
+    app.query()(answer)
+    return BatchedGrid(app, num_nodes)
+
+
+def ask(grid, nodes=None):
+    nodes = nodes or grid.get_node_ids()
+    messages = [Message(RecordDict(), node, "query") for node in nodes]
+    return grid.send_and_receive(messages)
+
+
+def said(reply):
+    return dict(reply.content["said"])
+
+
+def answer_of(message, **metrics):
+    return Message(RecordDict({"said": MetricRecord(metrics)}), reply_to=message)
+
+
+def test_who_ends_raises_or_asks_less_often_holds_up_nobody():
+    def answer(message: Message, context: Context) -> Message | None:
+        me = int(context.node_config["partition-id"])
+        if me == 4:
+            return None
+        seen = []
+        for _ in range(me):
+            seen += run_batched(gather, me)
+            if me == 2:
+                raise SystemExit("out of memory")
+        return answer_of(message, seen=seen)
+
+    grid = grid_of(answer)
+    first, second, failed, last = ask(grid)
+    assert said(first) == {"seen": []}
+    assert said(second) == {"seen": [1, 2, 3]}
+    assert failed.has_error() and "out of memory" in failed.error.reason
+    assert said(last) == {"seen": [1, 2, 3, 3, 3]}
+
+
+def test_request_that_cannot_be_computed_is_its_clients_own_error():
+    def answer(message: Message, context: Context) -> Message:
+        me = context.node_config["partition-id"]
+        return answer_of(
+            message, n=len(run_batched(gather, "spoilt" if me == 1 else me))
+        )
+
+    replies = ask(grid_of(answer))
+    assert [reply.has_error() for reply in replies] == [False, True] + [False] * 3
+    assert "no number" in replies[1].error.reason
+    assert {said(reply)["n"] for reply in replies if reply.has_content()} == {1}
+
+
+def test_clients_take_turns_and_each_message_to_a_node_its_own():
+    running = []
+
+    def answer(message: Message, context: Context) -> Message:
+        for _ in range(3):
+            running.append(context.node_id)
+            assert len(running) == 1
+            assert running.pop() == context.node_id
+            run_batched(gather, 0)
+        kept = context.state.setdefault("kept", MetricRecord({"messages": 0}))
+        kept["messages"] += 1
+        return answer_of(message, **kept)
+
+    grid = grid_of(answer, num_nodes=100)  # more than have a thread at a time
+    nodes = grid.get_node_ids()
+    replies = ask(grid, [*nodes, nodes[0], nodes[0]])
+    assert [said(reply)["messages"] for reply in replies] == [1] * 100 + [2, 3]
+    assert len([t for t in threading.enumerate() if t.name.startswith("client")]) <= 64
+
+
+def test_interrupt_ends_the_round_and_its_threads():
+    def interrupt(requests):
+        raise KeyboardInterrupt
+
+    ended = []
+
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            return answer_of(message, n=run_batched(interrupt, 0))
+        finally:
+            ended.append(context.node_id)
+
+    grid = grid_of(answer)
+    with pytest.raises(KeyboardInterrupt):
+        ask(grid)
+    grid._pool.shutdown(wait=True)
+    assert sorted(ended) == grid.get_node_ids()

@@ -1,0 +1,128 @@
+"""Asynchronous runs that are killed, and go on."""
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import Result
+
+from flwr_ctma.optim.momentum import CorrectedMomentum
+from flwr_ctma.simulation.clock import ArrivalGrid, Proportional
+from flwr_ctma.simulation.grid import InProcessGrid
+from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy, Checkpointed
+from flwr_ctma.tracking.checkpoint import latest
+from tests.helpers.kills import bits, kill_again_and_again
+
+ROUNDS = 12
+NODES = 7
+TARGET = np.linspace(-1.0, 1.0, 12)
+client = ClientApp()
+
+
+@client.train()
+def train(message: Message, context: Context) -> Message:
+    """μ²-SGD on ‖x - TARGET‖²/2: momentum in the node's state; node 0 lies."""
+    point = message.content["arrays"]["x"].numpy()
+    partition = int(context.node_config["partition-id"])
+    number = int(message.content["config"]["server-round"])
+    shift = 0.1 * np.random.default_rng([partition, number]).normal(size=12)
+    momentum = CorrectedMomentum.read(context.state.array_records.get("momentum"))
+    momentum = momentum.at({"x": point}, lambda at: {"x": at["x"] - TARGET + shift})
+    context.state["momentum"] = momentum.record()
+    step = momentum.vector["x"] * (-10 if partition == 0 else 1)
+    content = RecordDict({"metrics": MetricRecord({"train-loss": abs(shift[0])})})
+    content["arrays"] = ArrayRecord({"x": Array(point - step)})
+    return Message(content, reply_to=message)
+
+
+def start(folder, rounds=ROUNDS, grid=None, rule="ctma(gm)") -> Result:
+    strategy = AsyncRobustStrategy(
+        AnyTimeSGD(0.1, "fixed(gamma=0.5)"), rule, num_malicious_nodes=2
+    )
+    if folder is not None:
+        strategy = Checkpointed(strategy, folder)
+    grid = ArrivalGrid(client, NODES, Proportional()) if grid is None else grid
+    return strategy.start(
+        grid,
+        ArrayRecord({"x": Array(np.zeros(12))}),
+        rounds,
+        evaluate_fn=lambda number, arrays: MetricRecord({"number": number}),
+    )
+
+
+@pytest.mark.parametrize("rule", ["ctma(gm)", "cwmed"])
+@pytest.mark.parametrize("stop", [1, 7])
+def test_resumed_run_ends_with_the_same_bits_on_a_virtual_clock(
+    tmp_path, rule, stop
+) -> None:
+    whole = start(None, rule=rule)
+    start(tmp_path, rounds=stop, rule=rule)
+    resumed = start(tmp_path, rule=rule)
+    assert bits(resumed.arrays) == bits(whole.arrays)
+    assert resumed.train_metrics_clientapp == whole.train_metrics_clientapp
+    assert resumed.evaluate_metrics_serverapp == whole.evaluate_metrics_serverapp
+
+
+def test_resumed_run_ends_with_the_same_bits_without_a_clock(tmp_path) -> None:
+    whole = start(None, grid=InProcessGrid(client, NODES))
+    start(tmp_path, rounds=5, grid=InProcessGrid(client, NODES))
+    resumed = start(tmp_path, grid=InProcessGrid(client, NODES))
+    assert bits(resumed.arrays) == bits(whole.arrays)
+
+
+def test_a_run_that_is_killed_loses_no_finished_round(tmp_path) -> None:
+    """Nor any work on its way: the end is the same to the bit."""
+    kill_again_and_again(start, tmp_path, times=20)
+
+
+@pytest.mark.long
+def test_a_run_that_is_killed_two_hundred_times(tmp_path) -> None:
+    kill_again_and_again(start, tmp_path, times=200)
+
+
+class Flowers(ArrivalGrid):
+    """As Flower's own: it cannot be saved. Its nodes have other ids, or the same."""
+
+    def __init__(self, first=None):
+        super().__init__(client, NODES, Proportional())
+        if first is not None:
+            contexts = enumerate(self._contexts.values(), first)
+            self._contexts = dict(contexts)
+            self._index = {node: i for i, node in enumerate(self._contexts)}
+
+    @property
+    def state_dict(self):
+        raise AttributeError
+
+
+def resumed(folder, grid, rounds=6):
+    """The strategy as it is after five rounds, and when it has gone on from there."""
+    start(folder, rounds=5, grid=Flowers())
+    before = latest(folder).state["strategies"][0]["state"]
+    start(folder, rounds, grid)
+    return before, latest(folder).state["strategies"][0]["state"]
+
+
+def test_what_is_lost_on_flowers_grids_is_a_message_a_node(tmp_path) -> None:
+    """The nodes have the same ids, as SuperNodes whose SuperLink lives on."""
+    before, after = (s["contributions"] for s in resumed(tmp_path, Flowers()))
+    assert after["steps"] > before["steps"]
+    assert after["clients"].keys() == before["clients"].keys()
+    for node, client in after["clients"].items():
+        was = before["clients"][node]
+        assert was["asked"] == was["delivered"] + 1  # one is on its way
+        assert client["asked"] == client["delivered"] + 2  # one of them is lost
+        assert client["delivered"] >= was["delivered"]
+        assert client["count"] >= was["count"]
+
+
+def test_nodes_with_other_ids_start_anew_and_the_model_goes_on(tmp_path) -> None:
+    """As Ray's do: a simulation draws node ids anew for every run."""
+    before, after = resumed(tmp_path, Flowers(first=100), rounds=10)
+    assert before["step"]["t"] < after["step"]["t"]
+    contributions = after["contributions"]
+    assert set(contributions["clients"]) <= set(range(100, 100 + NODES))
+    assert contributions["latest"]["rows"]["rows"][0].shape == (NODES, 12)
+    assert len(contributions["clients"]) == NODES
+    error = np.linalg.norm(latest(tmp_path).state["arrays"]["x"].numpy() - TARGET)
+    assert error < np.linalg.norm(TARGET) / 2

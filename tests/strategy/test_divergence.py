@@ -1,0 +1,289 @@
+"""Runs that diverge are noticed, and go back if they are told to."""
+
+import copy
+import itertools
+import random
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi
+
+import server.app
+from flwr_ctma.experiments.app import FlowerApp
+from flwr_ctma.experiments.processes import RunFailed
+from flwr_ctma.simulation.clock import ArrivalGrid, FixedDurations
+from flwr_ctma.simulation.grid import InProcessGrid
+from flwr_ctma.strategy import (
+    AnyTimeSGD,
+    AsyncRobustStrategy,
+    Checkpointed,
+    DivergenceGuard,
+    Observed,
+    RobustStrategy,
+)
+from flwr_ctma.tracking.run_folder import RunFolder
+
+N, F = 7, 2
+INITIAL = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3)
+ALL = {"min_train_nodes": N, "min_available_nodes": N}
+
+
+def record(values):
+    return ArrayRecord({"w": Array(values.astype(np.float32))})
+
+
+def clients(rate=0.3, wild=(), lie=None, called="loss"):
+    """Gradient descent on ‖w - partition/10‖²/2; in wild rounds, a leap of 1e6."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        client = context.node_config["partition-id"]
+        number = message.content["config"].get("server-round", 0)
+        w = message.content["arrays"]["w"].numpy()
+        gradient = w - client / 10
+        moved = w - rate * gradient + (1e6 if number in wild else 0)
+        loss = float(np.square(gradient, dtype=np.float64).sum())
+        if client == 0 and lie is not None:
+            moved, loss = lie(moved), 1e300
+        metrics = MetricRecord({"num-examples": 1, called: loss})
+        content = RecordDict({"arrays": record(moved), "metrics": metrics})
+        return Message(content, reply_to=message)
+
+    return app
+
+
+def run(strategy, app, rounds=12, initial=INITIAL, **start):
+    random.seed(3)
+    grid = InProcessGrid(app, N)
+    return strategy.start(grid, record(initial), rounds, **start)
+
+
+def robust(inside=FedAvg, **settings):
+    inner = inside(fraction_evaluate=0.0, **ALL, **settings)
+    return RobustStrategy(inner, num_malicious_nodes=F)
+
+
+def alarms(result):
+    rounds = result.train_metrics_clientapp.items()
+    return [number for number, metrics in rounds if "diverged" in metrics]
+
+
+@pytest.mark.parametrize("inside", [FedAvg, FedAdam, FedYogi, FedAvgM])
+@pytest.mark.parametrize("rollback", [False, True])
+def test_an_ordinary_run_is_left_alone(inside, rollback):
+    """No alarm, and the same bits as without."""
+    watched = run(DivergenceGuard(robust(inside), rollback), clients())
+    plain = run(robust(inside), clients())
+    assert alarms(watched) == []
+    assert watched.arrays == plain.arrays
+    assert watched.train_metrics_clientapp == plain.train_metrics_clientapp
+
+
+def test_a_rate_a_hundred_times_too_high_is_noticed():
+    result = run(DivergenceGuard(robust()), clients(rate=30.0), rounds=6)
+    assert alarms(result)[0] == 2
+    assert np.abs(result.arrays["w"].numpy()).max() > 1e6
+
+
+def test_a_diverging_run_ends_with_the_last_good_model():
+    result = run(DivergenceGuard(robust(), rollback=True), clients(rate=30.0), rounds=6)
+    assert alarms(result) == [2, 4, 6]  # the first step of all is like no other
+    assert result.train_metrics_clientapp[6]["rolled-back-to"] == 0
+    np.testing.assert_array_equal(result.arrays["w"].numpy(), INITIAL)
+
+
+def test_slow_growth_is_noticed_as_well():
+    """Without a loss: of steps 2, 4, 8, … the seventh is too long for the median."""
+    result = run(
+        DivergenceGuard(robust()), clients(rate=3.0, called="error"), rounds=12
+    )
+    assert alarms(result)[0] == 7
+
+
+class Recorded(FedAdam):
+    """FedAdam that keeps what it was before each round."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.before = {}
+
+    def configure_train(self, server_round, arrays, config, grid):
+        self.before[server_round] = copy.deepcopy((self.m_t, self.v_t, arrays))
+        return super().configure_train(server_round, arrays, config, grid)
+
+
+@pytest.mark.parametrize(("spike", "good"), [(1, 1), (2, 1), (5, 4)])
+def test_the_server_optimiser_goes_back_with_the_model(spike, good):
+    """To where it was before the last round that was good, or before the first."""
+    strategy = DivergenceGuard(robust(Recorded), rollback=True)
+    evaluate = loss_of(INITIAL, spike)
+    result = run(strategy, clients(), spike + 1, evaluate_fn=evaluate)
+    assert result.evaluate_metrics_serverapp[spike]["rolled-back-to"] == good - 1
+    before = strategy.strategy.strategy.before
+    (m, v, arrays), (m_then, v_then, then) = before[spike + 1], before[good]
+    assert arrays == then
+    if good == 1:
+        assert m is v is m_then is v_then is None
+    else:
+        np.testing.assert_array_equal(m["w"], m_then["w"])
+        np.testing.assert_array_equal(v["w"], v_then["w"])
+
+
+def loss_of(target, spike=None):
+    """Give an evaluate_fn: the distance to a target, and a loss that explodes once."""
+
+    def evaluate(server_round, arrays):
+        error = np.square(arrays["w"].numpy() - target, dtype=np.float64).sum()
+        return MetricRecord({"loss": 1e9 if server_round == spike else 1 + error})
+
+    return evaluate
+
+
+def test_a_loss_that_explodes_in_the_last_round_is_not_what_the_run_ends_with():
+    """Also through what is put outside; and all of them are told."""
+    lines = []
+    strategy = Observed(DivergenceGuard(robust(), rollback=True), lines.append)
+    result = run(strategy, clients(), 5, evaluate_fn=loss_of(INITIAL, spike=5))
+    short = run(robust(), clients(), 3)
+    assert result.arrays == short.arrays
+    assert result.evaluate_metrics_serverapp[5]["rolled-back-to"] == 3
+    assert [line.get("diverged") for line in lines] == [None] * 5 + [1]
+
+
+@pytest.mark.parametrize("stop", [4, 5, 6])
+def test_a_resumed_run_goes_back_to_the_same_model(tmp_path, stop):
+    """Killed before, in and after the round of the alarm."""
+    strategies = [DivergenceGuard(robust(FedAdam), rollback=True) for _ in range(3)]
+    app, loss = clients(), {"evaluate_fn": loss_of(INITIAL, spike=5)}
+    whole = run(strategies[0], app, 9, **loss)
+    run(Checkpointed(strategies[1], tmp_path), app, stop, **loss)
+    resumed = run(Checkpointed(strategies[2], tmp_path), app, 9, **loss)
+    assert resumed.arrays == whole.arrays
+    assert resumed.train_metrics_clientapp == whole.train_metrics_clientapp
+    assert resumed.evaluate_metrics_serverapp == whole.evaluate_metrics_serverapp
+    assert whole.evaluate_metrics_serverapp[5]["rolled-back-to"] == 3
+
+
+def test_a_liar_raises_no_alarm_and_the_ledger_forgets_nothing():
+    strategy = DivergenceGuard(robust(), rollback=True)
+    result = run(strategy, clients(wild=[6], lie=lambda w: w * np.nan), 8)
+    assert alarms(result) == [6]
+    ledger = strategy.strategy.ledger
+    assert ledger[2].rejected == {"not-finite": 8}
+
+
+def test_a_model_that_is_not_finite_is_noticed():
+    class Overflowing(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            arrays, metrics = super().aggregate_train(server_round, replies)
+            return record(arrays["w"].numpy() * np.inf), metrics
+
+    result = run(DivergenceGuard(robust(Overflowing), rollback=True), clients(), 3)
+    assert alarms(result) == [1, 2, 3]
+    np.testing.assert_array_equal(result.arrays["w"].numpy(), INITIAL)
+
+
+def test_replies_that_are_mostly_rejected_are_an_alarm():
+    """Honest clients are the majority: what they send is not finite any more."""
+    app = clients(rate=1e30)
+    result = run(DivergenceGuard(robust()), app, 2)
+    assert result.train_metrics_clientapp[1]["replies-rejected"] == N
+    assert alarms(result) == [1, 2]
+
+
+def test_it_belongs_outside_and_takes_no_factor_below_one():
+    with pytest.raises(ValueError, match="put it outside"):
+        RobustStrategy(DivergenceGuard(FedAvg()), num_malicious_nodes=1)
+    with pytest.raises(ValueError, match="`factor` should be above 1"):
+        DivergenceGuard(FedAvg(), factor=1.0)
+
+
+def test_arrivals_are_watched_but_not_taken_back():
+    """Work that is on its way belongs to no round."""
+    inside = AsyncRobustStrategy(
+        AnyTimeSGD(30.0, "fixed(gamma=1)"), num_malicious_nodes=1
+    )
+    with pytest.raises(ValueError, match="`rollback` should be False"):
+        DivergenceGuard(inside, rollback=True)
+    grid = ArrivalGrid(clients(called="error"), N, FixedDurations((1.0,) * N))
+    result = DivergenceGuard(inside).start(grid, record(INITIAL), 5, timeout=1e6)
+    assert alarms(result)
+
+
+APP = FlowerApp(Path(__file__).parents[2])
+
+
+def digits(monkeypatch, folder, rollback=False, **overrides):
+    """Run the repository's own app with its strategy watched."""
+    build = server.app.build_strategy
+    monkeypatch.setattr(
+        server.app,
+        "build_strategy",
+        lambda config: DivergenceGuard(build(config), rollback),
+    )
+    settings = {key.replace("_", "-"): value for key, value in overrides.items()}
+    config = APP.run_config(settings, {"output": str(folder)})
+    with suppress(RunFailed) if rollback else nullcontext():  # all rounds taken back
+        APP.simulate(config["num-nodes"], config)
+    monkeypatch.setattr(server.app, "build_strategy", build)
+    return RunFolder(folder).rounds()
+
+
+ON = {"clients": ["mu2", "momentum", "sgd"], "server": ["mu2(floored)", "momentum"]}
+OPTIMIZERS = [(place, one) for place, names in ON.items() for one in names]
+ATTACKS = ["none", "signflip", "alie", "ipm", "noise", "nonfinite"]
+
+
+@pytest.mark.parametrize(
+    ("place", "optimizer", "attack"),
+    [("clients", "mu2", "ipm"), ("server", "mu2(floored)", "alie")],
+)
+def test_no_false_alarm_on_digits(
+    monkeypatch, tmp_path, one_thread, place, optimizer, attack
+):
+    ordinary(monkeypatch, tmp_path, place, optimizer, attack)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("aggregator", "attack", "where"),
+    list(itertools.product(["ctma(gm)", "cwmed"], ATTACKS, OPTIMIZERS)),
+)
+def test_no_false_alarm_in_sixty_runs(
+    monkeypatch, tmp_path, one_thread, aggregator, attack, where
+):
+    settings = {"aggregator": aggregator, "partitioner": "dirichlet"}
+    ordinary(monkeypatch, tmp_path, *where, attack, num_server_rounds=25, **settings)
+
+
+def ordinary(monkeypatch, folder, place, optimizer, attack, **settings):
+    rounds = digits(
+        monkeypatch,
+        folder,
+        **{"num_malicious_nodes": 5, "num_server_rounds": 12, **settings},
+        steps_on=place,
+        optimizer=optimizer,
+        attack=attack,
+        learning_rate=0.3 if place == "clients" else 0.1,
+    )
+    assert not [line for line in rounds if "diverged" in line]
+
+
+@pytest.mark.parametrize("optimizer", ON["clients"])
+def test_a_rate_a_hundred_times_too_high_is_noticed_on_digits(
+    monkeypatch, tmp_path, one_thread, optimizer
+):
+    settings = {
+        "optimizer": optimizer,
+        "learning_rate": 30.0,
+        "attack": "none",
+        "num_malicious_nodes": 5,
+        "num_server_rounds": 4,
+    }
+    rounds = digits(monkeypatch, tmp_path, rollback=True, **settings)
+    assert any("diverged" in line for line in rounds)
