@@ -1,1 +1,1 @@
-"""Many runs of an app: comparisons, sweeps and tournaments, and the code that runs them."""
+"""Many runs of an app: comparisons, sweeps and tournaments."""

@@ -1,4 +1,4 @@
-"""Double momentum on the clients: a torch optimizer, its plain-array twin, schedules."""
+"""Double momentum on the clients: a torch optimizer, its twin in NumPy, schedules."""
 
 from typing import TYPE_CHECKING, Any
 

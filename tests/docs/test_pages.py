@@ -31,8 +31,9 @@ READERS = {"toml": tomllib.loads, "json": json.loads, "yaml": yaml.safe_load}
 SOURCES = (ROOT / "mkdocs.yml").exists()  # not where the wheel is tested
 PUBLIC = [
     *("strategy", "aggregators", "attacks", "mods", "sampling", "simulation"),
-    *("arrivals", "callbacks", "ledger", "legacy", "schedules", "optim", "report"),
-    *("paces", "weights", "momentum"),
+    *("simulation.clock", "simulation.arrivals", "tracking.callbacks"),
+    *("tracking.ledger", "legacy", "optim", "optim.schedules", "report"),
+    *("strategy.asynchronous.weighting",),
 ]
 
 
