@@ -15,11 +15,11 @@ from flwr_ctma.cli.simulate import simulate
 from flwr_ctma.cli.sweep import sweep
 from flwr_ctma.cli.tournament import tournament
 
-__all__ = ["app", "main"]
+__all__ = ["app", "command", "main"]
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-for command in (compare, tournament, sweep, report, simulate):
-    app.command()(command)
+for function in (compare, tournament, sweep, report, simulate):
+    app.command()(function)
 
 
 def _show_version(wished: bool) -> None:
@@ -43,6 +43,9 @@ def options(
     """Byzantine-robust federated learning for Flower."""
 
 
+command = typer.main.get_command(app)
+
+
 def main() -> None:
-    """Entry point of the console script."""
-    app(prog_name="flwr-ctma")
+    """Run the command line."""
+    command(prog_name="flwr-ctma")

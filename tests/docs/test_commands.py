@@ -23,7 +23,7 @@ from flwr_ctma.experiments.sweep import Sweep
 from tests.helpers.pages import DOCS, PAGES, ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-SOURCES = (ROOT / "mkdocs.yml").exists()  # not where the wheel is tested
+SOURCES = (ROOT / "constraints.txt").exists()  # not where the wheel is tested
 FOREIGN = {"cd", "export", "."}  # the shell's
 PLACEHOLDER = Path("path/to/your/app")
 
