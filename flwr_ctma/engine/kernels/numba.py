@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from flwr_ctma.engine.buffers import Array, Float64
-from flwr_ctma.engine.kernels import loops
+from flwr_ctma.engine.kernels import llvm, loops
 from flwr_ctma.engine.kernels import numpy as plain
 from flwr_ctma.engine.kernels.network import network
 from flwr_ctma.engine.kernels.numpy import weighted_ranks, weighted_sum
@@ -87,8 +87,10 @@ def ranked_mean(
     block: Array, coefficients: Sequence[float], squares: Float64 | None = None
 ) -> Array:
     """Return Σ_r c_r x_(r) / Σ_r c_r of every column, x_(0) ≤ … ≤ x_(n-1)."""
-    block, out = _in_rows(block), np.empty(block.shape[1], block.dtype)
-    counts = tuple(map(float, coefficients))
+    block, counts = _in_rows(block), tuple(map(float, coefficients))
+    if len(block) <= llvm.LARGEST:
+        return llvm.ranked_mean(block, counts, squares)
+    out = np.empty(block.shape[1], block.dtype)
     by_rank = np.array(counts, out.dtype)
     loops.ranked(_addresses(block), _comparators(counts), by_rank, out)
     return _measured(block, out, squares)
@@ -96,7 +98,10 @@ def ranked_mean(
 
 def nearest_mean(block: Array, k: int, squares: Float64 | None = None) -> Array:
     """Return the mean of the k values nearest to the median of every column."""
-    block, out = _in_rows(block), np.empty(block.shape[1], block.dtype)
+    block = _in_rows(block)
+    if len(block) <= llvm.LARGEST:
+        return llvm.nearest_mean(block, k, squares)
+    out = np.empty(block.shape[1], block.dtype)
     comparators = _comparators(tuple(map(float, range(1, len(block) + 1))))
     loops.nearest(_addresses(block), comparators, k, out)
     return _measured(block, out, squares)
