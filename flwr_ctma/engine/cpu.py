@@ -21,8 +21,8 @@ Span = tuple[int, int, int]  # layer, first column, end
 # Bytes of a block: it fits a core's share of the cache, and the time to start one call
 # is small against the time the call takes. A block holds whole cells.
 _BLOCK_BYTES = 2**20
-# Columns of a block of a weighted sum, which BLAS cuts into blocks of its own.
-_SUM_WIDTH = 2**16
+# Columns of a block of a weighted sum, which reads every row once.
+_SUM_WIDTH = 2**15
 _MAX_LANES = 16
 
 
@@ -124,20 +124,20 @@ class CpuStack(Stack):
             for layer in self.layers
         ]
 
-        def lane(spans: list[Span]) -> None:
+        def lane(spans: list[Span]) -> bool:
+            finite = True
             for k, a, b in spans:
-                # `matmul` reads a view where it is; `dot` would copy it first.
-                c = coefficients.astype(vector[k].dtype)
-                block = None if few else self.layers[k].view(a, b)
-                if block is None:
-                    c = c[used]
-                    block = scratch(len(used), b - a, c.dtype)
-                    chosen[k].load(a, b, block)
-                np.matmul(c, block, out=vector[k][a:b])
+                part, block = vector[k][a:b], self.layers[k].view(a, b)
+                if block is None or few:
+                    chosen[k].combine(a, b, coefficients[used], part)
+                else:
+                    # `matmul` reads a view where it is; `dot` would copy it first.
+                    np.matmul(coefficients.astype(part.dtype), block, out=part)
+                finite &= bool(np.isfinite(part).all())
+            return finite
 
-        plain = all(layer.view(0, 1) is not None for layer in self.layers)
-        parallel.run(lane, in_lanes(list(self.spans(_SUM_WIDTH if plain else None)), 1))
-        if not all(np.isfinite(part).all() for part in vector):
+        spans = list(self.spans(_SUM_WIDTH))
+        if not all(parallel.run(lane, in_lanes(spans, 1))):
             self.check_finite()
         return vector
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from flwr_ctma.engine.buffers import Array
+from flwr_ctma.engine.buffers import Array, Float64
 from flwr_ctma.engine.kernels import cpu_primitives
-from flwr_ctma.engine.kernels.protocol import Read
+from flwr_ctma.engine.kernels.protocol import Combine, Read
 
 __all__ = ["Layer"]
 
@@ -61,10 +61,18 @@ class Layer:
         self._read(a, b, self.origin if less is None else less, out)
         return out
 
+    def combine(self, a: int, b: int, coefficients: Float64, out: Array) -> None:
+        """Write `coefficients @ rows` for columns a to b."""
+        self._combine(a, b, self.origin, coefficients, out)
+
+    @cached_property
+    def _combine(self) -> Combine:
+        return cpu_primitives().combiner(self.rows, self.dtype)
+
     @cached_property
     def _read(self) -> Read:
         return cpu_primitives().reader(self.rows, self.dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Leave out the cached reader: it holds addresses of this process."""
+        """Leave out the cached functions: they hold addresses of this process."""
         return Layer, (self.rows, self.origin, self.measured)

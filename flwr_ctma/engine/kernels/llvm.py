@@ -149,7 +149,7 @@ class _Visit:
         rows = [builder.load(p, align=self.itemsize) for p in pointers]
         mark = self.zero  # NaN if a value of the column is not finite
         for row in rows:
-            mark = builder.fadd(mark, builder.fmul(row, self.zero), ("contract",))
+            mark = builder.fadd(mark, builder.fmul(row, self.zero), flags=("contract",))
         value = builder.fadd(self.value(builder, rows), mark)
         to = builder.inttoptr(builder.add(self.out, offset), self.vector.as_pointer())
         builder.store(value, to, align=self.itemsize)
@@ -164,8 +164,8 @@ class _Visit:
             # Loaded again: registers do not hold the rows while they are sorted.
             row = builder.load(pointer, align=self.itemsize)
             apart = builder.select(counts, builder.fsub(row, value), self.zero)
-            square = builder.fmul(apart, apart, ("contract",))
-            more = builder.fadd(builder.load(total), square, ("contract",))
+            square = builder.fmul(apart, apart, flags=("contract",))
+            more = builder.fadd(builder.load(total), square, flags=("contract",))
             builder.store(more, total)
 
     def _add(self, builder: Any, total: Any, i: int) -> None:

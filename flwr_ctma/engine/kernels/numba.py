@@ -11,9 +11,10 @@ from flwr_ctma.engine.kernels import llvm, loops
 from flwr_ctma.engine.kernels import numpy as plain
 from flwr_ctma.engine.kernels.network import network
 from flwr_ctma.engine.kernels.numpy import weighted_ranks, weighted_sum
-from flwr_ctma.engine.kernels.protocol import Read
+from flwr_ctma.engine.kernels.protocol import Combine, Read
 
 __all__ = [
+    "combiner",
     "nearest_mean",
     "products",
     "ranked_mean",
@@ -50,6 +51,33 @@ def reader(rows: Sequence[Array] | Array, dtype: "np.dtype[Any]") -> Read:
     return read
 
 
+def combiner(rows: Sequence[Array] | Array, dtype: "np.dtype[Any]") -> Combine:
+    """Return a function that sums columns of the rows, times coefficients.
+
+    It reads every row once, without a copy. NumPy sums rows that are not contiguous
+    numbers of the dtype.
+    """
+    slow, width = plain.combiner(rows, dtype), rows[0].shape
+    if not all(_contiguous(row, dtype) and row.shape == width for row in rows):
+        return slow
+    addresses = np.array([_address(row) for row in rows], np.uintp)
+
+    def combine(
+        a: int, b: int, origin: Array | None, coefficients: Float64, out: Array
+    ) -> None:
+        less, inside = 0, 0 <= a <= b <= width[0] and out.shape == (b - a,)
+        if not inside or not _contiguous(out, dtype):
+            return slow(a, b, origin, coefficients, out)
+        if origin is not None:
+            if not (_contiguous(origin, dtype) and origin.shape == width):
+                return slow(a, b, origin, coefficients, out)
+            less = _address(origin) + a * dtype.itemsize
+        first = addresses + np.uintp(a * dtype.itemsize)
+        loops.combine(first, np.uintp(less), coefficients.astype(dtype), out)
+
+    return combine
+
+
 def products(
     blocks: Iterable[Array], n: int, rows: Sequence[int] | None = None
 ) -> Float64:
@@ -57,19 +85,17 @@ def products(
 
     The bits of a product depend on its two rows only, not on the others.
     """
-    some = np.arange(n) if rows is None else np.asarray(rows, np.intp)
-    # The chosen rows come last; the last row fills whole tiles and is not used again.
-    order = np.append(np.setdiff1d(np.arange(n), some), some)
-    filled = order[np.minimum(np.arange(n + -n % 4), n - 1)]
-    first = n - len(some)
-    lower = np.zeros((len(filled), len(filled)))
+    # The chosen rows come last: each is multiplied with the rows before it.
+    order, first, lower = np.arange(n), 0, np.zeros((n, n))
+    if rows is not None:
+        order = np.append(np.delete(order, rows), rows)
+        first = n - len(rows)
     for block in blocks:
         block = _in_rows(block)
-        addresses, width = _addresses(block)[filled], block.shape[1]
-        loops.products(addresses, first // 4 * 4, width, _like(block), lower)
-    both = np.tril(lower) + np.tril(lower, -1).T
-    found: Float64 = np.empty((len(some), n))
-    found[:, order] = both[first:n, :n]
+        addresses = _addresses(block)[order]
+        loops.products(addresses, first, block.shape[1], _like(block), lower)
+    found: Float64 = np.empty((n - first, n))
+    found[:, order] = (np.tril(lower) + np.tril(lower, -1).T)[first:]
     return found
 
 

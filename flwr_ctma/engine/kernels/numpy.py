@@ -7,9 +7,10 @@ import numpy as np
 
 from flwr_ctma.engine.buffers import Array, Float64, scratch
 from flwr_ctma.engine.kernels import sorting
-from flwr_ctma.engine.kernels.protocol import Read
+from flwr_ctma.engine.kernels.protocol import Combine, Read
 
 __all__ = [
+    "combiner",
     "nearest_mean",
     "products",
     "ranked_mean",
@@ -41,6 +42,20 @@ def reader(rows: Sequence[Array] | Array, dtype: "np.dtype[Any]") -> Read:
                 )
 
     return read
+
+
+def combiner(rows: Sequence[Array] | Array, dtype: "np.dtype[Any]") -> Combine:
+    """Return a function that sums columns of the rows, times coefficients."""
+    read = reader(rows, dtype)
+
+    def combine(
+        a: int, b: int, origin: Array | None, coefficients: Float64, out: Array
+    ) -> None:
+        block = scratch(len(rows), b - a, out.dtype)
+        read(a, b, origin, block)
+        np.matmul(coefficients.astype(out.dtype), block, out=out)
+
+    return combine
 
 
 def products(

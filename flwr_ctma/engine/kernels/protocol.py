@@ -5,10 +5,13 @@ from typing import Any, Protocol
 
 from flwr_ctma.engine.buffers import Array, Float64
 
-__all__ = ["CpuPrimitives", "Primitives", "Read"]
+__all__ = ["Combine", "CpuPrimitives", "Primitives", "Read"]
 
 Read = Callable[[int, int, Array | None, Array], None]
 """Copy columns a to b of some rows, less an origin if there is one, into a block."""
+
+Combine = Callable[[int, int, Array | None, Float64, Array], None]
+"""Write `coefficients @ rows` for columns a to b of some rows, less an origin."""
 
 
 class Primitives(Protocol):
@@ -55,6 +58,9 @@ class CpuPrimitives(Primitives, Protocol):
 
     def reader(self, rows: Sequence[Array] | Array, dtype: Any) -> Read:
         """Return a function that reads columns of the rows into a block."""
+
+    def combiner(self, rows: Sequence[Array] | Array, dtype: Any) -> Combine:
+        """Return a function that sums columns of the rows, times coefficients."""
 
     def products(
         self, blocks: Iterable[Array], n: int, rows: Sequence[int] | None = None
