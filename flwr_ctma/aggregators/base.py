@@ -9,6 +9,7 @@ import numpy as np
 
 from flwr_ctma.aggregators.budget import Budget
 from flwr_ctma.aggregators.points import Combination, CoordinateWise, Point
+from flwr_ctma.engine.build import like
 from flwr_ctma.engine.stack import Float64, Vector
 from flwr_ctma.engine.threads import one_blas_thread
 from flwr_ctma.engine.updates import Updates
@@ -219,10 +220,4 @@ def _of_clients(influence: Float64, rows: Updates) -> Float64:
 
 
 def _like(updates: Any, vector: Vector) -> Any:
-    if isinstance(updates, Updates):
-        return vector
-    if isinstance(updates, np.ndarray):
-        return vector[0].astype(updates.dtype, copy=False)
-    from flwr_ctma.engine.torch import as_tensor
-
-    return as_tensor(vector[0], updates)
+    return vector if isinstance(updates, Updates) else like(updates, vector)

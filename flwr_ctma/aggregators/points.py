@@ -1,4 +1,4 @@
-"""Vectors that rules find, and what is known of them without computing them."""
+"""Points: the vectors that rules find, computed only when they are needed."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from flwr_ctma.engine.kernels.protocol import Primitives
 from flwr_ctma.engine.stack import (
+    Array,
     Columns,
     Float64,
     Kernel,
@@ -21,39 +23,37 @@ __all__ = ["Combination", "CoordinateWise", "Point"]
 
 
 class Point(ABC):
-    """A vector that a rule found, and what is known of it without computing it."""
+    """A vector that a rule found, its influence and distances, computed on demand."""
 
     @abstractmethod
     def vector(self, stack: Stack) -> Vector:
-        """The vector itself."""
+        """Return the vector."""
 
     @abstractmethod
     def squared_distances(self, rows: Updates) -> Float64:
-        """Squared distance of each row to the vector."""
+        """Return the squared distance of each row to the vector."""
 
     @abstractmethod
     def influence(self, stack: Stack) -> Float64:
-        """How much each row of the stack counts in the vector."""
+        """Return the weight of each row of the stack in the vector."""
 
     def weights(self) -> Float64 | None:
-        """The influence, if it is the same in every coordinate."""
+        """Return the influence if it is the same in every coordinate, else None."""
         return None
 
 
 @dataclass(frozen=True, eq=False)
 class _Sum:
-    """A weighted sum as a kernel: measured in the same visit."""
+    """A weighted sum as a kernel, so that one visit also measures distances."""
 
     coefficients: Float64
 
-    def value(self, block: Any) -> Any:
-        """The sum."""
-        if isinstance(block, np.ndarray):
-            return self.coefficients.astype(block.dtype) @ block
-        return block.new_tensor(self.coefficients) @ block
+    def value(self, block: Any, primitives: Primitives, squares: Any = None) -> Any:
+        """Return the sum."""
+        return primitives.weighted_sum(block, self.coefficients, squares)
 
-    def weights(self, block: Any) -> Float64:
-        """The coefficients, in every column."""
+    def weights(self, block: Array) -> Float64:
+        """Return the coefficients, in every column."""
         return np.repeat(self.coefficients[:, None], block.shape[1], axis=1)
 
 
@@ -61,18 +61,18 @@ class _Sum:
 class Combination(Point):
     """The vector `coefficients @ stack`.
 
-    Where it is computed for the distances to it, it is kept.
+    A vector that was computed to measure distances is kept.
     """
 
     coefficients: Float64
 
     def vector(self, stack: Stack) -> Vector:
-        """One weighted sum of the rows."""
+        """Return one weighted sum of the rows."""
         of, vector = vars(self).get("_found", (None, []))
         return vector if of is stack else stack.combine(self.coefficients)
 
     def squared_distances(self, rows: Updates) -> Float64:
-        """From inner products, if they are at hand: the vector is not computed."""
+        """Return distances from inner products if known, without the vector."""
         if not rows.stack.has_moments:
             found = self._measure(rows)
             if np.isfinite(found.squared_distances).all():
@@ -93,19 +93,19 @@ class Combination(Point):
         return Columns(vector, rows.stack.deviations(vector, rows.mixing))
 
     def influence(self, stack: Stack) -> Float64:
-        """The coefficients."""
+        """Return the coefficients."""
         return self.coefficients
 
     def weights(self) -> Float64:
-        """The coefficients."""
+        """Return the coefficients."""
         return self.coefficients
 
 
 @dataclass(frozen=True, eq=False)
 class CoordinateWise(Point):
-    """The vector that a kernel gives coordinate by coordinate.
+    """The vector that a kernel computes coordinate by coordinate.
 
-    A visit to all coordinates is made when the vector or a distance is asked for, and
+    All coordinates are visited when the vector or a distance is needed; the visit
     measures only in the second case.
     """
 
@@ -117,19 +117,19 @@ class CoordinateWise(Point):
         return self.rows.columns(self.kernel)
 
     def vector(self, stack: Stack) -> Vector:
-        """What the kernel gives."""
+        """Return the kernel's values."""
         if "_found" in vars(self):
             return self._found.vector
         return stack.values(self.kernel, self.rows.mixing)
 
     def squared_distances(self, rows: Updates) -> Float64:
-        """What the visit measured; another visit only for other rows."""
+        """Return the distances that the visit measured; visit again for other rows."""
         if rows is self.rows:
             return self._found.squared_distances
         return rows.stack.deviations(self._found.vector, rows.mixing)
 
     def influence(self, stack: Stack) -> Float64:
-        """Another visit, to see which row every value came from."""
+        """Visit all coordinates to find the rows that the values came from."""
         return self.rows.to_stack_coefficients(
             stack.shares(self.kernel, self.rows.mixing)
         )

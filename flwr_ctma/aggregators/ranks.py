@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from flwr_ctma.engine.kernels import kernels, sorting
 from flwr_ctma.engine.kernels.numpy import half_ranks
-from flwr_ctma.engine.stack import Float64
+from flwr_ctma.engine.kernels.protocol import Primitives
+from flwr_ctma.engine.stack import Array, Float64
 
 __all__ = ["NearestToMedian", "Ranks", "WeightedMedian", "WeightedRanks"]
 
@@ -20,30 +20,20 @@ class Ranks:
     Parameters
     ----------
     coefficients : tuple of n floats
-        What each rank counts, from the smallest value to the largest.
+        The weight of each rank, from the smallest value to the largest.
     """
 
     coefficients: tuple[float, ...]
 
-    def value(self, block: Any) -> Any:
-        """Mean of the values, by rank."""
-        if isinstance(block, np.ndarray):
-            return kernels().ranked_mean(block, self.coefficients)
-        return sorting.ranked_mean(block.clone(), self.coefficients)
+    def value(self, block: Any, primitives: Primitives, squares: Any = None) -> Any:
+        """Return the mean of the values, weighted by rank."""
+        return primitives.ranked_mean(block, self.coefficients, squares)
 
-    def weights(self, block: Any) -> Float64:
-        """Weight of the rows: that of their rank."""
+    def weights(self, block: Array) -> Float64:
+        """Return the weight of each row, which is that of its rank."""
         by_rank = np.array(self.coefficients)[:, None]
         shape = (len(by_rank), block.shape[1])
         return _by_row(block, np.broadcast_to(by_rank, shape))
-
-
-def _middle(weights: Float64) -> Float64:
-    """Where the cumulative weight of sorted values reaches and passes one half."""
-    chosen = np.zeros(weights.shape)
-    for row in half_ranks(weights):
-        np.put_along_axis(chosen, row[None], 1.0, axis=0)
-    return chosen
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,30 +44,24 @@ class WeightedRanks:
     ----------
     row_weights : ndarray of shape (n,)
     chosen : callable
-        Maps the (n, width) weights of sorted values to what they count.
+        Maps the (n, width) weights of sorted values to the weights in the mean.
     """
 
     row_weights: Float64
     chosen: Callable[[Float64], Float64]
 
-    def value(self, block: Any) -> Any:
-        """Mean of the values, by weighted rank."""
-        order, kept = self._sorted(block)
-        values = np.take_along_axis(_numpy(block), order, axis=0)
-        mean = (kept * values).sum(axis=0) / kept.sum(axis=0)
-        mean[~np.isfinite(values).all(axis=0)] = np.nan
-        return mean if isinstance(block, np.ndarray) else block.new_tensor(mean)
+    def value(self, block: Any, primitives: Primitives, squares: Any = None) -> Any:
+        """Return the mean of the values, by weighted rank."""
+        return primitives.weighted_ranks(block, self.row_weights, self.chosen, squares)
 
-    def weights(self, block: Any) -> Float64:
-        """Weight of the rows."""
-        return _by_row(block, self._sorted(block)[1])
-
-    def _sorted(self, block: Any) -> tuple[Any, Float64]:
-        order = np.argsort(_numpy(block), axis=0, kind="stable")
-        return order, self.chosen(self.row_weights[order])
+    def weights(self, block: Array) -> Float64:
+        """Return the weight of each row."""
+        order = np.argsort(block, axis=0, kind="stable")
+        return _by_row(block, self.chosen(self.row_weights[order]))
 
 
-class WeightedMedian(WeightedRanks):
+@dataclass(frozen=True, eq=False)
+class WeightedMedian:
     """The value at which the cumulative weight passes one half.
 
     Parameters
@@ -85,18 +69,25 @@ class WeightedMedian(WeightedRanks):
     row_weights : ndarray of shape (n,)
     """
 
-    def __init__(self, row_weights: Float64) -> None:
-        super().__init__(row_weights, _middle)
+    row_weights: Float64
 
-    def value(self, block: Any) -> Any:
-        """Median of the values."""
-        if isinstance(block, np.ndarray):
-            return kernels().weighted_median(block, self.row_weights)
-        return super().value(block)
+    def value(self, block: Any, primitives: Primitives, squares: Any = None) -> Any:
+        """Return the median of the values."""
+        return primitives.weighted_median(block, self.row_weights, None, squares)
 
-    def near(self, block: Any, guess: Any) -> Any:
-        """Median of the values, sooner where the guess is near."""
-        return kernels().weighted_median(block, self.row_weights, guess)
+    def near(
+        self, guess: Any, block: Any, primitives: Primitives, squares: Any = None
+    ) -> Any:
+        """Return the median of the values, found from a guess."""
+        return primitives.weighted_median(block, self.row_weights, guess, squares)
+
+    def weights(self, block: Array) -> Float64:
+        """Return the weight of each row: equal shares of the values at one half."""
+        order = np.argsort(block, axis=0, kind="stable")
+        chosen = np.zeros(block.shape)
+        for rank in half_ranks(self.row_weights[order]):
+            np.put_along_axis(chosen, rank[None], 1.0, axis=0)
+        return _by_row(block, chosen)
 
 
 @dataclass(frozen=True)
@@ -110,15 +101,13 @@ class NearestToMedian:
 
     k: int
 
-    def value(self, block: Any) -> Any:
-        """Mean of the window."""
-        if isinstance(block, np.ndarray):
-            return kernels().nearest_mean(block, self.k)
-        return sorting.nearest_mean(block.clone(), self.k)
+    def value(self, block: Any, primitives: Primitives, squares: Any = None) -> Any:
+        """Return the mean of the window of k values."""
+        return primitives.nearest_mean(block, self.k, squares)
 
-    def weights(self, block: Any) -> Float64:
-        """One for each value in the window, divided by k."""
-        values = np.sort(_numpy(block), axis=0)
+    def weights(self, block: Array) -> Float64:
+        """Return the weight of each row: 1/k for each value in the window."""
+        values = np.sort(block, axis=0)
         n = len(values)
         median = np.median(values, axis=0)
         moved = (median - values[: n - self.k]) > (values[self.k :] - median)
@@ -127,13 +116,9 @@ class NearestToMedian:
         return _by_row(block, ((rank >= start) & (rank < start + self.k)) * 1.0)
 
 
-def _by_row(block: Any, by_rank: Float64) -> Float64:
-    """Weights of ranks as weights of rows that sum to 1 in each column."""
-    order = np.argsort(_numpy(block), axis=0, kind="stable")
+def _by_row(block: Array, by_rank: Float64) -> Float64:
+    """Return weights of ranks as weights of rows that sum to 1 in each column."""
+    order = np.argsort(block, axis=0, kind="stable")
     weights = np.empty(by_rank.shape)
     np.put_along_axis(weights, order, by_rank / by_rank.sum(axis=0), axis=0)
     return weights
-
-
-def _numpy(block: Any) -> Any:
-    return block if isinstance(block, np.ndarray) else block.cpu().numpy()

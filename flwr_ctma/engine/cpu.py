@@ -7,26 +7,27 @@ from typing import Any
 import numpy as np
 
 from flwr_ctma.engine import threads as parallel
-from flwr_ctma.engine.buffers import Array, scratch
-from flwr_ctma.engine.kernels import kernels
+from flwr_ctma.engine.buffers import Array, Float64, scratch
+from flwr_ctma.engine.kernels import cpu_primitives
 from flwr_ctma.engine.kernels.numpy import CELL
+from flwr_ctma.engine.kernels.protocol import CpuPrimitives
 from flwr_ctma.engine.layer import Layer
-from flwr_ctma.engine.stack import Columns, Float64, Kernel, Stack, Vector
+from flwr_ctma.engine.stack import Columns, Kernel, Stack, Vector, as_vector
 
 __all__ = ["CpuStack", "Span", "in_lanes"]
 
-Span = tuple[int, int, int]  # panel, first column, last column
+Span = tuple[int, int, int]  # layer, first column, end
 
-# Of a block: it fits a core's share of the cache, and the time to start one call is
-# small against the time the call takes. It holds whole cells.
+# Bytes of a block: it fits a core's share of the cache, and the time to start one call
+# is small against the time the call takes. A block holds whole cells.
 _BLOCK_BYTES = 2**20
-# Of a weighted sum of plain rows, which BLAS cuts into blocks of its own.
-_SUM_WIDTH = 2**16
+# Columns of a block of a weighted sum, which reads every row once.
+_SUM_WIDTH = 2**15
 _MAX_LANES = 16
 
 
 class CpuStack(Stack):
-    """n rows in memory, as panels of columns."""
+    """n rows in memory, as layers of columns."""
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self.layers = list(layers)
@@ -36,27 +37,40 @@ class CpuStack(Stack):
         """Number of rows."""
         return len(self.layers[0].rows)
 
+    @property
+    def primitives(self) -> CpuPrimitives:
+        """The inner loops: compiled, where Numba is installed."""
+        return cpu_primitives()
+
     def products(self, pivot: int | None, scale: Float64 | None) -> Float64:
-        """Inner products of all rows over the measured panels."""
+        """Return inner products of all rows over the measured layers."""
         size = self.n + (pivot is not None)
+        return self._sum_products(size, None, lambda s: self._block(*s, pivot, scale))
 
+    def products_with(self, rows: Sequence[int]) -> Float64:
+        """Return inner products of some of the rows with all rows, about zero."""
+        return self._sum_products(self.n, rows, lambda span: self._block(*span))
+
+    def _sum_products(
+        self, size: int, rows: Sequence[int] | None, block: Callable[[Span], Array]
+    ) -> Float64:
         def lane(spans: list[Span]) -> Float64:
-            blocks = (self._rows(*span, pivot, scale) for span in spans)
-            total: Float64 = kernels().products(blocks, size)
-            return total
+            return self.primitives.products(map(block, spans), size, rows)
 
-        spans = [span for span in self._spans() if self.layers[span[0]].measured]
-        lanes = in_lanes(spans, size)
-        return sum(parallel.run(lane, lanes), np.zeros((size, size)))
+        spans = [span for span in self.spans() if self.layers[span[0]].measured]
+        found = parallel.run(lane, in_lanes(spans, size))
+        shape = (size if rows is None else len(rows), size)
+        return sum(found, np.zeros(shape))
 
-    def _rows(
+    def _block(
         self,
         k: int,
         a: int,
         b: int,
-        pivot: int | None,
-        scale: Float64 | None,
+        pivot: int | None = None,
+        scale: Float64 | None = None,
     ) -> Array:
+        """Return columns of a layer, about a pivot and times a scale if given."""
         layer = self.layers[k]
         if pivot is None and scale is None:
             view = layer.view(a, b)
@@ -64,7 +78,7 @@ class CpuStack(Stack):
                 return view
         out = scratch(self.n + (pivot is not None), b - a, layer.dtype)
         if scale is not None:
-            return self._scaled_rows(k, a, b, pivot, scale, out)
+            return self._scaled_block(k, a, b, pivot, scale, out)
         if pivot is None:
             return layer.load(a, b, out)
         layer.load(a, b, out, less=layer.rows[pivot])
@@ -72,19 +86,19 @@ class CpuStack(Stack):
         np.subtract(layer.rows[pivot][a:b], origin, out=out[-1], casting="unsafe")
         return out
 
-    def _scaled_rows(
+    def _scaled_block(
         self, k: int, a: int, b: int, pivot: int | None, scale: Float64, out: Array
     ) -> Array:
         layer = self.layers[k]
         exact = layer.load(a, b, np.empty((self.n, b - a)))
-        centre = 0.0 if pivot is None else exact[pivot].copy()
         if pivot is not None:
+            centre = exact[pivot].copy()
             exact = np.vstack([exact - centre, centre])
         np.multiply(exact, scale[:, None], out=out, casting="unsafe")
         return out
 
     def largest(self) -> Float64:
-        """The largest absolute value of each row."""
+        """Return the largest absolute value of each row."""
 
         def lane(spans: list[Span]) -> Float64:
             most = np.zeros(self.n)
@@ -94,12 +108,12 @@ class CpuStack(Stack):
                 np.maximum(most, np.abs(block).max(axis=1, initial=0.0), out=most)
             return most
 
-        found = parallel.run(lane, in_lanes(list(self._spans()), 1))
+        found = parallel.run(lane, in_lanes(list(self.spans()), 1))
         most: Float64 = np.max([*found, np.zeros(self.n)], axis=0)
         return most
 
     def combine(self, coefficients: Float64) -> Vector:
-        """The vector `coefficients @ rows`, without the rows that count nothing."""
+        """Return the vector `coefficients @ rows`, skipping rows that count 0."""
         vector = [np.zeros(layer.width, layer.dtype) for layer in self.layers]
         used = np.flatnonzero(coefficients)
         if not used.size:
@@ -110,22 +124,20 @@ class CpuStack(Stack):
             for layer in self.layers
         ]
 
-        def lane(spans: list[Span]) -> None:
+        def lane(spans: list[Span]) -> bool:
+            finite = True
             for k, a, b in spans:
-                # `matmul` reads a view where it is; `dot` would copy it first.
-                c = coefficients.astype(vector[k].dtype)
-                block = None if few else self.layers[k].view(a, b)
-                if block is None:
-                    c = c[used]
-                    block = scratch(len(used), b - a, c.dtype)
-                    chosen[k].load(a, b, block)
-                np.matmul(c, block, out=vector[k][a:b])
+                part, block = vector[k][a:b], self.layers[k].view(a, b)
+                if block is None or few:
+                    chosen[k].combine(a, b, coefficients[used], part)
+                else:
+                    # `matmul` reads a view where it is; `dot` would copy it first.
+                    np.matmul(coefficients.astype(part.dtype), block, out=part)
+                finite &= bool(np.isfinite(part).all())
+            return finite
 
-        plain = all(layer.view(0, 1) is not None for layer in self.layers)
-        parallel.run(
-            lane, in_lanes(list(self._spans(_SUM_WIDTH if plain else None)), 1)
-        )
-        if not all(np.isfinite(part).all() for part in vector):
+        spans = list(self.spans(_SUM_WIDTH))
+        if not all(parallel.run(lane, in_lanes(spans, 1))):
             self.check_finite()
         return vector
 
@@ -136,68 +148,80 @@ class CpuStack(Stack):
         def lane(spans: list[Span]) -> bool:
             finite = True
             for k, a, b in spans:
-                values = kernel.value(self._mixed(k, a, b, mixing))
+                values = kernel.value(self._mixed(k, a, b, mixing), self.primitives)
                 vector[k][a:b] = values
                 finite &= bool(np.isfinite(values).all())
             return finite
 
-        if not all(parallel.run(lane, in_lanes(list(self._spans()), 1))):
+        if not all(parallel.run(lane, in_lanes(list(self.spans()), 1))):
             self.check_finite()
         return vector
 
     def columns(self, kernel: Kernel, mixing: Float64 | None) -> Columns:
-        """Apply a kernel block by block, measuring while the block is in the cache."""
+        """Apply a kernel block by block, and measure while a block is in the cache."""
         vector = self._empty()
 
-        def value(k: int, a: int, b: int, block: Array) -> Array:
-            values: Array = kernel.value(block)
+        def visit(span: Span, block: Array, squares: Float64 | None) -> Array:
+            k, a, b = span
+            values: Array = kernel.value(block, self.primitives, squares)
             vector[k][a:b] = values
             return values
 
-        return Columns(vector, self._deviations(value, mixing))
+        return Columns(vector, self._measure(visit, mixing))
 
     def deviations(self, vector: Vector, mixing: Float64 | None) -> Float64:
-        """Squared distance of each row to a vector."""
-        return self._deviations(lambda k, a, b, block: vector[k][a:b], mixing)
+        """Return the squared distance of each row to a vector."""
 
-    def _deviations(
+        def visit(span: Span, block: Array, squares: Float64 | None) -> Array:
+            k, a, b = span
+            middle: Array = vector[k][a:b]
+            if squares is not None:
+                squares += self.primitives.squares_apart(block, middle)
+            return middle
+
+        return self._measure(visit, mixing)
+
+    def _measure(
         self,
-        centre: "Callable[[int, int, int, Array], Array]",
+        visit: Callable[[Span, Array, Float64 | None], Array],
         mixing: Float64 | None,
     ) -> Float64:
+        """Sum the squared distances that visits to blocks add, over measured layers.
+
+        A visit gets None in place of the sum for a layer that is not measured, and
+        returns the values of the columns.
+        """
         rows = self.n if mixing is None else len(mixing)
 
         def lane(spans: list[Span]) -> tuple[Float64, bool]:
             total = np.zeros(rows)
             finite = True
-            for k, a, b in spans:
-                block = self._mixed(k, a, b, mixing)
-                middle = centre(k, a, b, block)
-                if self.layers[k].measured:
-                    total += kernels().squares_apart(block, middle)
-                else:
-                    finite &= bool(np.isfinite(middle).all())
+            for span in spans:
+                measured = self.layers[span[0]].measured
+                block = self._mixed(*span, mixing)
+                middle = visit(span, block, total if measured else None)
+                finite &= measured or bool(np.isfinite(middle).all())
             return total, finite and bool(np.isfinite(total).all())
 
-        found = parallel.run(lane, in_lanes(list(self._spans()), 1))
+        found = parallel.run(lane, in_lanes(list(self.spans()), 1))
         if not all(finite for _, finite in found):
             self.check_finite()
         return sum((total for total, _ in found), np.zeros(rows))
 
     def shares(self, kernel: Kernel, mixing: Float64 | None) -> Float64:
-        """Mean over coordinates of the weight that a kernel gives to each row."""
+        """Return the mean over coordinates of each row's weight in a kernel."""
 
         def visit(span: Span) -> Float64:
             block = self._mixed(*span, mixing)
             total: Float64 = kernel.weights(block).sum(axis=1)
             return total
 
-        found = parallel.run(visit, self._spans())
+        found = parallel.run(visit, self.spans())
         total: Float64 = np.sum(found, axis=0) / sum(p.width for p in self.layers)
         return total
 
     def take(self, rows: "np.ndarray[Any, Any]") -> "CpuStack":
-        """Views of some of the rows."""
+        """Return a stack of views of some of the rows."""
         return CpuStack(
             [
                 Layer([layer.rows[i] for i in rows], layer.origin, layer.measured)
@@ -206,7 +230,7 @@ class CpuStack(Stack):
         )
 
     def from_vectors(self, vectors: Sequence[Vector]) -> "CpuStack":
-        """Vectors as rows of the same panels."""
+        """Return a stack of vectors, with the same layers."""
         return CpuStack(
             [
                 Layer([vector[k] for vector in vectors], measured=layer.measured)
@@ -214,8 +238,27 @@ class CpuStack(Stack):
             ]
         )
 
+    def append(self, vector: Sequence[Any]) -> "CpuStack":
+        """Return a stack with one more row, given relative to the origins."""
+        appended = []
+        for layer, part in zip(self.layers, vector, strict=True):
+            row = as_vector(part, layer.width)
+            if layer.origin is not None:
+                row = row + layer.origin
+            appended.append(Layer([*layer.rows, row], layer.origin, layer.measured))
+        return CpuStack(appended)
+
+    def spans(self, width: int | None = None) -> Iterator[Span]:
+        """Yield blocks of columns, which do not depend on the number of cores."""
+        for k, layer in enumerate(self.layers):
+            bytes_per_column = self.n * layer.dtype.itemsize
+            cells = max(1, _BLOCK_BYTES // bytes_per_column // CELL)
+            step = width or cells * CELL
+            for a in range(0, layer.width, step):
+                yield k, a, min(a + step, layer.width)
+
     def _mixed(self, k: int, a: int, b: int, mixing: Float64 | None) -> Array:
-        block = self._rows(k, a, b, None, None)
+        block = self._block(k, a, b)
         if mixing is None:
             return block
         out = scratch.beside(block, len(mixing))
@@ -225,20 +268,11 @@ class CpuStack(Stack):
     def _empty(self) -> Vector:
         return [np.empty(layer.width, layer.dtype) for layer in self.layers]
 
-    def _spans(self, width: int | None = None) -> Iterator[Span]:
-        """Blocks of columns, the same whatever the number of cores."""
-        for k, layer in enumerate(self.layers):
-            bytes_per_column = self.n * layer.dtype.itemsize
-            cells = max(1, _BLOCK_BYTES // bytes_per_column // CELL)
-            step = width or cells * CELL
-            for a in range(0, layer.width, step):
-                yield k, a, min(a + step, layer.width)
-
 
 def in_lanes(spans: list[Span], size: int) -> list[list[Span]]:
-    """Deal blocks into lanes of neighbours, each summed in order by one thread.
+    """Deal blocks into lanes: neighbouring blocks that one thread sums in order.
 
-    As many lanes as leave their (size, size) sums small against the rows.
+    There are as many lanes as keep their (size, size) sums small against the rows.
     """
     columns = sum(b - a for _, a, b in spans)
     affordable = max(1, columns // (32 * size))

@@ -1,8 +1,8 @@
-"""The latest row of every client, kept up to date as single rows arrive.
+"""A stack of the latest row of every client, updated one row at a time.
 
-In asynchronous training one arrival changes one row. The Gram matrix then changes in
+In asynchronous training one arrival changes one row. Then the Gram matrix changes in
 one row and one column, a weighted sum in the few rows whose coefficients changed, and a
-median by a few ranks at most. Nothing is computed before it is asked for.
+median by a few ranks at most. Nothing is computed before it is needed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,35 +12,35 @@ from typing import Any
 import numpy as np
 
 from flwr_ctma.engine import threads as parallel
-from flwr_ctma.engine.buffers import Array
+from flwr_ctma.engine.buffers import Array, Float64
 from flwr_ctma.engine.cpu import CpuStack, Span, in_lanes
 from flwr_ctma.engine.layer import Layer
-from flwr_ctma.engine.stack import Columns, Float64, Kernel, Moments, Vector, pivot_of
+from flwr_ctma.engine.stack import Columns, Kernel, Moments, Vector, pivot_of
 
 __all__ = ["IncrementalStack"]
 
 Row = Sequence[Array]
 
-# A sum is brought up to date row by row while that reads less than a third of them.
+# A sum is updated row by row while that reads less than a third of the rows.
 _FEW = 3
-# Coefficients that differ by less are the same: rounding of their common scale.
+# Coefficients that differ by less count as equal: their common scale is rounded.
 _SAME = 1e-12
-# Columns of a block: of a row in float64, it stays in a core's cache.
+# Columns of a block: a row of a block in float64 stays in a core's cache.
 _WIDTH = 2**14
 
 
 class IncrementalStack(CpuStack):
     """n rows, replaced one at a time.
 
-    Nothing drifts: a row's inner products are computed afresh when it arrives, and sums
-    that are brought up to date are kept in float64.
+    Rounding errors do not build up: a row's inner products are computed anew when it
+    arrives, and updated sums are kept in float64.
 
     Parameters
     ----------
     n : int
         Number of clients.
     like : sequence of one-dimensional arrays
-        One for each tensor of the model, for width and dtype.
+        One for each tensor of the model: width and dtype are used.
 
     Examples
     --------
@@ -58,13 +58,13 @@ class IncrementalStack(CpuStack):
             [Layer(np.zeros((n, len(part)), Layer([part]).dtype)) for part in like]
         )
         self._products = np.zeros((n, n))
-        self._fresh: set[int] = set()  # rows whose inner products are to be computed
+        self._fresh: set[int] = set()  # rows whose inner products are not computed yet
         self._coefficients = np.zeros(n)
         self._sum: list[Float64] | None = None
-        self._values: Vector | None = None  # that a median starts from
+        self._values: Vector | None = None  # the guess of the next median
 
     def grow(self, n: int) -> None:
-        """Make room for rows of clients to come."""
+        """Append rows of zeros, up to n rows."""
         more = n - self.n
         self.layers = [
             Layer(np.vstack([layer.rows, np.zeros((more, layer.width), layer.dtype)]))
@@ -75,8 +75,8 @@ class IncrementalStack(CpuStack):
         vars(self).pop("moments", None)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but these, of which there is one at least."""
-        self._measure()
+        """Drop all rows except these; at least one must stay."""
+        self._update_products()
         self.layers = [Layer(np.asarray(layer.rows)[rows]) for layer in self.layers]
         self._products = self._products[np.ix_(rows, rows)]
         self._coefficients = np.zeros(len(rows))
@@ -84,7 +84,7 @@ class IncrementalStack(CpuStack):
         vars(self).pop("moments", None)
 
     def replace(self, i: int, row: Row) -> None:
-        """Put a new row in the place of row i."""
+        """Replace row i."""
         if self._sum is not None and self._coefficients[i]:
             self._add({i: -self._coefficients[i]}, self._sum)
         self._coefficients[i] = 0.0
@@ -95,19 +95,19 @@ class IncrementalStack(CpuStack):
 
     @property
     def has_moments(self) -> bool:
-        """True: to bring them up to date takes one pass, as any other way would."""
+        """True: updating them takes one pass, as any other way to distances does."""
         return True
 
     @cached_property
     def moments(self) -> Moments:
         """Inner products of the rows, about a pivot only where digits would be lost."""
-        self._measure()
+        self._update_products()
         if pivot_of(self._products) is None:
             return Moments(self._products.copy())
         return super().moments
 
     def values(self, kernel: Kernel, mixing: Float64 | None) -> Vector:
-        """Apply a kernel; from the last values, if it can find new ones near them."""
+        """Apply a kernel, starting from the last values if it can use them."""
         if mixing is None and hasattr(kernel, "near"):
             return self.columns(kernel, mixing).vector
         return super().values(kernel, mixing)
@@ -119,16 +119,18 @@ class IncrementalStack(CpuStack):
             return super().columns(kernel, mixing)
         last, vector = self._values, self._empty()
 
-        def value(k: int, a: int, b: int, block: Array) -> Array:
-            values: Array = near(block, None if last is None else last[k][a:b])
+        def visit(span: Span, block: Array, squares: Float64 | None) -> Array:
+            k, a, b = span
+            guess = None if last is None else last[k][a:b]
+            values: Array = near(guess, block, self.primitives, squares)
             vector[k][a:b] = values
             return values
 
         self._values = vector
-        return Columns(vector, self._deviations(value, mixing))
+        return Columns(vector, self._measure(visit, mixing))
 
     def combine(self, coefficients: Float64) -> Vector:
-        """The vector `coefficients @ rows`, from the last one where they are alike."""
+        """Return the vector `coefficients @ rows`, from the last one if cheap."""
         scale = _common_scale(coefficients, self._coefficients)
         wanted = coefficients / scale
         least = _SAME * np.abs(wanted).max(initial=0)
@@ -154,7 +156,7 @@ class IncrementalStack(CpuStack):
         scale: float = 1.0,
         vector: Vector | None = None,
     ) -> None:
-        """Add rows to a sum; write it times a scale into a vector, if there is one."""
+        """Add rows to a sum, and write it times a scale into a vector if given."""
 
         def lane(spans: list[Span]) -> None:
             for k, a, b in spans:
@@ -164,10 +166,10 @@ class IncrementalStack(CpuStack):
                 if vector is not None:
                     vector[k][a:b] = part * scale
 
-        parallel.run(lane, in_lanes(list(self._spans(_WIDTH)), 1))
+        parallel.run(lane, in_lanes(list(self.spans(_WIDTH)), 1))
 
-    def _measure(self) -> None:
-        """Compute the inner products of rows that came since with all: one pass."""
+    def _update_products(self) -> None:
+        """Compute the inner products of new rows with all rows: one pass."""
         fresh = sorted(self._fresh)
         if not fresh:
             return
@@ -179,13 +181,13 @@ class IncrementalStack(CpuStack):
                 products += block[fresh] @ block.T
             return products
 
-        found = parallel.run(lane, in_lanes(list(self._spans(_WIDTH)), len(fresh)))
+        found = parallel.run(lane, in_lanes(list(self.spans(_WIDTH)), len(fresh)))
         self._products[fresh] = np.sum(found, axis=0)
         self._products[:, fresh] = self._products[fresh].T
         self._fresh = set()
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what `from_state` needs; the sum too, whose bits tell how it came."""
+        """Return the state for `from_state`, with the sum as it was rounded."""
         return {
             "rows": [layer.rows for layer in self.layers],
             "products": self._products,
@@ -196,7 +198,7 @@ class IncrementalStack(CpuStack):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "IncrementalStack":
-        """Give the rows of which `state_dict` told."""
+        """Return the stack that `state_dict` described."""
         latest = cls(0, [])
         latest.layers = [Layer(np.array(rows)) for rows in state["rows"]]
         latest._products = np.array(state["products"])
@@ -208,7 +210,7 @@ class IncrementalStack(CpuStack):
 
 
 def _common_scale(new: Float64, old: Float64) -> float:
-    """Factor between two sets of coefficients, as most of them have it."""
+    """Return the median ratio of two sets of coefficients."""
     both = (new != 0) & (old != 0)
     ratio: Any = np.median(new[both] / old[both]) if both.any() else 1.0
     return float(ratio)

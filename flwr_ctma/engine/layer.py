@@ -1,4 +1,4 @@
-"""One tensor of the model from each client, where it is."""
+"""One tensor of the model from each client, wherever it is in memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from flwr_ctma.engine.buffers import Array
-from flwr_ctma.engine.kernels import kernels
-from flwr_ctma.engine.kernels.numpy import Reader
+from flwr_ctma.engine.buffers import Array, Float64
+from flwr_ctma.engine.kernels import cpu_primitives
+from flwr_ctma.engine.kernels.protocol import Combine, Read
 
 __all__ = ["Layer"]
 
@@ -23,7 +23,7 @@ class Layer:
     rows : sequence of n one-dimensional arrays of equal length, or an (n, d) array
         Views of any real dtype; they are never written to and never copied whole.
     origin : one-dimensional array, optional
-        Subtracted from each row: what was sent, if the rows are what came back.
+        Subtracted from each row: the tensor that was sent, if the rows are replies.
     measured : bool (default: True)
         Whether the tensor counts in distances.
     """
@@ -39,14 +39,14 @@ class Layer:
 
     @property
     def dtype(self) -> "np.dtype[Any]":
-        """What is computed in: float32 for the smaller floats, otherwise float64."""
+        """The dtype of results: float32 for floats of at most 32 bits, else float64."""
         small = np.issubdtype(self.rows[0].dtype, np.floating) and (
             self.rows[0].dtype.itemsize <= 4
         )
         return np.dtype(np.float32 if small else np.float64)
 
     def view(self, a: int, b: int) -> Array | None:
-        """Columns a to b without a copy, where the panel is a plain matrix."""
+        """Return columns a to b without a copy, or None if that is not possible."""
         rows = self.rows
         if not isinstance(rows, np.ndarray) or self.origin is not None:
             return None
@@ -61,11 +61,18 @@ class Layer:
         self._read(a, b, self.origin if less is None else less, out)
         return out
 
+    def combine(self, a: int, b: int, coefficients: Float64, out: Array) -> None:
+        """Write `coefficients @ rows` for columns a to b."""
+        self._combine(a, b, self.origin, coefficients, out)
+
     @cached_property
-    def _read(self) -> Reader:
-        reader: Reader = kernels().reader(self.rows, self.dtype)
-        return reader
+    def _combine(self) -> Combine:
+        return cpu_primitives().combiner(self.rows, self.dtype)
+
+    @cached_property
+    def _read(self) -> Read:
+        return cpu_primitives().reader(self.rows, self.dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Leave out how the rows are read: it knows where they are in this process."""
+        """Leave out the cached functions: they hold addresses of this process."""
         return Layer, (self.rows, self.origin, self.measured)

@@ -165,6 +165,10 @@ class ShardedStack(Stack):
         """Vectors as rows in this process."""
         return self._local.from_vectors(vectors)
 
+    def append(self, vector: Sequence[Any]) -> "ShardedStack":
+        """Return a stack with one more row, sent to the workers anew."""
+        return ShardedStack(self._local.append(vector), self._pool)
+
     def _joined(self, parts: Sequence[Vector]) -> Vector:
         layers = self._local.layers
         vector = [np.empty(layer.width, layer.dtype) for layer in layers]
@@ -206,7 +210,7 @@ def _cut(rows: CpuStack, count: int) -> list[list[Span]]:
     Cut where the blocks of a visit in one process end: each block then is computed as
     it is there, to the bit.
     """
-    spans = list(rows._spans())
+    spans = list(rows.spans())
     ends = np.cumsum([b - a for _, a, b in spans])
     bounds = [
         0,

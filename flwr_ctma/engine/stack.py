@@ -1,8 +1,8 @@
-"""Where n rows of numbers are, and the few passes over them that rules need.
+"""A stack of n rows of numbers, and the passes over them that rules need.
 
 A `Stack` holds the rows in memory, on a GPU or on other machines; `Updates` does the
-algebra on top. Distances come from inner products, which `Moments` keeps about a pivot
-among the rows, so that rows that differ by little keep the digits of their distances.
+algebra on top. Distances come from inner products. `Moments` keeps these about a pivot
+among the rows, so that distances between nearly equal rows keep their digits.
 """
 
 from abc import ABC, abstractmethod
@@ -14,25 +14,28 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from flwr_ctma.engine.buffers import Array, Float64
+from flwr_ctma.engine.kernels.protocol import Primitives
 from flwr_ctma.errors import parameter_error
 
 __all__ = [
+    "Array",
     "Columns",
     "Float64",
     "Kernel",
     "Moments",
     "Stack",
     "Vector",
+    "as_vector",
     "pivot_of",
     "squared_distances",
 ]
 
-Float64 = NDArray[np.float64]
 Vector = list[Any]
-"""One 1-D array for each panel, which is to say each tensor of the model."""
+"""One 1-D array for each layer of the stack."""
 
-# Float32 products give squared distances to about 1e-7 of the squared norms they are
-# differences of; beyond this ratio of the two, a pivot among the rows is taken.
+# A squared distance is a difference of squared norms, and float32 products give it to
+# about 1e-7 of these norms. Above this ratio of the two, a row is chosen as pivot.
 _LOST_DIGITS = 64.0
 # The square of a larger number, summed over a model, could overflow even float64.
 _LARGEST = 1e140
@@ -41,19 +44,28 @@ _LARGEST = 1e140
 class Kernel(Protocol):
     """A rule for one coordinate, written for a block of many."""
 
-    def value(self, block: Any) -> Any:
-        """Map an (n, width) block to values, NaN for a column that is not finite."""
+    def value(self, block: Any, primitives: Primitives, squares: Any = None) -> Any:
+        """Map an (n, width) block to values, NaN for a column that is not finite.
 
-    def weights(self, block: Any) -> Float64:
-        """Give the (n, width) weights with which the rows enter the values."""
+        Parameters
+        ----------
+        block : array of the stack's library
+        primitives : Primitives
+            The inner loops for this library.
+        squares : float64 array of shape (n,), optional
+            The squared distance of each row to the values is added to it.
+        """
+
+    def weights(self, block: Array) -> Float64:
+        """Return the (n, width) weights with which the rows enter the values."""
 
 
 class Columns(NamedTuple):
-    """What a visit to all coordinates gives."""
+    """The result of one visit to all coordinates."""
 
     vector: Vector
     squared_distances: Float64
-    """Of each row to the vector, over the measured coordinates."""
+    """Squared distance of each row to the vector, over the measured coordinates."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,7 @@ class Moments:
     pivot: int | None = None
 
     def inner(self, coefficients: Float64 | None = None) -> Float64:
-        """Inner products about zero of `coefficients @ rows`; of the rows if None."""
+        """Return inner products about zero of `coefficients @ rows`, or of the rows."""
         if self.pivot is None:
             return _sandwich(coefficients, self.products)
         n = len(self.products) - 1
@@ -76,10 +88,10 @@ class Moments:
         return _sandwich(lifted, self.products)
 
     def about_pivot(self, coefficients: Float64 | None = None) -> Float64:
-        """Inner products about some common point: differences of rows are the same.
+        """Return inner products about a common point: differences stay the same.
 
-        The pivot drops out only where all coefficients sum to the same, as those of
-        averages do.
+        The pivot cancels only where all rows of coefficients have the same sum, as
+        those of averages do.
         """
         if self.pivot is None:
             return self.inner(coefficients)
@@ -92,7 +104,7 @@ class Moments:
 
 
 class Stack(ABC):
-    """n rows of numbers: what every place that can hold them must be able to do."""
+    """n rows of numbers, wherever they are."""
 
     @property
     @abstractmethod
@@ -101,19 +113,19 @@ class Stack(ABC):
 
     @abstractmethod
     def products(self, pivot: int | None, scale: Float64 | None) -> Float64:
-        """Inner products as `Moments` holds them, of rows multiplied by a scale.
+        """Return inner products as `Moments` holds them, of rows times a scale.
 
-        Summed in float64 over measured coordinates; not finite where a block of
-        float32 squares overflows.
+        They are summed in float64 over measured coordinates, and not finite where a
+        block of float32 squares overflows.
         """
 
     @abstractmethod
     def largest(self) -> Float64:
-        """The largest absolute value of each row, NaN for a row that has one."""
+        """Return the largest absolute value of each row, NaN for a row with a NaN."""
 
     @abstractmethod
     def combine(self, coefficients: Float64) -> Vector:
-        """The vector `coefficients @ rows`."""
+        """Return the vector `coefficients @ rows`."""
 
     @abstractmethod
     def values(self, kernel: Kernel, mixing: Float64 | None) -> Vector:
@@ -121,31 +133,35 @@ class Stack(ABC):
 
     @abstractmethod
     def columns(self, kernel: Kernel, mixing: Float64 | None) -> Columns:
-        """Do as `values` does, and measure in the same visit."""
+        """Apply a kernel as `values` does, and measure in the same visit."""
 
     @abstractmethod
     def deviations(self, vector: Vector, mixing: Float64 | None) -> Float64:
-        """Squared distance of each (mixed) row to a vector."""
+        """Return the squared distance of each (mixed) row to a vector."""
 
     @abstractmethod
     def shares(self, kernel: Kernel, mixing: Float64 | None) -> Float64:
-        """Mean over coordinates of the weight that a kernel gives to each row."""
+        """Return the mean over coordinates of each row's weight in a kernel."""
 
     @abstractmethod
     def take(self, rows: "NDArray[np.intp]") -> "Stack":
-        """Some of the rows, where they are."""
+        """Return a stack of some of the rows, without moving them elsewhere."""
 
     @abstractmethod
     def from_vectors(self, vectors: Sequence[Vector]) -> "Stack":
-        """Vectors that were computed from these rows, as rows of their own."""
+        """Return a stack of vectors that were computed from these rows."""
+
+    @abstractmethod
+    def append(self, vector: Sequence[Any]) -> "Stack":
+        """Return a stack with one more row, given by layer as results are."""
 
     @property
     def has_moments(self) -> bool:
-        """Whether inner products are at hand, so that they cost no pass."""
+        """Whether inner products are known, so that they cost no pass."""
         return "moments" in vars(self)
 
     def check_finite(self) -> None:
-        """Raise a ValueError that names the rows which hold NaN or absurd numbers."""
+        """Raise a ValueError that names the rows with NaN or too large numbers."""
         largest = self.largest()
         bad = np.flatnonzero(~(largest < _LARGEST))
         if bad.size:
@@ -179,10 +195,29 @@ class Stack(ABC):
         return scaled
 
 
+def as_vector(vector: Any, width: int) -> Array:
+    """Return a reference as an array, or raise if it is not finite and that wide."""
+    if hasattr(vector, "detach"):  # a torch tensor, of any dtype on any device
+        vector = vector.detach().double().cpu()
+    try:
+        row = np.asarray(vector)
+    except (TypeError, ValueError) as error:
+        raise parameter_error("reference", "a vector of floats", vector) from error
+    if row.dtype.kind not in "fiu" or row.shape != (width,):
+        raise parameter_error(
+            "reference", f"{width} real numbers", f"{row.dtype}{row.shape}"
+        )
+    if not np.isfinite(row).all():
+        raise parameter_error(
+            "reference", "finite", row.tolist(), "Check the server's own data."
+        )
+    return row
+
+
 def squared_distances(products: Float64) -> Float64:
-    """‖x_i − x_j‖² of all pairs from inner products about any common point."""
+    """Return ‖x_i − x_j‖² of all pairs from inner products about a common point."""
     norms = np.diag(products)
-    # Rounding may tell the products of i and j from those of j and i.
+    # Rounding may make the product of i and j differ from that of j and i.
     squared: Float64 = norms[:, None] + norms[None, :] - (products + products.T)
     np.fill_diagonal(squared, 0.0)
     np.maximum(squared, 0.0, out=squared)
@@ -190,9 +225,9 @@ def squared_distances(products: Float64) -> Float64:
 
 
 def pivot_of(products: Float64) -> int | None:
-    """Row to centre on, where norms are so large that distances lose their digits.
+    """Return the row to centre on, or None if norms are small enough without.
 
-    Medians over rows: no minority of rows, however large, can spoil the choice.
+    The choice rests on medians over rows: no minority of rows can spoil it.
     """
     typical = np.median(squared_distances(products), axis=1)
     centre = int(np.argmin(typical))

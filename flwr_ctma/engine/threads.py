@@ -1,12 +1,11 @@
-"""Work on blocks of columns: all cores, and the same bits whatever their number."""
+"""Run tasks on all cores, with results that do not depend on their number."""
 
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from functools import cache
-from itertools import chain
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -15,39 +14,45 @@ from flwr_ctma.errors import parameter_error
 
 __all__ = ["one_blas_thread", "run"]
 
-# To hand a thread a task costs as much as to inspect a small reply.
-_MOST_TASKS = 32
-
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def run(task: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Apply a task to every item on all cores; results in the order of the items.
+    """Apply a task to every item on all cores; return results in the items' order.
 
     The number of threads is the number of usable cores, or `FLWR_CTMA_NUM_THREADS`.
-    Overflow is no warning: whoever called looks at the result.
+    The calling thread is one of them: to wake another takes longer than a short task.
+    Overflow gives no warning: the caller checks the results.
     """
-
-    def quiet(some: list[T]) -> list[R]:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return [task(item) for item in some]
-
     work = list(items)
+    results: list[R | None] = [None] * len(work)
+    places = iter(range(len(work)))  # each thread takes the next item
+
+    def take_items() -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            for i in places:
+                results[i] = task(work[i])
+
     with one_blas_thread():
-        if len(work) <= 1:
-            return quiet(work)
-        size = -(-len(work) // _MOST_TASKS)
-        batches = [work[i : i + size] for i in range(0, len(work), size)]
-        return list(chain.from_iterable(_pool().map(quiet, batches)))
+        count = min(_threads(), len(work)) if len(work) > 1 else 1
+        helpers = [_pool().submit(take_items) for _ in range(count - 1)]
+        try:
+            take_items()
+        finally:
+            started = [helper for helper in helpers if not helper.cancel()]
+            wait(started)
+        for helper in started:
+            helper.result()
+    return cast(list[R], results)
 
 
 def one_blas_thread() -> AbstractContextManager[object]:
-    """Hold BLAS to one thread.
+    """Limit BLAS to one thread.
 
-    Its threads wait for work by spinning, on cores that whole tasks are to have, which
-    makes a product of small matrices a hundred times as slow; and how it splits a sum
-    among them would show in the last bits.
+    BLAS threads wait for work by spinning on cores that other tasks need, which makes a
+    product of small matrices a hundred times slower. How BLAS splits a sum among its
+    threads would also change the last bits.
     """
     held: AbstractContextManager[object] = _blas().limit(limits=1, user_api="blas")
     return held
@@ -76,6 +81,6 @@ def _threads() -> int:
     return os.cpu_count() or 1
 
 
-# A forked child inherits the pool's book-keeping but none of its threads.
+# A forked child inherits the pool's state but none of its threads.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)

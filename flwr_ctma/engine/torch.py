@@ -7,18 +7,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from flwr_ctma.engine.stack import Columns, Float64, Kernel, Stack, Vector
-from flwr_ctma.engine.updates import Updates, as_vector
+from flwr_ctma.engine.buffers import Float64
+from flwr_ctma.engine.cpu import CpuStack
+from flwr_ctma.engine.kernels import torch as primitives
+from flwr_ctma.engine.layer import Layer
+from flwr_ctma.engine.stack import Columns, Kernel, Stack, Vector, as_vector
 from flwr_ctma.errors import parameter_error
 
-__all__ = ["TorchStack", "as_tensor", "tensor_updates"]
+__all__ = ["TorchStack", "as_tensor", "stack_of"]
 
-# Columns of a block: enough to fill a GPU, little beside the rows.
+# Bytes of a block: enough to fill a GPU, little beside the rows.
 _BLOCK_BYTES = 2**28
 
 
-def tensor_updates(data: torch.Tensor, reference: Any = None) -> Updates:
-    """Wrap an (n, d) tensor without a copy; on the CPU it is viewed by NumPy."""
+def stack_of(data: torch.Tensor) -> Stack:
+    """Return a stack of an (n, d) tensor, viewed by NumPy if it is on the CPU."""
     if data.ndim != 2 or 0 in data.shape:
         raise parameter_error(
             "updates",
@@ -29,24 +32,18 @@ def tensor_updates(data: torch.Tensor, reference: Any = None) -> Updates:
     if not data.is_floating_point():
         raise parameter_error("updates", "of a floating-point dtype", str(data.dtype))
     rows = data.detach()
-    if isinstance(reference, torch.Tensor):
-        reference = reference.detach().double().cpu().numpy()
     if data.device.type == "cpu" and data.dtype != torch.bfloat16:
-        return Updates.of(rows.numpy(), reference)
-    if reference is None:
-        return Updates(TorchStack(rows))
-    n, d = rows.shape
-    start = torch.as_tensor(as_vector(reference, d)).to(rows)
-    return Updates(TorchStack(torch.vstack([rows, start])), np.eye(n, n + 1), n)
+        return CpuStack([Layer(rows.numpy())])
+    return TorchStack(rows)
 
 
 def as_tensor(vector: Any, like: torch.Tensor) -> torch.Tensor:
-    """Bring a result to the device and dtype of the updates it came from."""
+    """Return a result as a tensor of the device and dtype of the updates."""
     return torch.as_tensor(vector).to(like)
 
 
 class TorchStack(Stack):
-    """n rows on a device, computed in float32, or in float64 if they are."""
+    """n rows on a device; float64 is computed in float64, the rest in float32."""
 
     def __init__(self, rows: torch.Tensor) -> None:
         self.rows = rows
@@ -59,7 +56,7 @@ class TorchStack(Stack):
         return len(self.rows)
 
     def products(self, pivot: int | None, scale: Float64 | None) -> Float64:
-        """Inner products of all rows, each block's in full float32 precision."""
+        """Return inner products of all rows, each block in full float32 precision."""
         size = self.n + (pivot is not None)
         total = torch.zeros(size, size, dtype=torch.float64, device=self.rows.device)
         with _full_precision():
@@ -76,13 +73,13 @@ class TorchStack(Stack):
         return products
 
     def largest(self) -> Float64:
-        """The largest absolute value of each row."""
+        """Return the largest absolute value of each row."""
         found = [self._rows(a, b).abs().amax(dim=1) for a, b in self._spans()]
         most: Float64 = torch.stack(found).amax(dim=0).double().cpu().numpy()
         return most
 
     def combine(self, coefficients: Float64) -> Vector:
-        """The vector `coefficients @ rows`."""
+        """Return the vector `coefficients @ rows`."""
         c = torch.as_tensor(coefficients, dtype=self.dtype, device=self.rows.device)
         vector = self._empty()
         with _full_precision():
@@ -99,7 +96,7 @@ class TorchStack(Stack):
             for a, b in self._spans():
                 block = self._mixed(a, b, mixing)
                 finite &= bool(block.isfinite().all())
-                vector[a:b] = kernel.value(block)
+                vector[a:b] = kernel.value(block, primitives)
         if not finite:
             self.check_finite()
         return [vector]
@@ -110,33 +107,38 @@ class TorchStack(Stack):
         return Columns(vector, self.deviations(vector, mixing))
 
     def deviations(self, vector: Vector, mixing: Float64 | None) -> Float64:
-        """Squared distance of each row to the vector."""
+        """Return the squared distance of each row to the vector."""
         size = self.n if mixing is None else len(mixing)
         total = torch.zeros(size, dtype=torch.float64, device=self.rows.device)
         for a, b in self._spans():
-            apart = self._mixed(a, b, mixing) - vector[0][a:b]
-            total += apart.square_().sum(dim=1)
+            block = self._mixed(a, b, mixing)
+            total += primitives.squares_apart(block, vector[0][a:b])
         if not total.isfinite().all():
             self.check_finite()
         squared: Float64 = total.cpu().numpy()
         return squared
 
     def shares(self, kernel: Kernel, mixing: Float64 | None) -> Float64:
-        """Mean over coordinates of the weight that a kernel gives to each row."""
+        """Return the mean over coordinates of each row's weight in a kernel."""
         found = [
-            kernel.weights(self._mixed(a, b, mixing)).sum(axis=1)
+            kernel.weights(self._mixed(a, b, mixing).cpu().numpy()).sum(axis=1)
             for a, b in self._spans()
         ]
         total: Float64 = np.sum(found, axis=0) / self.rows.shape[1]
         return total
 
     def take(self, rows: "np.ndarray[Any, Any]") -> "TorchStack":
-        """A copy of some of the rows."""
+        """Return a copy of some of the rows."""
         return TorchStack(self.rows[torch.as_tensor(rows, device=self.rows.device)])
 
     def from_vectors(self, vectors: Sequence[Vector]) -> "TorchStack":
-        """Vectors as rows."""
+        """Return a stack of vectors."""
         return TorchStack(torch.stack([vector[0] for vector in vectors]))
+
+    def append(self, vector: Sequence[Any]) -> "TorchStack":
+        """Return a copy with one more row."""
+        row = torch.as_tensor(as_vector(vector[0], self.rows.shape[1]))
+        return TorchStack(torch.vstack([self.rows, row.to(self.rows)]))
 
     def _empty(self) -> torch.Tensor:
         return torch.empty(
@@ -161,13 +163,13 @@ class TorchStack(Stack):
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Matrix products without TF32, whose 10 bits lose the distances."""
+    """Compute matrix products without TF32, whose 10 bits lose the distances."""
     setting: Any = torch.backends.cuda.matmul
     name: str
     full: Any
     try:
         name, full, before = "allow_tf32", False, setting.allow_tf32
-    except RuntimeError:  # set by its newer name: torch lets nobody mix the two
+    except RuntimeError:  # set by its newer name: torch forbids mixing the two
         name, full, before = "fp32_precision", "ieee", setting.fp32_precision
     setattr(setting, name, full)
     try:

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_ctma.engine.kernels.network import network
-from flwr_ctma.engine.kernels.sorting import nearest_mean, ordered, ranked_mean
+from flwr_ctma.engine.kernels import torch as torch_primitives
+from flwr_ctma.engine.kernels.network import network, sort_rows
+from flwr_ctma.engine.kernels.sorting import nearest_mean, ranked_mean
 
 COEFFICIENTS = st.integers(1, 70).flatmap(
     lambda n: st.lists(st.sampled_from([0, 0, 1, 1, 0.25]), min_size=n, max_size=n)
@@ -28,7 +29,7 @@ def blocks(n, seed, width=40):
 def test_network_sorts(n):
     """It sorts everything if it sorts zeros and ones (Knuth, TAOCP 3, 5.3.4 Z)."""
     columns = np.array(list(product([0.0, 1.0], repeat=n))).T.copy()
-    rows = np.array(ordered(columns.copy(), range(1, n + 1)))
+    rows = np.array(sort_rows(columns.copy(), range(1, n + 1), np.minimum, np.maximum))
     np.testing.assert_array_equal(rows, np.sort(columns, axis=0))
 
 
@@ -38,7 +39,7 @@ def test_pruned_network_gives_the_ranked_mean(coefficients, seed):
     """What is left of the network for some ranks gives their mean, in any backend."""
     x = blocks(len(coefficients), seed)
     expected = np.average(np.sort(x, axis=0), axis=0, weights=coefficients)
-    tensor = ranked_mean(torch.tensor(x), coefficients)
+    tensor = torch_primitives.ranked_mean(torch.tensor(x), coefficients)
     found = ranked_mean(x.copy(), coefficients)
     np.testing.assert_allclose(found, expected, atol=1e-12)
     np.testing.assert_allclose(tensor.numpy(), expected, atol=1e-12)
@@ -68,7 +69,7 @@ def test_nearest_mean(n, seed, data):
     chosen = np.argsort(np.abs(x - median), axis=0)[:k]
     expected = np.take_along_axis(x, chosen, axis=0).mean(axis=0)
     np.testing.assert_allclose(nearest_mean(x.copy(), k), expected, atol=1e-12)
-    tensor = nearest_mean(torch.tensor(x), k)
+    tensor = torch_primitives.nearest_mean(torch.tensor(x), k)
     np.testing.assert_allclose(tensor.numpy(), expected, atol=1e-12)
 
 

@@ -6,11 +6,11 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
+from flwr_ctma.engine.cpu import CpuStack
 from flwr_ctma.engine.stack import Moments
 from flwr_ctma.messages.schema import ReplySchema
 from flwr_ctma.simulation.clock import ArrivalGrid, FixedDurations
 from flwr_ctma.strategy import GracePeriodGrid, RobustStrategy
-from flwr_ctma.strategy.backends import streaming
 from flwr_ctma.strategy.backends.streaming import Strips
 
 N, SHAPES = 21, {"a": (300, 20), "b": (7,)}
@@ -102,9 +102,9 @@ def run(backend, rule, monkeypatch):
         return Message(RecordDict(content), reply_to=message)
 
     calls = []
-    strip = streaming._strip
+    strip = CpuStack.products_with
     monkeypatch.setattr(
-        streaming, "_strip", lambda *given: calls.append(1) or strip(*given)
+        CpuStack, "products_with", lambda *given: calls.append(1) or strip(*given)
     )
     inner = FedAvg(fraction_evaluate=0.0, min_available_nodes=N)
     strategy = RobustStrategy(inner, rule, num_malicious_nodes=4, backend=backend)

@@ -1,20 +1,21 @@
-"""Which inner loops the engine runs: compiled ones, where they can be had."""
+"""The inner loops of the engine, in NumPy, Numba and torch."""
 
 from functools import cache
 from importlib import import_module
-from types import ModuleType
 
-__all__ = ["kernels"]
+from flwr_ctma.engine.kernels.protocol import CpuPrimitives
+
+__all__ = ["cpu_primitives"]
 
 
 @cache
-def kernels() -> ModuleType:
-    """Give `flwr_ctma.engine.kernels.numba` where Numba is installed, else `flwr_ctma.engine.kernels.numpy`.
+def cpu_primitives() -> CpuPrimitives:
+    """Return the compiled inner loops where Numba is installed, else those in NumPy.
 
-    Both define the same functions of a block, which is n rows of the same columns.
-    Numba that does not fit NumPy's version says so by an ImportError.
+    Numba raises an ImportError if it does not support the installed NumPy.
     """
     try:
-        return import_module("flwr_ctma.engine.kernels.numba")
+        found: CpuPrimitives = import_module("flwr_ctma.engine.kernels.numba")
     except ImportError:
-        return import_module("flwr_ctma.engine.kernels.numpy")
+        found = import_module("flwr_ctma.engine.kernels.numpy")
+    return found

@@ -1,8 +1,8 @@
-"""The inner loops of the engine, as Numba compiles them.
+"""The inner loops, as Numba compiles them.
 
 Loops go over tiles of columns that stay in a core's first cache. Rows are given by
-their addresses, so that what is compiled once serves rows of a matrix, a part of it,
-and arrays that came in messages. Numba infers the types.
+their addresses, so one compiled function serves rows of a matrix, of a part of it, and
+arrays from messages. Numba infers the types.
 """
 
 from typing import Any
@@ -12,37 +12,43 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from flwr_ctma.engine.kernels.numpy import CELL
+from flwr_ctma.engine.kernels.tiles import REGISTER, tile_of
 
 __all__ = ["load", "nearest", "products", "ranked", "squares", "weighted_median"]
 
-# Of a tile that is sorted: it leaves room in a first cache of 48 kB.
+# Bytes of a tile that is sorted: it leaves room in a first cache of 48 kB.
 _TILE_BYTES = 40 * 2**10
-# Columns that walk to their medians together, until the last is there.
+# Columns that are summed at a time: they stay in a core's first cache.
+_COMBINED = 2048
+# Columns that move to their medians together, until all have arrived.
 _WALKED = 128
-# Rows of a cell that meet all others at a time: a quarter of a megabyte.
+# Columns whose products are summed in the rows' own precision, then in float64: those
+# of 17 rows stay in a first cache of 32 kB.
+_SUMMED = 496
+# Rows of a cell that are multiplied with all rows at a time: a quarter of a megabyte.
 _ROWS = 64
 
 
 def _exact(function: Any, **options: Any) -> Any:
-    """Compile a function when it is first called, once on a machine."""
+    """Compile a function at its first call, once on a machine."""
     options |= {"nogil": True, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(function)
-    except RuntimeError:  # nowhere to keep it: then once in a process
+    except RuntimeError:  # no place for a cache: then once in a process
         return njit(**options)(function)
 
 
 def _sums(function: Any) -> Any:
-    """Let sums be split among the lanes of a register, which is what makes them fast.
+    """Compile a function whose sums may be split among the lanes of a register.
 
-    How they are is fixed when they are compiled, not by the number of threads.
+    The split is fixed at compile time and does not depend on the number of threads.
     """
     return _exact(function, fastmath={"reassoc", "contract"})
 
 
 @intrinsic
 def _pointer(context: Any, address: Any, like: Any) -> Any:
-    """An address, as a pointer to numbers like those of an array."""
+    """Return an address as a pointer to numbers like those of an array."""
     pointer = types.CPointer(like.dtype)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -53,9 +59,15 @@ def _pointer(context: Any, address: Any, like: Any) -> Any:
 
 @_exact
 def _row(address, start, width, like):
-    """Give columns of a row, of which only the address is known."""
+    """Return columns of a row, given by its address."""
     first = np.uintp(address) + np.uintp(start) * np.uintp(like.itemsize)
     return carray(_pointer(first, like), width)
+
+
+_tile_1, _tile_2, _tile_3, _tile_4 = (tile_of(p, 4) for p in range(1, 5))
+_diagonal_1, _diagonal_2, _diagonal_3, _diagonal_4 = (
+    tile_of(p, None) for p in range(1, 5)
+)
 
 
 @_exact
@@ -74,46 +86,83 @@ def load(addresses, origin, out):
 
 
 @_sums
+def combine(addresses, origin, coefficients, out):
+    """Write the sum of rows, less the origin where there is one, times coefficients."""
+    n = len(addresses)
+    zeros = np.zeros(_COMBINED, out.dtype)
+    for start in range(0, len(out), _COMBINED):
+        to = out[start : start + _COMBINED]
+        width = len(to)
+        less = _row(origin, start, width, out) if origin else zeros[:width]
+        to[:] = 0
+        for i in range(0, n - n % 4, 4):
+            a = _row(addresses[i], start, width, out)
+            b = _row(addresses[i + 1], start, width, out)
+            x = _row(addresses[i + 2], start, width, out)
+            y = _row(addresses[i + 3], start, width, out)
+            p, q = coefficients[i], coefficients[i + 1]
+            r, s = coefficients[i + 2], coefficients[i + 3]
+            for c in range(width):
+                to[c] += (
+                    p * (a[c] - less[c])
+                    + q * (b[c] - less[c])
+                    + r * (x[c] - less[c])
+                    + s * (y[c] - less[c])
+                )
+        for i in range(n - n % 4, n):
+            a, p = _row(addresses[i], start, width, out), coefficients[i]
+            for c in range(width):
+                to[c] += p * (a[c] - less[c])
+
+
+@_exact
 def products(addresses, first, width, like, lower):
-    """Add inner products, each of 4 rows from the first on with 4 up to them."""
-    for start in range(0, width, CELL):
-        some = min(CELL, width - start)
-        # Some rows after the other meet all rows: they stay in a core's second cache.
-        for these in range(0, len(addresses), _ROWS):
-            for i in range(max(first, these), len(addresses), 4):
+    """Add inner products of the rows, from the first on, with those before them."""
+    n, lanes = len(addresses), REGISTER // like.itemsize
+    for start in range(0, width, _SUMMED):
+        some = min(_SUMMED, width - start)
+        whole = some // lanes * lanes
+        # Each group of rows meets all rows: the group stays in the second cache.
+        for these in range(0, n, _ROWS):
+            for i in range(max(first, these) // 4 * 4, n, 4):
                 for j in range(these, min(these + _ROWS, i + 1), 4):
-                    _tile(addresses, i, j, start, some, like, lower)
+                    _tile(addresses, i, j, start, whole, like, lower)
+        if whole < some:
+            _rest(addresses, first, start + whole, some - whole, like, lower)
 
 
-@_sums
+@_exact
 def _tile(addresses, i, j, start, width, like, lower):
-    """Add 4 × 4 inner products: 16 registers hold them while 8 rows are read once."""
-    a0 = _row(addresses[i], start, width, like)
-    a1 = _row(addresses[i + 1], start, width, like)
-    a2 = _row(addresses[i + 2], start, width, like)
-    a3 = _row(addresses[i + 3], start, width, like)
-    b0 = _row(addresses[j], start, width, like)
-    b1 = _row(addresses[j + 1], start, width, like)
-    b2 = _row(addresses[j + 2], start, width, like)
-    b3 = _row(addresses[j + 3], start, width, like)
-    s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = like.dtype.type(0)
-    s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = like.dtype.type(0)
-    for c in range(width):
-        x0, x1, x2, x3 = a0[c], a1[c], a2[c], a3[c]
-        y0, y1, y2, y3 = b0[c], b1[c], b2[c], b3[c]
-        s00, s01, s02, s03 = s00 + x0 * y0, s01 + x0 * y1, s02 + x0 * y2, s03 + x0 * y3
-        s10, s11, s12, s13 = s10 + x1 * y0, s11 + x1 * y1, s12 + x1 * y2, s13 + x1 * y3
-        s20, s21, s22, s23 = s20 + x2 * y0, s21 + x2 * y1, s22 + x2 * y2, s23 + x2 * y3
-        s30, s31, s32, s33 = s30 + x3 * y0, s31 + x3 * y1, s32 + x3 * y2, s33 + x3 * y3
-    sums = (
-        (s00, s01, s02, s03),
-        (s10, s11, s12, s13),
-        (s20, s21, s22, s23),
-        (s30, s31, s32, s33),
-    )
-    for p in range(4):
-        for q in range(4):
-            lower[i + p, j + q] += sums[p][q]
+    """Add inner products of up to 4 rows from i with up to 4 from j ≤ i."""
+    rows = len(addresses) - i
+    if i == j:
+        if rows >= 4:
+            _diagonal_4(addresses, i, j, start, width, like, lower)
+        elif rows == 3:
+            _diagonal_3(addresses, i, j, start, width, like, lower)
+        elif rows == 2:
+            _diagonal_2(addresses, i, j, start, width, like, lower)
+        else:
+            _diagonal_1(addresses, i, j, start, width, like, lower)
+    elif rows >= 4:
+        _tile_4(addresses, i, j, start, width, like, lower)
+    elif rows == 3:
+        _tile_3(addresses, i, j, start, width, like, lower)
+    elif rows == 2:
+        _tile_2(addresses, i, j, start, width, like, lower)
+    else:
+        _tile_1(addresses, i, j, start, width, like, lower)
+
+
+@_exact
+def _rest(addresses, first, start, width, like, lower):
+    """Add inner products over the columns that do not fill a register."""
+    for i in range(first, len(addresses)):
+        a = _row(addresses[i], start, width, like)
+        for j in range(i + 1):
+            b = _row(addresses[j], start, width, like)
+            for c in range(width):
+                lower[i, j] += a[c] * b[c]
 
 
 @_sums
@@ -132,16 +181,16 @@ def squares(addresses, middle, width, like, squares):
 
 @_exact
 def _room(n, like):
-    """Give room for a tile, in whole registers and whole lines of the cache."""
+    """Return memory for a tile, in whole registers and whole lines of the cache."""
     width = _TILE_BYTES // (n * like.itemsize) // 32 * 32
     return np.empty((n, min(max(width, 64), 256)), like.dtype)
 
 
 @_exact
 def _sort(addresses, comparators, start, tile, mark):
-    """Put the columns of a tile in order, as far as the comparators do.
+    """Load columns into a tile and run the comparators over them.
 
-    As many columns as there are marks: 0, or NaN for a column that is not finite.
+    There are as many columns as marks: 0, or NaN for a column that is not finite.
     """
     width = len(mark)
     mark[:] = 0
@@ -170,7 +219,7 @@ def _sort(addresses, comparators, start, tile, mark):
 
 @_exact
 def ranked(addresses, comparators, coefficients, out):
-    """Write the mean of the ranks that count."""
+    """Write the mean of the values, weighted by rank."""
     tile = _room(len(addresses), out)
     total = coefficients.dtype.type(0)
     for coefficient in coefficients:
@@ -204,7 +253,7 @@ def nearest(addresses, comparators, k, out):
             median[c] = low[c] / 2 + high[c] / 2
         for j in range(n - k):
             leaves, enters, place = tile[j], tile[j + k], tile[j % k]
-            # By itself, as the row that leaves may be the place.
+            # A loop of its own: the row that leaves may be the row to replace.
             for c in range(width):
                 below[c] = median[c] - leaves[c]
             for c in range(width):
@@ -220,10 +269,10 @@ def nearest(addresses, comparators, k, out):
 
 @_sums
 def weighted_median(addresses, weights, out):
-    """Write the weighted median, found from what is there: one value up or down a step.
+    """Replace a guess in `out` by the weighted median, one value up or down a step.
 
-    From m the way is down if the values below it weigh half or more, up if those up to
-    it weigh less. NaN for a column that is not finite.
+    A step goes down if the values below m weigh half or more, and up if the values up
+    to m weigh less. The result is NaN for a column that is not finite.
     """
     half = weights.sum() / 2
     # Sums of weights in different orders differ by rounding: equality is up to that.

@@ -1,34 +1,32 @@
-"""Order statistics of every column at once, for NumPy arrays and torch tensors.
-
-Run on whole rows, a comparator of a sorting network is `minimum` and `maximum` over all
-columns, which is what processors do fastest.
-"""
+"""Order statistics of every column, for NumPy arrays of finite numbers."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
-from flwr_ctma.engine.kernels.network import network
+from flwr_ctma.engine.buffers import Array
+from flwr_ctma.engine.kernels.network import mean_by_rank, sort_rows
 
-__all__ = ["nearest_mean", "ordered", "ranked_mean"]
+__all__ = ["nearest_mean", "ranked_mean"]
 
-# Above this many rows the vector sort of `np.sort` on columns laid out contiguously
-# overtakes the network: measured on AVX-512, float32.
+# Above this many rows the vector sort of `np.sort` on contiguous columns is faster than
+# the network: measured on AVX-512, float32.
 _NETWORK_LIMIT = 48
-# What is sorted at a time: it stays in a core's own cache.
+# Bytes sorted at a time: they stay in a core's second cache.
 _SORTED_BYTES = 2**18
 
+Replace = Callable[[Array, Array, Array], None]
 
-def ranked_mean(block: Any, coefficients: Sequence[float]) -> Any:
-    """Σ_r c_r x_(r) / Σ_r c_r of every column, where x_(0) ≤ … ≤ x_(n-1).
+
+def ranked_mean(block: Array, coefficients: Sequence[float]) -> Array:
+    """Return Σ_r c_r x_(r) / Σ_r c_r of every column, where x_(0) ≤ … ≤ x_(n-1).
 
     Parameters
     ----------
     block : array of shape (n, width)
-        Rows of finite floats, each contiguous; overwritten.
+        Finite rows, each contiguous; overwritten.
     coefficients : sequence of n floats
-        What each rank counts: 1, 0, or a fraction for a rank that is split.
+        The weight of each rank: 1, 0, or a fraction for a rank that is split.
 
     Returns
     -------
@@ -39,36 +37,27 @@ def ranked_mean(block: Any, coefficients: Sequence[float]) -> Any:
     >>> ranked_mean(np.array([[3.0, 1.0], [1.0, 7.0], [2.0, 4.0]]), (0, 1, 0))
     array([2., 4.])
     """
-    total = sum(coefficients)
-    if isinstance(block, np.ndarray) and len(block) > _NETWORK_LIMIT:
-        share = np.asarray(coefficients, block.dtype) / block.dtype.type(total)
+    if len(block) > _NETWORK_LIMIT:
+        total = block.dtype.type(sum(coefficients))
+        share = np.asarray(coefficients, block.dtype) / total
         return np.concatenate([columns @ share for columns in _sorted(block)])
-    rows = ordered(block, coefficients)
-    counted = [
-        row if c == 1 else row * c
-        for c, row in zip(coefficients, rows, strict=True)
-        if c
-    ]
-    mean = counted[0]
-    for row in counted[1:]:
-        mean += row
-    if total != 1:
-        mean /= total
+    rows = sort_rows(block, coefficients, np.minimum, np.maximum)
+    mean: Array = mean_by_rank(rows, coefficients)
     return mean
 
 
-def nearest_mean(block: Any, k: int) -> Any:
-    """Mean of the k values nearest to the median of every column.
+def nearest_mean(block: Array, k: int) -> Array:
+    """Return the mean of the k values nearest to the median of every column.
 
-    They are neighbours in sorted order: the window of the k smallest moves up by one
-    value as long as the one that comes in, x_(j+k), is nearer to the median than the
-    one that goes out, x_(j). Values outside the window are never added, so that what
-    they are cannot be felt in its last digits.
+    These values are neighbours in sorted order. The window of the k smallest moves up
+    by one value while the next value, x_(j+k), is nearer to the median than the first
+    of the window, x_(j). Values outside the window are never added, so they cannot
+    change the last digits.
 
     Parameters
     ----------
     block : array of shape (n, width)
-        Rows of finite floats, each contiguous; overwritten.
+        Finite rows, each contiguous; overwritten.
     k : int
 
     Returns
@@ -81,22 +70,19 @@ def nearest_mean(block: Any, k: int) -> Any:
     array([2.33333333])
     """
     n = len(block)
-    if isinstance(block, np.ndarray) and n > _NETWORK_LIMIT:
-        return np.concatenate([_window_mean(c, k) for c in _sorted(block)])
-    rows = ordered(block, range(1, n + 1))
+    if n > _NETWORK_LIMIT:
+        return np.concatenate([_window_mean(columns, k) for columns in _sorted(block)])
+    rows = sort_rows(block, range(1, n + 1), np.minimum, np.maximum)
     median = rows[(n - 1) // 2] / 2 + rows[n // 2] / 2
     replace = _replacer(median, median.shape)
-    for j, (out, into) in enumerate(zip(rows[: n - k], rows[k:], strict=True)):
-        replace(rows[j % k], out, into)
-    mean = rows[0]
-    for row in rows[1:k]:
-        mean += row
-    mean /= k
+    for j, (leaves, enters) in enumerate(zip(rows[: n - k], rows[k:], strict=True)):
+        replace(rows[j % k], leaves, enters)
+    mean: Array = mean_by_rank(rows[:k], [1.0] * k)
     return mean
 
 
-def _sorted(block: Any) -> Iterator[Any]:
-    """Columns of a block as sorted rows, a few at a time."""
+def _sorted(block: Array) -> Iterator[Array]:
+    """Yield the columns of a block as sorted rows, a few at a time."""
     n, width = block.shape
     step = max(1, _SORTED_BYTES // (n * block.itemsize))
     for a in range(0, width, step):
@@ -105,66 +91,39 @@ def _sorted(block: Any) -> Iterator[Any]:
         yield columns
 
 
-def _window_mean(values: Any, k: int) -> Any:
+def _window_mean(values: Array, k: int) -> Array:
     n = values.shape[1]
     median = (values[:, (n - 1) // 2] / 2 + values[:, n // 2] / 2)[:, None]
     window = values[:, :k].copy()
     for j in range(0, n - k, k):
-        out, into = values[:, j : min(j + k, n - k)], values[:, j + k : j + 2 * k]
-        kept = window[:, : out.shape[1]]
-        _replacer(median, kept.shape)(kept, out, into)
-    return window.mean(axis=1)
+        leaves, enters = values[:, j : min(j + k, n - k)], values[:, j + k : j + 2 * k]
+        kept = window[:, : leaves.shape[1]]
+        _replacer(median, kept.shape)(kept, leaves, enters)
+    mean: Array = window.mean(axis=1)
+    return mean
 
 
-def ordered(block: Any, coefficients: Sequence[float]) -> list[Any]:
-    """Run the network of the coefficients over the rows of a block, in place."""
-    low, high = _extrema(block)
-    wires, spare = list(block), block[0] + 0
-    for i, j, keep_low, keep_high in network(tuple(map(float, coefficients))):
-        a, b = wires[i], wires[j]
-        if keep_low and keep_high:
-            low(a, b, out=spare)
-            high(a, b, out=b)
-            wires[i], spare = spare, a
-        elif keep_low:
-            low(a, b, out=a)
-        else:
-            high(a, b, out=b)
-    return wires
+def _replacer(median: Array, shape: tuple[int, ...]) -> Replace:
+    """Return a function that replaces numbers in a row.
 
-
-def _replacer(median: Any, shape: tuple[int, ...]) -> Callable[[Any, Any, Any], None]:
-    """What puts into a row each number that is nearer to the median than what goes out.
-
-    Bit by bit, as a choice by `where` would cost a branch for every number; and in the
-    same few arrays every time, as new ones would be new pages.
+    It takes each number that enters if that is nearer to the median than the number
+    that leaves. It works on bits, because a choice by `where` costs a branch for every
+    number, and in the same few arrays every time, because new ones are new pages.
     """
-    if not isinstance(median, np.ndarray):
-        return lambda row, out, into: row.copy_(
-            into.where((median - out) > (into - median), row)
-        )
     below, above = np.empty((2, *shape), median.dtype)
     moved = np.empty(shape, bool)
     integer = np.dtype(f"i{median.itemsize}")
     change, mask = below.view(integer), above.view(integer)
 
-    def replace(row: Any, out: Any, into: Any) -> None:
-        np.subtract(median, out, out=below)
-        np.subtract(into, median, out=above)
+    def replace(row: Array, leaves: Array, enters: Array) -> None:
+        np.subtract(median, leaves, out=below)
+        np.subtract(enters, median, out=above)
         np.greater(below, above, out=moved)
         np.copyto(mask, moved)
         np.negative(mask, out=mask)
         bits = row.view(integer)
-        np.bitwise_xor(bits, into.view(integer), out=change)
+        np.bitwise_xor(bits, enters.view(integer), out=change)
         np.bitwise_and(change, mask, out=change)
         np.bitwise_xor(bits, change, out=bits)
 
     return replace
-
-
-def _extrema(block: Any) -> tuple[Any, Any]:
-    if isinstance(block, np.ndarray):
-        return np.minimum, np.maximum
-    import torch
-
-    return torch.minimum, torch.maximum

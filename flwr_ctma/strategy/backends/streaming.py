@@ -6,10 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import Message
 
-from flwr_ctma.engine import threads as parallel
-from flwr_ctma.engine.cpu import CpuStack, Span, in_lanes
-from flwr_ctma.engine.kernels import kernels
-from flwr_ctma.engine.stack import Float64, Moments, pivot_of
+from flwr_ctma.engine.cpu import CpuStack
+from flwr_ctma.engine.stack import Moments, pivot_of
 from flwr_ctma.messages.schema import Reply, ReplySchema
 from flwr_ctma.strategy.round.replies import Read, read_one
 
@@ -79,24 +77,11 @@ class Strips:
         if old == 0:
             self._products = stack.products(None, None)
         elif old < n:
-            strip = _strip(stack, old)
+            strip = stack.products_with(range(old, n))
             self._products = np.pad(self._products, (0, n - old))
             self._products[old:] = strip
             self._products[:old, old:] = strip[:, :old].T
         return stack
-
-
-def _strip(stack: CpuStack, first: int) -> Float64:
-    """Inner products of the rows from the first on with all rows."""
-    shape = (stack.n - first, stack.n)
-
-    def lane(spans: list[Span]) -> Float64:
-        blocks = (stack._rows(*span, None, None) for span in spans)
-        total: Float64 = kernels().products(blocks, stack.n, first)
-        return total
-
-    lanes = in_lanes(list(stack._spans()), stack.n)
-    return sum(parallel.run(lane, lanes), np.zeros(shape))
 
 
 def _places(stack: CpuStack | None) -> list[tuple[int, ...]]:
