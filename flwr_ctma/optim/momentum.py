@@ -95,7 +95,7 @@ class CorrectedMomentum:
         return type(self)(self.count + 1, point, new)
 
     def record(self) -> ArrayRecord:
-        """Write the state as a record for `context.state`; numbers come back exactly."""
+        """Write the state as a record for `context.state`, without loss."""
         arrays = {"count": np.array(self.count)}
         arrays |= {f"point.{name}": value for name, value in self.point.items()}
         arrays |= {f"vector.{name}": value for name, value in self.vector.items()}

@@ -368,6 +368,7 @@ def test_autocast_with_bfloat16_trains():
 def test_grad_scaler_refuses_the_closure():
     x = nn.Parameter(torch.ones(2))
     scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(x.sum()).backward()
     with pytest.raises(RuntimeError, match="Closure use is not currently supported"):
         scaler.step(Mu2SGD([x], 0.1), lambda: x.sum())
 
