@@ -79,8 +79,8 @@ class Mu2SGD(Optimizer):
     values of *all* parameters that have been trained so far.
 
     - Learning-rate schedulers of torch work.
-    - `torch.amp.autocast` with bfloat16 works. `GradScaler` refuses optimizers with a
-      closure.
+    - `torch.amp.autocast` with bfloat16 works. `GradScaler` is refused: it unscales
+      gradients before `step`, which computes them.
     - `accelerate` works without gradient accumulation and without float16: call
       `accelerator.backward(loss)` in the closure.
     - Opacus is not supported: its optimizer steps without a closure, which is refused.
@@ -110,6 +110,9 @@ class Mu2SGD(Optimizer):
     >>> bool(loss < 1e-3)
     True
     """
+
+    # GradScaler then calls `step` at once, and `step` can refuse it.
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -192,6 +195,13 @@ class Mu2SGD(Optimizer):
         if closure is None:
             raise parameter_error(
                 "closure", "a function that evaluates the batch", closure
+            )
+        if hasattr(self, "found_inf"):  # set by GradScaler for the time of the call
+            raise parameter_error(
+                "optimizer",
+                "stepped without a GradScaler",
+                type(self).__name__,
+                "Use `torch.autocast` with bfloat16, which needs none.",
             )
         self._check_buffers()
         self._move_state()

@@ -365,12 +365,25 @@ def test_autocast_with_bfloat16_trains():
     assert losses[-1] < losses[0] / 2
 
 
-def test_grad_scaler_refuses_the_closure():
+@pytest.mark.parametrize("how", ["positional", "keyword", "unscaled"])
+def test_grad_scaler_is_refused(how):
     x = nn.Parameter(torch.ones(2))
-    scaler = torch.amp.GradScaler("cpu")
-    scaler.scale(x.sum()).backward()
-    with pytest.raises(RuntimeError, match="Closure use is not currently supported"):
-        scaler.step(Mu2SGD([x], 0.1), lambda: x.sum())
+    optimizer, scaler = Mu2SGD([x], 0.1), torch.amp.GradScaler("cpu")
+
+    def closure():
+        loss = scaler.scale((x**2).sum())
+        loss.backward()
+        return loss
+
+    closure()
+    if how == "unscaled":
+        scaler.unscale_(optimizer)
+    with pytest.raises((ValueError, RuntimeError), match="GradScaler"):
+        if how == "keyword":
+            scaler.step(optimizer, closure=closure)
+        else:
+            scaler.step(optimizer, closure)
+    assert torch.equal(x, torch.ones(2))
 
 
 def test_accelerate_trains():
