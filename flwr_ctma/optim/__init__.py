@@ -11,7 +11,7 @@ __all__ = ["CorrectedMomentum", "Mu2SGD"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Mu2SGD`, and torch with it, only when it is asked for."""
+    """Import `Mu2SGD`, and torch with it, on first use."""
     if name != "Mu2SGD":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from flwr_ctma.optim.mu2sgd import Mu2SGD

@@ -21,7 +21,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class CorrectedMomentum:
-    """What a client of μ²-SGD remembers: its momentum, where it was taken, its count.
+    """State of a μ²-SGD client: its momentum, the query point, and the step count.
 
     The exact method (Dahan & Levy, ICML 2024), one iteration a round: the client sends
     the momentum d_t, as the model x_t - d_t; `AnyTimeSGD` on the server takes the step.
@@ -29,11 +29,11 @@ class CorrectedMomentum:
     Parameters
     ----------
     count : int (default: 0)
-        t: how many momenta this client has sent, not how many rounds the server ran.
+        t: the number of momenta that this client has sent, not the server's rounds.
     point : Mapping[str, NDArray] (default: empty)
         Query point x_t: the model as the client last received it.
     vector : Mapping[str, NDArray] (default: empty)
-        Momentum d_t, of the same names and shapes.
+        Momentum d_t, with the same names and shapes.
 
     Examples
     --------
@@ -61,22 +61,22 @@ class CorrectedMomentum:
         schedule: Schedule = Fixed(),  # noqa: B008, a frozen value
         clip: float | None = None,
     ) -> Self:
-        """Momentum at the next query point.
+        """Return the momentum at the next query point.
 
         d_{t+1} = ∇f(x_{t+1}; z) + (1 - β_{t+1}) (d_t - ∇f(x_t; z)), both gradients of
-        the same batch z; d_1 = ∇f(x_1; z), also when x_t has other names or shapes.
+        the same batch z. d_1 = ∇f(x_1; z), also if x_t has other names or shapes.
 
         Parameters
         ----------
         point : Mapping[str, NDArray]
             Query point x_{t+1}.
         gradient_at : Callable
-            Gradient of one batch, the same one at every call, with the same random
-            numbers.
+            Gradient of one batch: the same batch and the same random numbers at every
+            call.
         schedule : Schedule (default: Fixed())
-            Where β is from; its α and γ are the server's.
+            Source of β; the server uses α and γ.
         clip : float | None (default: None)
-            Largest norm of either gradient, all arrays together.
+            Largest norm of either gradient over all arrays.
 
         Raises
         ------
@@ -95,7 +95,7 @@ class CorrectedMomentum:
         return type(self)(self.count + 1, point, new)
 
     def record(self) -> ArrayRecord:
-        """Write it as a record, for `context.state`; the numbers come back exactly."""
+        """Write the state as a record for `context.state`, without loss."""
         arrays = {"count": np.array(self.count)}
         arrays |= {f"point.{name}": value for name, value in self.point.items()}
         arrays |= {f"vector.{name}": value for name, value in self.vector.items()}
@@ -103,7 +103,7 @@ class CorrectedMomentum:
 
     @classmethod
     def read(cls, record: ArrayRecord | None) -> Self:
-        """Read it from a record; start afresh if there is none, or it does not fit."""
+        """Read the state from a record; return an empty state if it does not fit."""
         if record is None:
             return cls()
         try:
@@ -118,7 +118,7 @@ class CorrectedMomentum:
             return cls(int(record["count"].numpy()), **parts)
         except (KeyError, TypeError, ValueError) as error:
             log(
-                WARNING, "Momentum starts afresh, what was kept does not fit: %s", error
+                WARNING, "Momentum starts without state: its record is wrong: %s", error
             )
             return cls()
 

@@ -8,8 +8,8 @@ x_{t+1}; the gradients g_t at x_t and g̃_t at x_{t-1} are of the same fresh sam
     x_{t+1} = x_t + γ_t (w_{t+1} - x_t)             AnyTime average of the iterates
 
 This β is STORM's, the weight of the *new* gradient: β = 1 forgets the past. The β of
-heavy-ball, which PyTorch calls `momentum`, weighs the *old* vector. Lest they be
-confused, the parameter here is `storm_beta`.
+heavy-ball, which PyTorch calls `momentum`, weighs the *old* vector. To tell the two
+apart, the parameter here is `storm_beta`.
 """
 
 from abc import ABC, abstractmethod
@@ -58,8 +58,8 @@ class Schedule(ABC):
 class Paper(Schedule):
     """α_t = t, β_t = 1/t, γ_t = α_{t+1}/α_{1:t+1} = 2/(t + 2).
 
-    The schedule that the theory covers (Dahan & Levy, ICML 2024). The step grows with
-    t: for T steps, take a learning rate of order 1/T.
+    The theory covers this schedule (Dahan & Levy, ICML 2024). The step grows with t:
+    for T steps, use a learning rate of order 1/T.
 
     Examples
     --------
@@ -111,17 +111,17 @@ class Fixed(Schedule):
 class Floored(Schedule):
     """α_t = 1, β_t = max(1/t, floor), γ_t = max(2/(t + 1), floor).
 
-    What the released code of Dahan & Levy (ICML 2024) does by default. It departs from
-    the paper in that
+    The default of the code released with Dahan & Levy (ICML 2024). Departures from the
+    paper:
 
-    1. the step has no α_t;
-    2. γ_t is α_t/α_{1:t}, one step behind the paper's;
+    1. The step has no α_t.
+    2. γ_t is α_t/α_{1:t}, one step behind the paper's.
     3. β and γ are rounded to three decimals and never fall below the floor.
 
     Parameters
     ----------
     floor : float (default: 0.01)
-        Least weight of what is new, in (0, 1].
+        Smallest β and γ, in (0, 1].
 
     Raises
     ------
@@ -151,13 +151,13 @@ Weights(alpha=1.0, storm_beta=0.01, gamma=0.01))
 class Unaveraged(Schedule):
     """β_t of another schedule, without averaging: α_t = γ_t = 1.
 
-    The client's half of exact μ²-SGD, whose other half is on the server: one step with
+    The client's half of exact μ²-SGD; the other half is on the server. One step with
     learning rate 1 replaces x_t by x_t - d_t, a model that carries the momentum.
 
     Parameters
     ----------
     base : Schedule
-        Where β_t is from.
+        Source of β_t.
 
     Examples
     --------
@@ -181,7 +181,7 @@ SCHEDULES: dict[str, type] = {
 
 
 def parse_schedule(schedule: Schedule | str) -> Schedule:
-    """Build the schedule that a text spells; a schedule is returned as it is.
+    """Build a schedule from its spelling; return a schedule unchanged.
 
     Raises
     ------

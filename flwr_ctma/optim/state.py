@@ -20,8 +20,8 @@ __all__ = ["load_state_record", "state_record"]
 def state_record(optimizer: Optimizer) -> ArrayRecord:
     """Write an optimizer's state as a record, for `context.state`.
 
-    Its numbers come back exactly, those in bfloat16 by way of float32. Hyper-parameters
-    are not in it: a client constructs its optimizer anew in every round.
+    The numbers come back exactly; those in bfloat16 travel as float32. The record holds
+    no hyper-parameters: a client constructs its optimizer anew in every round.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def state_record(optimizer: Optimizer) -> ArrayRecord:
     Returns
     -------
     ArrayRecord
-        `Mu2SGD.0.momentum`, …: the class, the number of the parameter, the name.
+        Keys such as `Mu2SGD.0.momentum`: class, index of the parameter, name.
 
     Examples
     --------
@@ -56,19 +56,19 @@ def state_record(optimizer: Optimizer) -> ArrayRecord:
 
 
 def load_state_record(optimizer: Optimizer, record: ArrayRecord | None) -> bool:
-    """Read an optimizer's state from a record; start afresh if it does not fit.
+    """Read an optimizer's state from a record; clear the state if it does not fit.
 
     Parameters
     ----------
     optimizer : Optimizer
-        The optimizer, over parameters of the same order, shapes and dtypes as then.
+        The optimizer, over parameters of the same order, shapes and dtypes as before.
     record : ArrayRecord | None
-        What `state_record` wrote, or None if there is none (any more).
+        The record that `state_record` returned, or None if there is none.
 
     Returns
     -------
     bool
-        Whether the state was read. If not, the optimizer has none.
+        Whether the state was read. If not, the optimizer starts without state.
     """
     optimizer.state.clear()
     if record is None:
@@ -76,13 +76,15 @@ def load_state_record(optimizer: Optimizer, record: ArrayRecord | None) -> bool:
     try:
         optimizer.state.update(_read(optimizer, record))
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        log(WARNING, "Optimizer starts afresh, its kept state does not fit: %s", error)
+        log(
+            WARNING, "Optimizer starts without state, as its record is wrong: %s", error
+        )
         return False
     return True
 
 
 def _kept_as(dtype: torch.dtype) -> torch.dtype:
-    """NumPy, and so Flower, has no bfloat16; float32 holds what it does."""
+    """Return the dtype in a record: NumPy, and so Flower, has no bfloat16."""
     return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
@@ -95,7 +97,7 @@ def _read(
         kind, index, name = key.split(".", 2)
         like = parameters[int(index)]
         if kind != type(optimizer).__name__:
-            raise ValueError(f"it is of {kind}")
+            raise ValueError(f"{key} belongs to an optimizer of class {kind}")
         _, shape, flat = npy.view(array.data)
         value = torch.from_numpy(flat.copy()).view(shape)
         expected = (like.shape, _kept_as(like.dtype))
@@ -104,8 +106,8 @@ def _read(
         if not np.isfinite(flat).all():
             raise ValueError(f"{key} is not finite")
         # Counts stay on the CPU, where torch's optimizers keep them.
-        vector = value.shape == like.shape and name != "step"
+        vector = value.shape == like.shape and name not in ("step", "momentum_step")
         state[like][name] = value.to(like) if vector else value
     if len({frozenset(names) for names in state.values()}) > 1:
-        raise ValueError("parts of it are missing")
+        raise ValueError("some of its arrays are missing")
     return dict(state)
