@@ -29,7 +29,8 @@ class PreviousUpdate:
     >>> center.distances([[np.array([1.0, 2.0])]], [np.zeros(2)]) is None
     True
     >>> center.keep([np.array([1.0, 1.0])])
-    >>> center.distances([[np.array([1.0, 2.0])], [np.array([4.0, 5.0])]], [np.zeros(2)])
+    >>> replies = [[np.array([1.0, 2.0])], [np.array([4.0, 5.0])]]
+    >>> center.distances(replies, [np.zeros(2)])
     array([1., 5.])
     """
 
