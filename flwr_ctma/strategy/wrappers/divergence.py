@@ -1,4 +1,4 @@
-"""Runs that diverge: noticed, and taken back."""
+"""Detect runs that diverge, and roll them back."""
 
 import copy
 import math
@@ -293,7 +293,7 @@ class _Series:
 
 @dataclass
 class _Snapshot:
-    """A model, and the state of the strategies that are to go on from it."""
+    """A model, and the state of the strategies with it."""
 
     number: int
     arrays: ArrayRecord
@@ -305,14 +305,14 @@ class _Snapshot:
         return cls(number, ArrayRecord(dict(arrays)), copy.deepcopy(states))
 
     def restore(self, strategy: Strategy, arrays: ArrayRecord) -> None:
-        """Exchange state and model for these, the model in place."""
+        """Restore the state, and the model in place."""
         for part, saved in zip(inside(strategy), self.states, strict=True):
             kept = {k: v for k, v in state_of(part).items() if k in _REMEMBERED}
             restore(part, {**copy.deepcopy(saved), **kept})
         arrays.update(self.arrays)
 
 
-# What nodes did in the rounds that are taken back: evidence, and no part of the model.
+# The ledger is evidence and no part of the model: a rollback leaves it as it is.
 _REMEMBERED = {"ledger"}
 
 
