@@ -14,11 +14,12 @@ from flwr_ctma.cli.report import report
 from flwr_ctma.cli.simulate import simulate
 from flwr_ctma.cli.sweep import sweep
 from flwr_ctma.cli.tournament import tournament
+from flwr_ctma.cli.verify import verify
 
 __all__ = ["app", "command", "main"]
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-for function in (compare, tournament, sweep, report, simulate):
+for function in (compare, tournament, sweep, report, simulate, verify):
     app.command()(function)
 
 

@@ -18,6 +18,7 @@ from flwr_ctma.engine.updates import Layer, Updates
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages import npy
 from flwr_ctma.messages.arrays import numbers, to_array
+from flwr_ctma.tracking.evidence import FAULTS, PROOFS
 
 __all__ = ["BUFFER_KEYS", "Rejection", "Reply", "ReplySchema", "quote", "read_metrics"]
 
@@ -34,6 +35,16 @@ class Rejection:
 
     reason: str  # a word, to count by
     detail: str = ""  # a sentence, to read
+
+    @property
+    def proof(self) -> bool:
+        """Whether no honest client of the same app can send such a reply."""
+        return self.reason in PROOFS
+
+    @property
+    def fault(self) -> bool:
+        """Whether an honest client sends such a reply only if something breaks on it."""
+        return self.reason in FAULTS
 
     def __str__(self) -> str:
         """Reason and detail, for the log."""
@@ -155,6 +166,10 @@ class ReplySchema:
             for i in positions
         ]
         return Updates.of(layers, reference)
+
+    def origin(self, positions: Sequence[int]) -> list[NDArray[Any]]:
+        """Return some tensors of the model that was sent, flat."""
+        return [self._tensors[i].origin for i in positions]
 
     def write(self, update: Mapping[int, NDArray[Any]]) -> ArrayRecord:
         """Add an update, by position of the tensor, to what was sent.

@@ -31,10 +31,11 @@ from flwr_ctma.strategy.round.aggregate import Step, aggregate_replies
 from flwr_ctma.strategy.round.aggregate_reply import build_aggregate_reply
 from flwr_ctma.strategy.round.claims import claimed_budget, weight_of
 from flwr_ctma.strategy.round.replies import Round, SortedReplies
-from flwr_ctma.strategy.round.report import log_outcome, report
+from flwr_ctma.strategy.round.report import evidence, log_outcome, report
 from flwr_ctma.strategy.round.selection import NodeSelection
 from flwr_ctma.strategy.round.tolerance import effective_f
 from flwr_ctma.strategy.wrappers.base import setting
+from flwr_ctma.tracking.center import PreviousUpdate
 from flwr_ctma.tracking.ledger import Ledger
 
 __all__ = ["RobustStrategy"]
@@ -136,6 +137,7 @@ class RobustStrategy(Strategy):
         self.grace_period = grace_period
         self.backend = parse_backend(backend)
         self.ledger = Ledger()
+        self._center = PreviousUpdate()
         self._asking = NodeSelection(
             self.aggregator, num_malicious_nodes, max_rejections
         )
@@ -230,6 +232,12 @@ class RobustStrategy(Strategy):
         except (ValueError, Unavailable) as error:
             log(WARNING, "aggregate_train: Skipped. %s", error)
             return self._arrays, self._report(self._training, outcome)
+        measured = self._sent.measured
+        distances = self._center.distances(
+            [[reply.rows[i] for i in measured] for reply in outcome.replies],
+            self._sent.origin(measured),
+        )
+        self._center.keep(step.update)
         if self._starts_from_previous:
             self._previous = step.update
         else:
@@ -241,7 +249,9 @@ class RobustStrategy(Strategy):
         arrays, metrics = self.strategy.aggregate_train(server_round, [reply])
         if arrays is not None:
             arrays = self._sent.restore_dtypes_and_buffers(step.arrays, arrays)
-        return arrays, self._report(self._training, outcome, metrics, step, f)
+        return arrays, self._report(
+            self._training, outcome, metrics, step, f, distances
+        )
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -266,12 +276,17 @@ class RobustStrategy(Strategy):
         return self._report(self._evaluation, outcome, metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what a resumed run needs: the ledger, and the update before."""
-        return {"ledger": self.ledger.to_rows(), "previous": self._previous}
+        """Return the state for a checkpoint: the ledger and the update before."""
+        return {
+            "ledger": self.ledger.to_rows(),
+            "center": self._center.state_dict(),
+            "previous": self._previous,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Load the state that `state_dict` returned."""
         self.ledger = Ledger.from_rows(state["ledger"])
+        self._center.load_state_dict(state["center"])
         self._previous = state["previous"]
 
     def _read(self, content: RecordDict) -> Reply | Rejection:
@@ -290,8 +305,8 @@ class RobustStrategy(Strategy):
     ) -> int | None:
         """Give f for the rule, or None if too few replies are good; and log them."""
         log_outcome(phase, round_, outcome)
-        faulty = len(outcome.rejected) + len(round_.excluded)
-        return effective_f(round_.f, len(outcome.accepted), faulty)
+        proven, faulty = evidence(round_, outcome)
+        return effective_f(round_.f, len(outcome.accepted), proven, faulty)
 
     def budget(self, metrics: Sequence[MetricRecord], f: int) -> Budget:
         """Tell the rule what may be Byzantine: rows, or weight if clients claim it."""
@@ -304,12 +319,14 @@ class RobustStrategy(Strategy):
         metrics: MetricRecord | None = None,
         step: Step | None = None,
         f: int = 0,
+        distances: NDArray[Any] | None = None,
     ) -> MetricRecord:
         """Enter what came of the replies in the ledger, and add it to the metrics."""
         trimmed = [outcome.nodes[i] for i in step.trimmed] if step else []
         self.ledger.note(
             outcome.nodes,
-            distances=step.distances if step else None,
+            distances=step.distances if step and distances is None else distances,
+            predictable=distances is not None,
             trimmed=trimmed,
             f=f,
             rejected=[(node, why.reason) for node, why in outcome.rejected],

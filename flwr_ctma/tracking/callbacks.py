@@ -1,7 +1,7 @@
-"""Where the lines of `flwr_ctma.strategy.Observed` may go, beside a run folder.
+"""Callbacks for `flwr_ctma.strategy.Observed`: a progress line, and trackers.
 
-Trackers take numbers by name, which `numbers` makes of a line. Weights & Biases and
-MLflow need no more than that:
+`numbers` converts a line to the numbers by name that trackers take. For Weights &
+Biases and MLflow, that is all:
 
     Observed(strategy, lambda line: wandb.log(numbers(line), step=line["round"]))
     Observed(strategy, lambda line: mlflow.log_metrics(numbers(line), line["round"]))
@@ -18,7 +18,7 @@ __all__ = ["Progress", "TensorBoard", "numbers"]
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """What a tracker can plot of a line: numbers, and lengths of lists of nodes.
+    """Return the numbers of a line, and the lengths of its lists of nodes.
 
     Examples
     --------
@@ -38,14 +38,14 @@ def numbers(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Progress:
-    """Print a line for each round: how far, how good, who is out, how long to go.
+    """Print a line for each round: accuracy, loss, rejected nodes, time left.
 
     Parameters
     ----------
     num_rounds : int
-        Rounds of the whole run.
+        Number of rounds of the run.
     file : TextIO | None (default: None)
-        Where to; standard error if None.
+        The stream; standard error if None.
 
     Examples
     --------
@@ -83,7 +83,7 @@ class TensorBoard:
     Parameters
     ----------
     folder : str | Path
-        What to call `tensorboard --logdir` with.
+        The folder for `tensorboard --logdir`.
 
     Raises
     ------
@@ -97,7 +97,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder))
 
     def __call__(self, line: Mapping[str, Any]) -> None:
-        """Write the line of a round; it can be seen at once."""
+        """Write the line of a round, and flush."""
         for name, value in numbers(line).items():
             self._writer.add_scalar(name, value, line["round"])
         self._writer.flush()

@@ -1,4 +1,4 @@
-"""Who misbehaves: what each node did over the rounds, and how suspicious that is."""
+"""A record of every node over the rounds, and the evidence against it."""
 
 import math
 from collections import Counter
@@ -10,30 +10,37 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from flwr_ctma.errors import parameter_error
+from flwr_ctma.tracking.detectors import Observation
+from flwr_ctma.tracking.evidence import FAULTS, PROOFS
 
 __all__ = ["Ledger", "Record"]
+
+_VARIANCE = 1 / 12  # of a uniform number in [0, 1]
+_PRIOR = 1.0  # ρ: the test is sharpest after about 12 ρ rounds
 
 
 @dataclass
 class Record:
-    """What a node did.
+    """The record of one node.
 
     Attributes
     ----------
     asked : int
-        Messages it was sent.
+        Messages sent to the node.
     missing : int
-        Messages it did not answer, or with an error.
+        Messages without a reply, or with an error as the reply.
     rejected : Counter[str]
         Rejected replies by reason.
     trimmed : int
-        Good replies that counted nothing.
+        Accepted replies with weight 0 in the aggregate.
     ranked : int
-        T, replies with a rank: good ones, and rejected ones, which count as farthest.
-    height : float
-        Σ u_t over these; u_t in [0, 1] says how far out the reply was.
-    depth : float
-        Σ v_t; v_t in [0, 1] says how near to the aggregate it was.
+        Accepted replies with a rank, and proofs and faults, which rank as farthest.
+    height, depth : float
+        Σ u_t and Σ v_t over the ranked replies, see `Ledger`.
+    tested : int
+        T, those of the ranked replies that count as evidence.
+    tested_height, tested_depth : float
+        Σ u_t and Σ v_t over these.
     """
 
     asked: int = 0
@@ -43,54 +50,117 @@ class Record:
     ranked: int = 0
     height: float = 0.0
     depth: float = 0.0
+    tested: int = 0
+    tested_height: float = 0.0
+    tested_depth: float = 0.0
+
+    @property
+    def proofs(self) -> int:
+        """Number of replies that no honest client of the same app can send."""
+        return sum(self.rejected[reason] for reason in PROOFS)
+
+    @property
+    def faults(self) -> int:
+        """Number of replies that an honest client sends if something breaks on it."""
+        return sum(self.rejected[reason] for reason in FAULTS)
 
     @property
     def suspicion(self) -> float:
-        """-log₁₀ of the highest probability that an honest node comes to this."""
-        return max(self.standing - math.log10(2), 0.0)
+        """Decimal logarithm of the evidence in the ranks, 0 or above."""
+        far, near = (
+            _log_evidence(total - self.tested / 2, self.tested * _VARIANCE)
+            for total in (self.tested_height, self.tested_depth)
+        )
+        both = np.logaddexp(far, near) - math.log(2)
+        return max(float(both) / math.log(10), 0.0)
 
     @property
     def standing(self) -> float:
-        """What orders nodes by suspicion, those below any suspicion as well."""
+        """A number that orders nodes by suspicion, also where there is no evidence."""
         excess = max(self.height, self.depth) - self.ranked / 2
-        scale = 2 / math.log(10) / max(self.ranked, 1)
+        scale = 6 / math.log(10) / max(self.ranked, 1)
         return math.copysign(scale * excess**2, excess)
+
+    def rank(self, height: float, depth: float, *, tested: bool) -> None:
+        """Add the rank of a reply."""
+        self.ranked += 1
+        self.height += height
+        self.depth += depth
+        if tested:
+            self.tested += 1
+            self.tested_height += height
+            self.tested_depth += depth
 
 
 class Ledger:
-    """A record of every node that was asked.
+    r"""A record of every node that was asked, with evidence against nodes.
 
-    In each round the n good replies are ranked by their distance to the aggregate. If
-    honest nodes are alike, the rank of one among the n - f honest is uniform, and f
-    liars raise its rank r among all by f at most. So, for an honest node,
+    Proofs. A reply that no honest client of the same app can send
+    (`flwr_ctma.tracking.evidence`) makes its sender a suspect at once.
 
-        u = max(r - f - ½, 0) / (n - f),    v = max(n - f - r + ½, 0) / (n - f)
+    Ranks. In each round the n accepted replies are ranked by their distance to a
+    center: the nearest has rank 1. The rank r of a node gives::
 
-    have mean ½ or less, whatever the liars do and whatever was before. A node is far
-    out if u is large, and too near if v is: colluders who all send the same draw the
-    aggregate to themselves. By the inequality of Azuma and Hoeffding a mean ū over T
-    rounds is reached with probability at most exp(-2 T (ū - ½)²), and one of ū and v̄
-    with twice that. Minus the decimal logarithm is the suspicion: at most one honest
-    node in 100 comes to 2.
+        u = max(r − f − ½, 0) / (n − f)        large if the reply is far out
+        v = max(n − f − r + ½, 0) / (n − f)    large if the reply is too near
 
-    Nodes whose data differ are not alike, small i.i.d. partitions included: an honest
-    one that is always far out, or always the most ordinary, is suspected too. And
-    where nearly half may lie, ranks tell next to nothing of which half does.
+    *Assumption.* The center is known before the round (`predictable`), and, given all
+    earlier rounds, the replies of the honest nodes are exchangeable: the nodes draw
+    alike data, and no node carries its own noise from round to round.
+
+    *Theorem.* For an honest node let S = Σ u_t − T/2 and V = T/12, over its first T
+    rounds, and ::
+
+        E(S) = 2 √(ρ / (V + ρ)) · Φ(S / √(V + ρ)) · exp(S² / (2 (V + ρ))),    ρ = 1
+
+    Whatever up to f malicious nodes send, also if they see all honest replies of the
+    round: with probability 1 − α, ½ E(S_u) + ½ E(S_v) stays below 1/α in all rounds.
+
+    *Proof.* Let R be the rank among the n − f honest replies. It is uniform, because
+    the distances to a known center are exchangeable, and f liars raise it by 0 to f. So
+    u ≤ (R − ½) / (n − f) =: U. This U is uniform on a grid that is symmetric about ½,
+    and E exp(λ (U − ½)) = sinh(λ/2) / ((n − f) sinh(λ/2(n − f))) ≤ sinh(λ/2) / (λ/2)
+    ≤ exp(λ²/24). Hence exp(λS − λ²V/2) is a supermartingale for every λ ≥ 0, and so is
+    its mean over the half-normal density of λ with variance 1/ρ, which is E(S). By
+    symmetry the same holds for v, and for the mean of both. By Ville's inequality a
+    non-negative supermartingale that starts at 1 reaches 1/α with probability α at
+    most. Fewer than f liars make u and v smaller. Equal distances share their mean
+    rank, which by Jensen's inequality is no larger than a rank with ties broken at
+    random. ∎
+
+    The suspicion of a node is log₁₀(½ E(S_u) + ½ E(S_v)): at most one honest node in
+    100 ever comes to 2.
+
+    Limits. The distance to the aggregate of the *same* round is no evidence: colluders
+    who see the replies of the round pull the aggregate away from one honest node, and
+    make that node the farthest in every round. The aggregate of the others without the
+    node is no way out, as the colluders are among the others. Such distances only order
+    the nodes. And nodes whose data differ, or whose momentum lasts, are not
+    exchangeable: an honest one that is always far out, or always near, is suspected.
 
     Examples
     --------
     >>> ledger, rng = Ledger(), np.random.default_rng(0)
-    >>> for _ in range(30):
-    ...     ledger.note([1, 2, 3, 4], distances=[*rng.normal(1, 0.1, 3), 7.0], f=1)
+    >>> for _ in range(40):
+    ...     distances = [*rng.normal(1, 0.1, 3), 7.0]
+    ...     ledger.note([1, 2, 3, 4], distances=distances, predictable=True, f=1)
     >>> [round(ledger[node].suspicion, 1) for node in (1, 2, 3, 4)]
-    [0.0, 0.0, 0.0, 2.6]
+    [0.2, 0.0, 0.0, 8.6]
+    >>> ledger.note([1, 2, 3], f=1, rejected=[(4, "not-finite"), (5, "shape")])
+    >>> ledger.suspects()
+    [4, 5]
+
+    References
+    ----------
+    Howard, Ramdas, McAuliffe and Sekhon, "Time-uniform, nonparametric, nonasymptotic
+    confidence sequences", Annals of Statistics 49 (2021), Proposition 5.
     """
 
     def __init__(self) -> None:
         self._records: dict[int, Record] = {}
 
     def __getitem__(self, node: int) -> Record:
-        """Give the record of a node; an empty one if it was never asked."""
+        """Return the record of a node; an empty one if it was never asked."""
         return self._records.get(node, Record())
 
     def note(
@@ -98,75 +168,97 @@ class Ledger:
         accepted: Sequence[int],
         *,
         distances: ArrayLike | None = None,
+        predictable: bool = False,
         trimmed: Iterable[int] = (),
         f: int = 0,
         rejected: Iterable[tuple[int, str]] = (),
         missing: Iterable[int] = (),
     ) -> None:
-        """Enter what came of a round.
+        """Enter the replies of a round.
 
         Parameters
         ----------
         accepted : sequence of n node ids
-            Whose replies were good.
+            Senders of the accepted replies.
         distances : n floats, optional
-            ‖update of the node - aggregate‖; none if nothing was aggregated.
+            ‖update of the node − center‖; None if nothing was aggregated.
+        predictable : bool (default: False)
+            Whether the center was known before the replies of the round were sent, such
+            as the aggregate of the round before. Other distances are no evidence: they
+            only order the nodes.
         trimmed : node ids
-            Who of them counted nothing.
+            Senders of accepted replies with weight 0.
         f : int
-            How many of them may be malicious.
+            How many of the accepted may be malicious.
         rejected : (node id, reason) pairs
         missing : node ids
         """
         for node in accepted:
             self._of(node).asked += 1
         if distances is not None:
-            n, ranks = len(accepted), _ranks(np.asarray(distances))
+            honest = len(accepted) - f
+            ranks = _ranks(np.asarray(distances))
             for node, rank in zip(accepted, ranks, strict=True):
-                record = self._of(node)
-                record.ranked += 1
-                record.height += max(rank - f - 0.5, 0.0) / (n - f)
-                record.depth += max(n - f - rank + 0.5, 0.0) / (n - f)
+                height = max(rank - f - 0.5, 0.0) / honest
+                depth = max(honest - rank + 0.5, 0.0) / honest
+                self._of(node).rank(height, depth, tested=predictable)
         for node in trimmed:
             self._of(node).trimmed += 1
         for node, reason in rejected:
             record = self._of(node)
             record.asked += 1
             record.rejected[reason] += 1
-            record.ranked += 1
-            record.height += 1.0
+            if reason in PROOFS | FAULTS:
+                record.rank(1.0, 0.0, tested=True)
         for node in missing:
             record = self._of(node)
             record.asked += 1
             record.missing += 1
 
+    def judge(self, seen: Observation) -> dict[int, bool]:
+        """Enter a round, and return for every known node whether it is a suspect."""
+        self.note(
+            seen.accepted,
+            distances=seen.distances,
+            predictable=seen.predictable,
+            trimmed=seen.trimmed,
+            f=seen.f,
+            rejected=seen.rejected,
+            missing=seen.missing,
+        )
+        suspects = set(self.suspects())
+        return {node: node in suspects for node in self._records}
+
     def _of(self, node: int) -> Record:
         return self._records.setdefault(node, Record())
 
     def violators(self, times: int) -> list[int]:
-        """Give the nodes with so many rejected replies or more, the most first.
+        """Return the nodes with at least so many proofs and faults, the most first.
+
+        A reply that is rejected for another reason does not count: an honest client in
+        working order may send it.
 
         Examples
         --------
         >>> ledger = Ledger()
         >>> for _ in range(2):
-        ...     ledger.note([1], rejected=[(2, "shape")])
+        ...     ledger.note([1], rejected=[(2, "shape"), (3, "weight")])
         >>> ledger.violators(2), ledger.violators(3)
         ([2], [])
         """
-        counts = {n: record.rejected.total() for n, record in self._records.items()}
+        counts = {n: r.proofs + r.faults for n, r in self._records.items()}
         found = [node for node, count in counts.items() if count >= times]
         return sorted(found, key=lambda node: -counts[node])
 
     def auc(self, malicious: Collection[int]) -> float | None:
-        """Say how well the order of suspicion tells malicious nodes that are known.
+        """Measure how well the order of suspicion separates known malicious nodes.
 
         Returns
         -------
         float or None
-            How likely a malicious node comes before an honest one in `to_rows`, ties
-            counting half: 1 if all of them do, ½ for guessing. None if there are none
-            of either.
+            Probability that a malicious node comes before an honest one in `to_rows`,
+            ties counting half: 1 if all of them do, ½ for guessing. None if there are
+            no malicious or no honest nodes.
 
         Examples
         --------
@@ -183,9 +275,10 @@ class Ledger:
         return float(np.mean(np.sign(high[:, None] - low) + 1) / 2)
 
     def suspects(self, confidence: float = 0.99) -> list[int]:
-        """Give the nodes with a record that an honest one is unlikely to have.
+        """Return the nodes with a proof, or with ranks that an honest node never has.
 
-        With this confidence no honest one of all the nodes is among them.
+        Under the assumptions of `Ledger` and with this confidence no honest node in
+        working order is among them in any round of the run.
 
         Raises
         ------
@@ -198,11 +291,13 @@ class Ledger:
             )
         limit = math.log10(max(len(self._records), 1) / (1 - confidence))
         return [
-            node for node, record in self._records.items() if record.suspicion >= limit
+            node
+            for node, record in self._records.items()
+            if record.proofs or record.suspicion >= limit
         ]
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """Give a row of plain values for each node, the most suspicious first."""
+        """Return a row of plain values for each node, the most suspicious first."""
         rows = [
             {
                 "node": node,
@@ -216,13 +311,30 @@ class Ledger:
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> "Ledger":
-        """Give the ledger that `to_rows` wrote."""
+        """Return the ledger that `to_rows` wrote."""
         ledger = cls()
         for row in rows:
             known = {k: v for k, v in row.items() if k not in ("node", "suspicion")}
             known["rejected"] = Counter(row["rejected"])
             ledger._records[row["node"]] = Record(**known)
         return ledger
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint."""
+        return {"rows": self.to_rows()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load the state that `state_dict` returned."""
+        self._records = Ledger.from_rows(state["rows"])._records
+
+
+def _log_evidence(excess: float, variance: float) -> float:
+    """Return ln E(S) of the theorem in `Ledger`."""
+    total = variance + _PRIOR
+    z = excess / math.sqrt(total)
+    z = max(z, -30.0)  # Φ underflows below; there E is next to 0
+    upper = math.erfc(-z / math.sqrt(2))  # 2 Φ(z)
+    return math.log(upper) + z * z / 2 + math.log(_PRIOR / total) / 2
 
 
 def _ranks(distances: NDArray[Any]) -> list[float]:

@@ -1,7 +1,7 @@
-"""What a run leaves behind: a folder with what it was told, and a line for each round.
+"""The folder of a run: its configuration, its versions, and a line for each round.
 
-The ServerApp writes it while it trains, whoever runs the app; the command line reads it
-while the app still writes.
+The ServerApp writes the folder while it trains. The command line reads it, also while
+the ServerApp still writes.
 """
 
 import json
@@ -11,8 +11,11 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from logging import WARNING
 from pathlib import Path
 from typing import Any
+
+from flwr.common import log
 
 __all__ = ["RunFolder", "append_line"]
 
@@ -42,7 +45,7 @@ class RunFolder:
     path: Path
 
     def begin(self, config: Mapping[str, Any]) -> None:
-        """Write what the run is told and runs on; forget the rounds of one before."""
+        """Write configuration and versions; delete the rounds of a former run."""
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "rounds.jsonl").unlink(missing_ok=True)
         for name, values in (("config", config), ("versions", _versions())):
@@ -50,21 +53,28 @@ class RunFolder:
             (self.path / f"{name}.json").write_text(text, encoding="utf-8")
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add the line of one round."""
+        """Append the line of one round."""
         append_line(self.path / "rounds.jsonl", json.dumps(_plain(record)))
 
     def rounds(self) -> list[dict[str, Any]]:
-        """Read the rounds that are there; a line that is being written is left out."""
+        """Read the lines of the rounds.
+
+        A line that is being written, or that a crash spoiled, is left out.
+        """
         try:
-            text = (self.path / "rounds.jsonl").read_text(encoding="utf-8")
+            data = (self.path / "rounds.jsonl").read_bytes()
         except FileNotFoundError:
             return []
-        whole = text[: text.rfind("\n") + 1]
-        return [json.loads(line) for line in whole.splitlines()]
+        *whole, _ = data.split(b"\n")
+        read = [_read(line) for line in whole]
+        spoiled = read.count(None)
+        if spoiled:
+            log(WARNING, "%s: %d lines are no JSON objects.", self.path, spoiled)
+        return [line for line in read if line is not None]
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file, in the place of half a one, as a full disk leaves it."""
+    """Append a line to a file, after removing a last line without its end."""
     with path.open("a+b") as file:
         size = end = file.seek(0, os.SEEK_END)
         while end:
@@ -77,8 +87,17 @@ def append_line(path: Path, line: str) -> None:
         file.write(f"{line}\n".encode())
 
 
+def _read(line: bytes) -> dict[str, Any] | None:
+    """Read the line of a round; None if it is no JSON object."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def _versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results may depend on."""
+    """Return the versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -89,7 +108,7 @@ def _versions() -> dict[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    """Make a value that every JSON reader accepts: NaN and infinity become null."""
+    """Convert a value for JSON: NaN and infinity become null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -201,6 +201,8 @@ def test_it_belongs_outside_and_takes_no_factor_below_one():
         RobustStrategy(DivergenceGuard(FedAvg()), num_malicious_nodes=1)
     with pytest.raises(ValueError, match="`factor` should be above 1"):
         DivergenceGuard(FedAvg(), factor=1.0)
+    with pytest.raises(ValueError, match="`max_rollbacks` should be at least 1"):
+        DivergenceGuard(FedAvg(), max_rollbacks=0)
 
 
 def test_arrivals_are_watched_but_not_taken_back():
@@ -213,6 +215,121 @@ def test_arrivals_are_watched_but_not_taken_back():
     grid = ArrivalGrid(clients(called="error"), N, FixedDurations((1.0,) * N))
     result = DivergenceGuard(inside).start(grid, record(INITIAL), 5, timeout=1e6)
     assert alarms(result)
+
+
+D = 2000
+
+
+def training(play, rounds=20, n=17, f=5, rule="gm", inside=FedAvg, **guard):
+    """Run 17 clients; `play(client, round, w, rng)` gives an update and a loss."""
+    app, rng = ClientApp(), np.random.default_rng(0)
+    counts = dict.fromkeys(range(n), 0)
+
+    @app.train()
+    def train(message, context):
+        client = int(context.node_config["partition-id"])
+        counts[client] += 1
+        w = message.content["arrays"]["w"].numpy()
+        update, loss = play(client, counts[client], w, rng)
+        metrics = MetricRecord({"num-examples": 1, "loss": float(loss)})
+        content = RecordDict({"arrays": record(w + update), "metrics": metrics})
+        return Message(content, reply_to=message)
+
+    settings = {"min_train_nodes": n, "min_available_nodes": n}
+    strategy = RobustStrategy(
+        inside(fraction_evaluate=0.0, **settings), rule, num_malicious_nodes=f
+    )
+    watched = DivergenceGuard(strategy, rollback=True, **guard)
+    result = watched.start(InProcessGrid(app, n), record(np.zeros(D)), rounds)
+    accepted = [
+        metrics["replies-accepted"]
+        for metrics in result.train_metrics_clientapp.values()
+    ]
+    assert min(accepted) == n
+    return np.linalg.norm(1 - result.arrays["w"].numpy()), result
+
+
+def honest(w, rng, rate=0.1):
+    return rate * (1 - w) + 0.3 * rng.normal(size=D), np.linalg.norm(1 - w)
+
+
+@pytest.mark.parametrize("rounds_of_lies", [1, 3])
+@pytest.mark.parametrize("lie", ["no step", "no loss", "both", "huge loss"])
+def test_a_few_odd_rounds_do_not_freeze_the_run(lie, rounds_of_lies):
+    """5 of 17 set the usual step, or the usual loss, as low as they can at first."""
+
+    def play(client, number, w, rng):
+        update, loss = honest(w, rng)
+        if client < 5 and number <= rounds_of_lies:
+            update = np.full(D, 1e-6) if lie in ("no step", "both") else update
+            loss = {"no loss": 1e-9, "both": 1e-9, "huge loss": 1e300}.get(lie, loss)
+        return update, loss
+
+    distance, result = training(play)
+    assert len(alarms(result)) <= 6
+    assert distance < 20
+
+
+def test_lies_about_the_loss_in_every_round_do_not_freeze_the_run():
+    """The data differ: some honest client has nearly no loss, so liars may say so."""
+
+    def play(client, number, w, rng):
+        update, loss = honest(w, rng)
+        if client < 5:
+            loss = 1e-9 if number < 4 else 1e9
+        return update, 1e-6 if 5 <= client < 7 else loss
+
+    distance, _ = training(play)
+    assert distance < 20
+
+
+@pytest.mark.parametrize("growth", [2.0, 4.0, 100.0])
+def test_a_warm_up_of_the_rate_does_not_freeze_the_run(growth):
+    """Six rounds of rates that grow twofold, fourfold and a hundredfold."""
+
+    def play(client, number, w, rng):
+        rate = 0.3 * min(growth ** (number - 6.0), 1.0)
+        step = rate * (1 - w + 0.3 * rng.normal(size=D))
+        return step, np.linalg.norm(1 - w)
+
+    distance, _ = training(play, rounds=24, rule="cwtm")
+    assert distance < 20
+
+
+def test_rollbacks_in_a_row_are_bounded():
+    """Steps grow a hundredfold in every round: two rollbacks, then one is accepted."""
+    app = ClientApp()
+    number = itertools.count()
+
+    @app.train()
+    def train(message, context):
+        step = 1e-12 * 100.0 ** (next(number) // N)
+        w = message.content["arrays"]["w"].numpy() + step
+        metrics = MetricRecord({"num-examples": 1})
+        content = RecordDict({"arrays": record(w), "metrics": metrics})
+        return Message(content, reply_to=message)
+
+    strategy = DivergenceGuard(robust(), rollback=True, max_rollbacks=2)
+    result = run(strategy, app, 9, np.zeros((2, 3)))
+    history = result.train_metrics_clientapp
+    assert alarms(result) == [2, 3, 4, 6, 7, 8]
+    back = [number for number in history if "rolled-back-to" in history[number]]
+    assert back == [2, 3, 6, 7]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_losses_below_zero_are_numbers(sign):
+    """A log-likelihood that falls far below zero is fine; one that leaps is not."""
+
+    def evaluate(server_round, arrays):
+        loss = -3.0 * server_round + (1e4 if server_round == 9 and sign > 0 else 0)
+        return MetricRecord({"loss": loss})
+
+    strategy = DivergenceGuard(robust())
+    result = run(strategy, clients(called="error"), 12, evaluate_fn=evaluate)
+    server = result.evaluate_metrics_serverapp
+    found = [number for number in server if "diverged" in server[number]]
+    assert found == ([9] if sign > 0 else [])
 
 
 APP = FlowerApp(Path(__file__).parents[2])

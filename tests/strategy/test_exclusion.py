@@ -120,7 +120,8 @@ class Ring(FedAvg):
 
 def test_a_strategy_that_samples_in_a_way_of_its_own():
     inside = Ring(fraction_evaluate=0.0)
-    _, grid, result = run(inside, "nonfinite", nodes=1, n=10, f=2, rounds=20)
+    attack = "malformed(fault=garbage)"  # a proof: no round of five is skipped for it
+    _, grid, result = run(inside, attack, nodes=1, n=10, f=2, rounds=20)
     assert grid.times().tolist() == [2] + [10] * 9
     assert len(result.train_metrics_clientapp) == 20
     assert result.arrays.to_numpy_ndarrays()[0][0] > 19

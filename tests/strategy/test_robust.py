@@ -451,15 +451,74 @@ SAID = st.dictionaries(
     st.lists(SAID, max_size=8),
 )
 def test_no_liar_moves_a_metric_out_of_the_honest_range(honest, lies):
-    """Whatever f < n/2 liars say, or leave out; and what they invent is not there."""
+    """Whatever f < n/2 liars say, or leave out; and what they invent is not there.
+
+    A value that is not finite proves no lie: the key is then left out near n = 2f + 1.
+    """
     lies = lies[: len(honest) - 1]
     truth = [{"loss": x, "by-class": [x, -x]} for x in honest]
     records = [MetricRecord(said) for said in (*truth, *lies)]
     metrics, _ = trimmed_mean(records, f=len(lies))
-    assert set(metrics) == {"loss", "by-class"}
-    assert min(honest) <= metrics["loss"] <= max(honest)
-    assert min(honest) <= metrics["by-class"][0] <= max(honest)
-    assert len(metrics["by-class"]) == 2
+    assert set(metrics) <= {"loss", "by-class"}
+    for key in {"loss", "by-class"} - set(metrics):
+        assert any(not np.isfinite(lie.get(key, 0.0)).all() for lie in lies)
+        assert len(records) <= 3 * len(lies)
+    assert min(honest) <= metrics.get("loss", honest[0]) <= max(honest)
+    by_class = metrics.get("by-class", [honest[0]] * 2)
+    assert min(honest) <= by_class[0] <= max(honest)
+    assert len(by_class) == 2
+
+
+@given(
+    st.lists(st.floats(-5, 5), min_size=1, max_size=8),
+    st.sampled_from([1e30, -1e30]),
+    st.integers(1, 3),
+)
+def test_honest_values_that_are_not_finite_hand_no_metric_to_liars(honest, lie, f):
+    """One honest NaN, and f liars of n ≥ 2f + 1: the key is honest or left out."""
+    honest = honest[: max(len(honest), 1)]
+    records = [MetricRecord({"loss": x}) for x in (*honest, np.nan, *[lie] * f)]
+    if len(records) >= 2 * f + 1:
+        metrics, _ = trimmed_mean(records, f=f)
+        assert min(honest) <= metrics.get("loss", honest[0]) <= max(honest)
+
+
+ODDITIES = {
+    "no examples": ({"num-examples": 0}, 1.0),
+    "no weight": ({"loss": 1.0}, 1.0),
+    "weight NaN": ({"num-examples": float("nan")}, 1.0),
+    "one NaN": ({"num-examples": 10}, np.nan),
+}
+
+
+@pytest.mark.parametrize("odd", ODDITIES)
+@pytest.mark.parametrize("f", [2, 3, 5])
+@pytest.mark.parametrize("spare", [0, 1])
+def test_an_honest_oddity_does_not_hand_the_model_to_liars(odd, f, spare):
+    """At n = 2f + 1 and 2f + 2, all f liars send the same."""
+    strategy = RobustStrategy(
+        Echo(), "cwmed", num_malicious_nodes=f, weighted_by_key="num-examples"
+    )
+    n = 2 * f + 1 + spare
+    messages = configured(strategy, n)
+    sent = rows(n)
+    sent[:f] = -50.0
+    claims, factor = ODDITIES[odd]
+    sent[-1] *= factor
+    said = [{"num-examples": 10}] * (n - 1) + [claims]
+    found, _ = aggregate(strategy, messages, answers(messages, sent, said))
+    assert np.abs(found - SENT).max() < 10
+
+
+def test_rejections_of_more_than_f_lower_nothing():
+    """Most honest clients break: three liars of seven are not left as the majority."""
+    strategy = RobustStrategy(Echo(), "cwmed", num_malicious_nodes=3)
+    messages = configured(strategy, 7)
+    sent = rows(7)
+    sent[:3], sent[3:] = -50.0, np.nan
+    found, metrics = aggregate(strategy, messages, answers(messages, sent))
+    assert metrics["replies-accepted"] == 3
+    assert (found == SENT).all()
 
 
 def test_a_trimmed_mean_by_hand():

@@ -145,6 +145,22 @@ def test_half_a_line_does_not_spoil_the_next(tmp_path, whole, half):
     assert file.read_text() == whole + '{"round": 2}\n'
 
 
+@pytest.mark.parametrize(
+    "spoiled",
+    ['{"round": 1, "accu', "[1, 2]", "7", "", "\x00" * 9, "[" * 100_000],
+)
+def test_a_spoiled_line_costs_itself(tmp_path, spoiled):
+    (tmp_path / "rounds.jsonl").write_text(
+        f'{{"round": 0}}\n{spoiled}\n{{"round": 2}}\n'
+    )
+    assert RunFolder(tmp_path).rounds() == [{"round": 0}, {"round": 2}]
+
+
+def test_bytes_that_are_no_text_cost_their_line(tmp_path):
+    (tmp_path / "rounds.jsonl").write_bytes(b'\xff\xfe{\n{"round": 2}\n{"round"')
+    assert RunFolder(tmp_path).rounds() == [{"round": 2}]
+
+
 def test_lines_go_on_where_a_resumed_run_does(tmp_path):
     lines = []
     for rounds in (2, 4):

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from flwr_ctma.aggregators import Budget
 from flwr_ctma.messages.schema import Rejection, quote
+from flwr_ctma.strategy.round.tolerance import effective_f
 
 __all__ = ["bounded_weights", "claimed_budget", "trimmed_mean", "weight_of"]
 
 _Shape = int | None  # length of a list; None for a number
-_Keyed = dict[str, tuple[_Shape, Any]]
+_Keyed = dict[str, tuple[_Shape, Any]]  # shape and value; None: not finite
 
 
 def trimmed_mean(
@@ -25,11 +26,11 @@ def trimmed_mean(
 ) -> tuple[MetricRecord, dict[int, Rejection]]:
     """Average metrics key by key, without the f smallest and the f largest values.
 
-    A key counts if at least n − f of the n records carry it, finite and in the same
-    shape: honest clients run the same code, so all of theirs do. A record without it,
-    or with something else in its place, misses from that key alone. If fewer than
-    2f + 1 values are left, the f that are missing were the liars' to give, and the
-    median of what is left is still between honest values.
+    Honest clients run the same code, so all of them carry the same keys, in the same
+    shape: a key counts if at least n − f of the n records do. A record without the key,
+    or with another shape, proves that its sender lies. A value that is not finite
+    proves nothing. The average of a key is then taken with `effective_f` of its finite
+    values; the key is left out if they are too few.
 
     Parameters
     ----------
@@ -51,6 +52,8 @@ def trimmed_mean(
     >>> said[3] = {"loss": float("nan"), "gain": 9}
     >>> trimmed_mean([MetricRecord(s) for s in said], f=1)[0]
     {'loss': 2.0}
+    >>> trimmed_mean([MetricRecord(s) for s in said[1:]], f=1)[0]
+    {}
     """
     readable = [_readable(record) for record in records]
     carriers = Counter(
@@ -63,15 +66,20 @@ def trimmed_mean(
     }
     averages = MetricRecord()
     for key, shape in agreed.items():
-        values = np.array(
-            [keyed[key][1] for keyed in readable if keyed.get(key, (-1,))[0] == shape],
-            np.float64,
-        )
-        averages[key] = _middle(values, f).tolist()
+        carried = [keyed[key][1] for keyed in readable if _has(keyed, key, shape)]
+        finite = [value for value in carried if value is not None]
+        absent = len(records) - len(carried)
+        cut = effective_f(f, len(finite), absent, len(carried) - len(finite))
+        if cut is not None:
+            averages[key] = _middle(np.array(finite, np.float64), cut).tolist()
     reporters = Counter(key for record in records for key in record)
     faults = {}
     for i, (record, keyed) in enumerate(zip(records, readable, strict=True)):
-        unlike = [key for key in agreed if keyed.get(key, (-1,))[0] != agreed[key]]
+        unlike = [
+            key
+            for key, shape in agreed.items()
+            if not _has(keyed, key, shape) or keyed[key][1] is None
+        ]
         alone = [key for key in record if reporters[key] <= f]
         if unlike or alone:
             key = (unlike or alone)[0]
@@ -80,9 +88,12 @@ def trimmed_mean(
     return averages, faults
 
 
-def _middle(values: NDArray[np.float64], f: int) -> NDArray[np.float64]:
-    """Mean of the values without the f smallest and largest; of at most all but two."""
-    cut = min(f, (len(values) - 1) // 2)
+def _has(keyed: _Keyed, key: str, shape: _Shape) -> bool:
+    return key in keyed and keyed[key][0] == shape
+
+
+def _middle(values: NDArray[np.float64], cut: int) -> NDArray[np.float64]:
+    """Mean of the values without the smallest and the largest ones."""
     kept = np.sort(values, axis=0)[cut : len(values) - cut]
     # Divided before they are summed: a sum of large numbers could overflow.
     mean: NDArray[np.float64] = (kept / len(kept)).sum(axis=0)
@@ -90,12 +101,14 @@ def _middle(values: NDArray[np.float64], f: int) -> NDArray[np.float64]:
 
 
 def _readable(record: MetricRecord) -> _Keyed:
-    """Metrics that are finite numbers, or lists of them, by key with their shape."""
-    return {
-        key: (len(value) if isinstance(value, list) else None, value)
-        for key, value in record.items()
-        if all(map(_finite, value if isinstance(value, list) else [value]))
-    }
+    """Metrics that are numbers or lists of them, by key; None if one is not finite."""
+    found: _Keyed = {}
+    for key, value in record.items():
+        entries = value if isinstance(value, list) else [value]
+        if all(isinstance(x, int | float) and not isinstance(x, bool) for x in entries):
+            shape = len(value) if isinstance(value, list) else None
+            found[key] = (shape, value if all(map(_finite, entries)) else None)
+    return found
 
 
 def _finite(value: object) -> bool:

@@ -24,7 +24,7 @@ class SortedReplies:
         In an order that follows from what they hold, so that the same replies give
         the same bits.
     rejected : list of (node id, Rejection)
-        Proof of a fault: a client that keeps to the protocol sends no such reply.
+        Replies that do not count. `Rejection.proof` says whether that proves anything.
     missing : list of (node id, why)
         No reply, or an error. It may be an honest client's: slow, or out of memory.
     misreported : list of (node id, Rejection)
@@ -61,7 +61,8 @@ class Round:
     f : int
         Malicious nodes there may be among those asked and those excluded.
     excluded : list of node ids
-        Not asked, for what they did before: as if their replies were rejected.
+        Not asked, after `max_rejections` proofs and faults: that often a node breaks
+        for good, so each of them counts as one of the f.
     """
 
     asked: list[Message]
@@ -116,6 +117,8 @@ def read_one(reply: Message, read: Read) -> Reply | Rejection | str:
         if reply.has_error():
             return f"error {reply.error.code}: {quote(reply.error.reason)}"
         return read(reply.content)
+    except MemoryError:
+        return "no memory on the server to read the reply"
     except Exception as error:
         # Whatever a client thinks of that the inspection did not: it costs this reply.
         return Rejection("malformed", f"{type(error).__name__}: {quote(error)}")

@@ -9,7 +9,7 @@ from flwr.common import log
 from flwr_ctma.strategy.round.replies import Round, SortedReplies
 from flwr_ctma.strategy.round.tolerance import Tolerance, min_replies
 
-__all__ = ["bytes_of", "log_outcome", "report", "warn_of_majority"]
+__all__ = ["bytes_of", "evidence", "log_outcome", "report", "warn_of_majority"]
 
 
 def warn_of_majority(
@@ -49,16 +49,24 @@ def log_outcome(phase: str, round_: Round, outcome: SortedReplies) -> None:
         log(INFO, "\t> Nothing from node %d: %s", node, why_missing)
     if outcome.ignored:
         log(WARNING, "\t> Ignored %d replies that nobody asked for", outcome.ignored)
-    if rejected + len(round_.excluded) > round_.f:
+    proven, faulty = evidence(round_, outcome)
+    if proven + faulty > round_.f:
         log(WARNING, "\t> More are rejected than `num_malicious_nodes` allows for")
-    left = max(round_.f - rejected - len(round_.excluded), 0)
-    if good < min_replies(left):
+    needed = min_replies(round_.f, proven, faulty)
+    if good < needed:
         log(
             WARNING,
             "aggregate_%s: Skipped. %d good replies are not the %d that outvote %d "
             "malicious nodes.",
-            *(phase, good, min_replies(left), left),
+            *(phase, good, needed, needed // 2),
         )
+
+
+def evidence(round_: Round, outcome: SortedReplies) -> tuple[int, int]:
+    """Count the proofs and the faults of a round; an excluded node is a proof."""
+    proven = sum(why.proof for _, why in outcome.rejected)
+    faulty = sum(why.fault for _, why in outcome.rejected)
+    return proven + len(round_.excluded), faulty
 
 
 def report(

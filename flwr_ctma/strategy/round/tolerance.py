@@ -81,31 +81,53 @@ class Tolerance:
         )
 
 
-def min_replies(f: int, rejected: int = 0) -> int:
-    """Good replies that outvote what liars may be among them: 2 (f − r) + 1.
+def min_replies(f: int, proven: int = 0, faulty: int = 0) -> int:
+    """Return how many accepted replies outvote the liars that may be among them.
 
-    A rejected reply proves that its sender is one of the f. A reply that does not come
-    proves nothing: it may be an honest client's, while f liars answered.
+    This is 2 (f − m) + 1, where m of the rejected replies must be from the f malicious
+    nodes:
+
+    - A proof (`Rejection.proof`) is always from one of them.
+    - A fault (`Rejection.fault`) may be an honest client's: one in a round lowers
+      nothing. Of several, at most half are taken for honest.
+    - With more than f proofs and faults some are honest clients', and m = 0: the cause
+      is a general one, such as a model that diverges.
+
+    Any other rejected reply lowers nothing, and neither does a missing one: they may be
+    honest clients', while all f liars answered.
+
+    Parameters
+    ----------
+    f : int
+        Malicious nodes among those asked and those excluded.
+    proven, faulty : int (default: 0)
+        Rejected replies that are proofs, and that are faults.
 
     Examples
     --------
-    >>> min_replies(8), min_replies(8, rejected=3)
+    >>> min_replies(8), min_replies(8, proven=3)
     (17, 11)
+    >>> min_replies(8, faulty=1), min_replies(8, faulty=8), min_replies(8, 9)
+    (17, 9, 17)
     """
-    return 2 * max(f - rejected, 0) + 1
+    if proven + faulty > f:
+        return 2 * f + 1
+    malicious = proven + ((faulty + 1) // 2 if faulty > 1 else 0)
+    return 2 * (f - malicious) + 1
 
 
-def effective_f(f: int, good: int, rejected: int) -> int | None:
-    """Give f for the rule, as much as the good replies bear; None if they are too few.
+def effective_f(f: int, good: int, proven: int, faulty: int = 0) -> int | None:
+    """Return the largest f that the accepted replies support; None if too few came.
 
-    It is not lowered to f − r where f can be borne: an honest client that breaks must
-    not lower the guard against the liars.
+    f is not lowered to f − m where the replies support f: an honest client that breaks
+    must not lower the guard against the liars.
 
     Examples
     --------
-    >>> effective_f(2, good=11, rejected=1), effective_f(8, good=16, rejected=1)
+    >>> effective_f(2, good=11, proven=1), effective_f(8, good=16, proven=1)
     (2, 7)
-    >>> print(effective_f(8, good=16, rejected=0))
-    None
+    >>> print(effective_f(8, good=16, proven=0), effective_f(8, 16, 0, faulty=1))
+    None None
     """
-    return min(f, (good - 1) // 2) if good >= min_replies(f, rejected) else None
+    enough = good >= min_replies(f, proven, faulty)
+    return min(f, (good - 1) // 2) if enough else None

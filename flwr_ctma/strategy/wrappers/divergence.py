@@ -1,11 +1,11 @@
-"""Runs that diverge: noticed, and taken back."""
+"""Detect runs that diverge, and roll them back."""
 
 import copy
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
-from statistics import median
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -24,30 +24,37 @@ __all__ = ["DivergenceGuard"]
 
 
 class DivergenceGuard(StrategyWrapper):
-    """Notice that a run diverges, say so, and go back by option.
+    """Detect a run that diverges, report it, and optionally roll it back.
 
-    A round t, from the model x_t to x_{t+1}, is alarming if::
+    Round t leads from the model x_t to x_{t+1}. It raises an alarm if::
 
-        x_{t+1} is not finite, or a loss is not
-        ‖x_{t+1} - x_t‖ > factor · median of all steps that were not alarming
-        loss > lowest loss + factor · max(|first loss|, first loss - lowest loss)
+        x_{t+1} or a loss is not finite
+        ‖x_{t+1} − x_t‖ > k · median of the last 10 steps
+        loss > median of the last 10 values + k · scale
         more replies are rejected than accepted
+
+    k is `factor`, or three times that while fewer than 5 values are known. The scale of
+    a loss is the largest of |m| and m − median over all medians m that there were so
+    far: a loss that is near zero, or below, may vary as it did when it was high.
 
     Parameters
     ----------
     strategy : Strategy
         Any strategy that works in rounds.
     rollback : bool (default: False)
-        Whether a round that is alarming ends with the model and the strategies' state
-        of the last round before it that was not. That takes memory for two copies.
+        Whether a round with an alarm ends with the model and the strategies' state of
+        the last round without one. This takes memory for two copies.
     factor : float (default: 10.0)
-        What counts as an explosion.
+        Ratio to the usual that counts as an explosion.
+    max_rollbacks : int (default: 3)
+        Rollbacks in a row. After so many, the next model is accepted if it is finite,
+        and what is usual is learned anew from it.
 
     Raises
     ------
     ValueError
-        If factor is not above 1, or the strategy inside is asynchronous and should roll
-        back: work that is on its way cannot be taken back.
+        If factor is not above 1, if max_rollbacks is below 1, or if the strategy inside
+        is asynchronous and should roll back: work on its way cannot be taken back.
 
     Notes
     -----
@@ -57,6 +64,10 @@ class DivergenceGuard(StrategyWrapper):
 
     An alarm is a warning in the log, and `diverged = 1` among the round's metrics;
     with `rolled-back-to`, the round that made the model gone back to.
+
+    Steps and losses of rounds with an alarm count in the medians. So a few odd rounds,
+    such as steps of length zero that malicious nodes cause or the warm-up of a learning
+    rate, cannot set for good what is usual, and `max_rollbacks` bounds what they cost.
 
     What nodes did stays in the ledger of `RobustStrategy`, and nodes are sampled anew.
     Without `RobustStrategy` inside, one client's lie about its loss is an alarm.
@@ -75,11 +86,17 @@ class DivergenceGuard(StrategyWrapper):
     needs_all_replies = True
 
     def __init__(
-        self, strategy: Strategy, rollback: bool = False, factor: float = 10.0
+        self,
+        strategy: Strategy,
+        rollback: bool = False,
+        factor: float = 10.0,
+        max_rollbacks: int = 3,
     ) -> None:
         super().__init__(strategy)
         if not factor > 1:
             raise parameter_error("factor", "above 1", factor)
+        if max_rollbacks < 1:
+            raise parameter_error("max_rollbacks", "at least 1", max_rollbacks)
         if rollback and is_asynchronous(strategy):
             raise parameter_error(
                 "rollback",
@@ -89,9 +106,11 @@ class DivergenceGuard(StrategyWrapper):
             )
         self.rollback = rollback
         self.factor = factor
-        self._steps: list[float] = []
-        self._losses: dict[str, _Losses] = {}
-        self._alarmed = False
+        self.max_rollbacks = max_rollbacks
+        self._steps = _Series()
+        self._losses: dict[str, _Series] = {}
+        self._rollbacks = 0
+        self._rolled_back = False
         self._good: _Snapshot | None = None
         self._sent_from: _Snapshot | None = None
         self._arrays = ArrayRecord()
@@ -106,13 +125,16 @@ class DivergenceGuard(StrategyWrapper):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Remember what is sent, and the state from which it is."""
+        """Keep the model that is sent, and the state of the strategies."""
         self._arrays = arrays
-        if self.rollback and not (self._alarmed and self._good):
-            here = _Snapshot.of(self.strategy, server_round - 1, arrays)
-            self._good = self._sent_from or here
-            self._sent_from = here
-        self._alarmed = False
+        if self._rolled_back:
+            self._rolled_back = False
+        else:
+            self._rollbacks = 0
+            if self.rollback:
+                here = _Snapshot.of(self.strategy, server_round - 1, arrays)
+                self._good = self._sent_from or here
+                self._sent_from = here
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -122,12 +144,16 @@ class DivergenceGuard(StrategyWrapper):
         sent = self._arrays
         arrays, metrics = super().aggregate_train(server_round, replies)
         alarms = self._rejections(metrics) + self._explosions("train", metrics)
+        finite = True
         if arrays is not None:
             # A record of its own: going back exchanges what the caller holds.
             self._arrays = ArrayRecord(dict(arrays))
-            alarms += self._strides(_distance(sent, arrays))
+            step = _distance(sent, arrays)
+            finite = math.isfinite(step)
+            alarms += self._strides(step)
         if alarms:
-            metrics = self._tell(alarms, MetricRecord() if metrics is None else metrics)
+            metrics = MetricRecord() if metrics is None else metrics
+            metrics = self._tell(alarms, metrics, finite)
         return None if arrays is None else self._arrays, metrics
 
     def aggregate_evaluate(
@@ -143,42 +169,48 @@ class DivergenceGuard(StrategyWrapper):
             self._tell(self._explosions("server", metrics), metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what a resumed run needs: what is usual, and where to go back to."""
+        """Return the state for a checkpoint: what is usual, and the good model."""
         return {
-            "steps": self._steps,
+            "steps": vars(self._steps),
             "losses": {k: vars(seen) for k, seen in self._losses.items()},
-            "alarmed": self._alarmed,
+            "rollbacks": self._rollbacks,
+            "rolled-back": self._rolled_back,
             "good": self._good and vars(self._good),
             "sent": self._sent_from and vars(self._sent_from),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
-        self._steps = [*state["steps"]]
-        self._losses = {k: _Losses(**seen) for k, seen in state["losses"].items()}
-        self._alarmed = state["alarmed"]
+        """Load the state that `state_dict` returned."""
+        self._steps = _Series(**state["steps"])
+        self._losses = {k: _Series(**seen) for k, seen in state["losses"].items()}
+        self._rollbacks = state["rollbacks"]
+        self._rolled_back = state["rolled-back"]
         self._good = _Snapshot(**state["good"]) if state["good"] else None
         self._sent_from = _Snapshot(**state["sent"]) if state["sent"] else None
 
     def _strides(self, step: float) -> list[str]:
-        usual = median(self._steps) if self._steps else math.inf
         if not math.isfinite(step):
             return ["the model is not finite"]
-        if step > self.factor * usual:
+        if step == 0:  # a round that was skipped
+            return []
+        usual = self._steps.median
+        explodes = step > self._steps.patience(self.factor) * usual
+        self._steps.add(step)
+        if explodes:
             return [f"a step of length {step:.3g}, where {usual:.3g} is usual"]
-        if step > 0:  # a round that was skipped makes none
-            self._steps.append(step)
         return []
 
     def _explosions(self, phase: str, metrics: MetricRecord | None) -> list[str]:
         found = []
         for name, loss in (metrics or {}).items():
             if name.endswith("loss") and isinstance(loss, int | float):
-                losses = self._losses.setdefault(f"{phase} {name}", _Losses())
-                limit = losses.limit(self.factor)
-                if loss <= limit and math.isfinite(loss):
-                    losses.add(loss)
-                else:
+                series = self._losses.setdefault(f"{phase} {name}", _Series())
+                limit = series.limit(self.factor)
+                if not math.isfinite(loss):
+                    found.append(f"{name} of {loss}")
+                    continue
+                series.add(loss)
+                if loss > limit:
                     found.append(f"{name} of {loss:.3g}, more than {limit:.3g}")
         return found
 
@@ -190,16 +222,30 @@ class DivergenceGuard(StrategyWrapper):
             return [f"{rejected} replies rejected and {accepted} accepted"]
         return []
 
-    def _tell(self, alarms: list[str], metrics: MetricRecord) -> MetricRecord:
-        """Report alarms, and go back if that is asked for."""
+    def _tell(
+        self, alarms: list[str], metrics: MetricRecord, finite: bool = True
+    ) -> MetricRecord:
+        """Report alarms, and roll back if that is asked for."""
         if not alarms:
             return metrics
-        self._alarmed = True
         metrics["diverged"] = 1
         log(WARNING, "The run diverges: %s.", "; ".join(alarms))
         if self._good is None:
             log(WARNING, "\t> Lower the learning rate, or set `rollback`.")
             return metrics
+        if finite and not self._rolled_back and self._rollbacks >= self.max_rollbacks:
+            log(
+                WARNING,
+                "\t> Accepting the model after %d rollbacks in a row: from now on this "
+                "is usual. If the run diverges indeed, lower the learning rate.",
+                self._rollbacks,
+            )
+            self._steps = _Series()
+            self._losses = {}
+            self._rollbacks = 0
+            return metrics
+        self._rollbacks += not self._rolled_back
+        self._rolled_back = True
         self._good.restore(self.strategy, self._arrays)
         self._sent_from = self._good
         metrics["rolled-back-to"] = self._good.number
@@ -212,27 +258,42 @@ class DivergenceGuard(StrategyWrapper):
         return metrics
 
 
+_WINDOW = 10
+_ENOUGH = 5
+
+
 @dataclass
-class _Losses:
-    """What a loss was like."""
+class _Series:
+    """The last values of a quantity, and the levels that their median had.
 
-    first: float | None = None
-    lowest: float = math.inf
+    The median is the lower one of an even number: half the values cannot raise it.
+    """
 
-    def add(self, loss: float) -> None:
-        self.first = loss if self.first is None else self.first
-        self.lowest = min(self.lowest, loss)
+    values: list[float] = field(default_factory=list)
+    highest: float = -math.inf  # of all medians
+    largest: float = 0.0  # |median|, of all medians
+
+    @property
+    def median(self) -> float:
+        return median_low(self.values) if self.values else math.inf
+
+    def patience(self, factor: float) -> float:
+        return factor if len(self.values) >= _ENOUGH else 3 * factor
+
+    def add(self, value: float) -> None:
+        self.values = [*self.values, float(value)][-_WINDOW:]
+        self.highest = max(self.highest, self.median)
+        self.largest = max(self.largest, abs(self.median))
 
     def limit(self, factor: float) -> float:
-        if self.first is None:
-            return math.inf
-        scale = max(abs(self.first), self.first - self.lowest)
-        return self.lowest + factor * scale if scale else math.inf
+        """Return the value above which a loss explodes."""
+        scale = max(self.largest, self.highest - self.median) if self.values else 0.0
+        return self.median + self.patience(factor) * scale if scale else math.inf
 
 
 @dataclass
 class _Snapshot:
-    """A model, and the state of the strategies that are to go on from it."""
+    """A model, and the state of the strategies with it."""
 
     number: int
     arrays: ArrayRecord
@@ -244,14 +305,14 @@ class _Snapshot:
         return cls(number, ArrayRecord(dict(arrays)), copy.deepcopy(states))
 
     def restore(self, strategy: Strategy, arrays: ArrayRecord) -> None:
-        """Exchange state and model for these, the model in place."""
+        """Restore the state, and the model in place."""
         for part, saved in zip(inside(strategy), self.states, strict=True):
             kept = {k: v for k, v in state_of(part).items() if k in _REMEMBERED}
             restore(part, {**copy.deepcopy(saved), **kept})
         arrays.update(self.arrays)
 
 
-# What nodes did in the rounds that are taken back: evidence, and no part of the model.
+# The ledger is evidence and no part of the model: a rollback leaves it as it is.
 _REMEMBERED = {"ledger"}
 
 

@@ -1,4 +1,4 @@
-"""What happens in a round, for whoever wants to know."""
+"""Callbacks that get a line for each round."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -16,28 +16,29 @@ from flwr_ctma.strategy.wrappers.base import StrategyWrapper
 __all__ = ["Callback", "Observed"]
 
 Callback = Callable[[dict[str, Any]], object]
-"""Takes the line of a round: plain values by name."""
+"""A function of the line of a round: plain values by name."""
 
 
 class Observed(StrategyWrapper):
-    """Tell callbacks of every round; change nothing.
+    """Call functions with a line for every round; change nothing.
 
     Parameters
     ----------
     strategy : Strategy
         Any strategy that works in rounds.
     *callbacks : Callable[[dict[str, Any]], object]
-        Each is called with a line after every round. One that raises costs a warning,
-        not the run.
+        Each is called with a line after every round. If one raises, the log has a
+        warning, and the run goes on.
 
     Notes
     -----
-    A line has, as far as it is known: `round`; what the server measured, by its names;
-    `asked`, `missing`, `rejected`, `trimmed`, `suspected`, `misreporting`, lists of
-    nodes; metrics of training by their names, and those of the clients' evaluation with
-    `clients-` before theirs; `seconds`; `bytes-sent` and `bytes-received` in arrays.
+    A line has, where they are known: `round`; the metrics of the server, by their
+    names; the lists of nodes `asked`, `missing`, `rejected`, `trimmed`, `suspected` and
+    `misreporting`; the metrics of training by their names; those of the clients'
+    evaluation with the prefix `clients-`; `seconds`; `bytes-sent` and `bytes-received`,
+    in arrays.
 
-    Put `Checkpointed` outside of it: lines then go on where the run does.
+    Put `Checkpointed` outside: the lines of a resumed run then continue.
 
     Examples
     --------
@@ -60,7 +61,7 @@ class Observed(StrategyWrapper):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Note who is asked."""
+        """Record the nodes that are asked."""
         self._since = time.monotonic()
         self._asked = list(super().configure_train(server_round, arrays, config, grid))
         self._line = {
@@ -72,7 +73,7 @@ class Observed(StrategyWrapper):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Note who answered, the metrics, and who did not count."""
+        """Record the replies and the metrics."""
         replies = [*replies]
         answered = {
             reply.metadata.reply_to_message_id
@@ -86,7 +87,8 @@ class Observed(StrategyWrapper):
         ]
         self._line["bytes-received"] = bytes_of(replies)
         arrays, metrics = super().aggregate_train(server_round, replies)
-        # No client's metric hides ours. Where none was asked for a round, all is told.
+        # A client's metric does not replace one of ours. If Flower's loop asked nobody,
+        # the strategy inside counted, and its numbers are taken.
         ours = {*self._line} if self._asked else set()
         for key, value in (metrics or {}).items():
             name = key.removeprefix("nodes-")
@@ -97,7 +99,7 @@ class Observed(StrategyWrapper):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Note what is sent."""
+        """Record the bytes that are sent."""
         asked = list(super().configure_evaluate(server_round, arrays, config, grid))
         self._line["bytes-sent"] = self._line.get("bytes-sent", 0) + bytes_of(asked)
         return asked
@@ -105,14 +107,14 @@ class Observed(StrategyWrapper):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Note what the clients measured."""
+        """Record the metrics of the clients."""
         metrics = super().aggregate_evaluate(server_round, replies)
         for key, value in (metrics or {}).items():
             self._line[f"clients-{key}"] = value
         return metrics
 
     def close_round(self, server_round: int, metrics: MetricRecord | None) -> None:
-        """Add what the server measured, and hand the line to the callbacks."""
+        """Add the metrics of the server, and call the callbacks."""
         if self._line:
             self._line["seconds"] = time.monotonic() - self._since
         known = {**(metrics or {}), **self._line}
