@@ -8,10 +8,9 @@ from logging import INFO, WARNING
 from time import monotonic, sleep
 
 from flwr.app import Message
-from flwr.common import log
 from flwr.serverapp import Grid
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from flwr_ctma.compat import DecodeError, log
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.simulation.wrapper import GridWrapper
 from flwr_ctma.strategy.round.tolerance import Tolerance, min_replies

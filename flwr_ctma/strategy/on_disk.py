@@ -8,9 +8,9 @@ from logging import WARNING
 from pathlib import Path
 
 from flwr.app import Array, Message
-from flwr.common import log
 from flwr.serverapp import Grid
 
+from flwr_ctma.compat import log
 from flwr_ctma.strategy.grace_period import GracePeriod, GracePeriodGrid
 
 __all__ = ["OnDiskGrid"]

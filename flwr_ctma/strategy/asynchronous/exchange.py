@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from logging import WARNING
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
-from flwr.common import log
 from flwr.serverapp import Grid
 
 from flwr_ctma.aggregators import Aggregator
+from flwr_ctma.compat import log
 from flwr_ctma.messages.schema import Rejection, ReplySchema
 from flwr_ctma.strategy.anytime import AnyTimeSGD
 from flwr_ctma.strategy.asynchronous.contributions import Contributions

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from logging import INFO
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
-from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from flwr_ctma.compat import log
 from flwr_ctma.strategy.wrappers.base import Evaluate
 
 __all__ = ["rounds"]
