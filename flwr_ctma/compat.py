@@ -6,9 +6,13 @@ All other modules import public names alone: of `flwr.app`, `flwr.clientapp`,
 `tests/test_compat.py` tries each of them on the version that is installed.
 """
 
+import copy
 import logging
+import time
+from collections.abc import Iterable
+from typing import Any, Protocol
 
-from flwr.app import Message
+from flwr.app import Error, Message, Metadata
 
 # Not exported by flwr.app: builds a message from metadata that exist already.
 from flwr.app.message.message import make_message
@@ -37,6 +41,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 # The legacy API's clients, as its strategies see them.
 from flwr.server.client_proxy import ClientProxy
+from flwr.serverapp import Grid
 from flwr.serverapp.server_app import LoadServerAppError
 
 # Object trees: how the parts of a message are named and told apart.
