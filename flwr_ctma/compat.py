@@ -45,6 +45,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.server_app import LoadServerAppError
 
 # Object trees: how the parts of a message are named and told apart.
+# An object's type, the ids of its children and the length of its body.
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_head_values_from_object_content as read_object_head,
+)
+
 # Loads the app that a reference such as `server.app:app` names.
 from flwr.supercore.object_ref import load_app
 
@@ -68,8 +73,8 @@ __all__ = [
     "LoadServerAppError",
     "ProtoMessage",
     "ProtoRecordDict",
+    "PullObserver",
     "Run",
-    "Uploads",
     "announced_replies",
     "error_reply",
     "flatten_dict",
@@ -83,6 +88,7 @@ __all__ = [
     "message_from_proto",
     "message_to_proto",
     "parse_config_args",
+    "read_object_head",
     "recorddict_from_proto",
     "recorddict_to_proto",
     "set_message_id",
@@ -136,20 +142,20 @@ def is_simulation_grid(grid: Grid) -> bool:
     return any(kind.__module__ == _SIMULATION_GRID for kind in type(grid).__mro__)
 
 
-class Uploads(Protocol):
-    """What may watch and stop the pull of one reply."""
+class PullObserver(Protocol):
+    """What watches the pull of one reply, and may end it by raising."""
 
-    def before(self, object_id: str) -> None:
-        """Return when the object may be asked for; raise to end the pull."""
+    def before_pull(self) -> None:
+        """Is called before each request."""
 
-    def waits(self, object_id: str) -> bool:
-        """Wait a little for an object that is not there yet; False to give up."""
+    def wait(self) -> bool:
+        """Wait a little for an object that is not uploaded yet; False to give up."""
 
-    def after(self, object_id: str, content: bytes) -> None:
-        """Look at the content of an object; raise to end the pull."""
+    def add(self, object_id: str, content: bytes) -> None:
+        """Is given each object."""
 
-    def complete(self, object_id: str) -> None:
-        """Look at the whole before it is inflated; raise to refuse it."""
+    def check(self, message_id: str) -> None:
+        """Is called when all objects are there, before they are inflated."""
 
 
 class AnnouncedReply:
@@ -182,9 +188,9 @@ class AnnouncedReply:
         )
         self._grid = grid
 
-    def pull(self, uploads: Uploads) -> list[Message]:
+    def pull(self, observer: PullObserver) -> list[Message]:
         """Pull and inflate the reply, as `HttpGrid.pull_messages` does."""
-        client = _OneReplyClient(_client(self._grid), self._response, uploads)
+        client = _OneReplyClient(_client(self._grid), self._response, observer)
         return list(_with_client(self._grid, client).pull_messages([self.reply_to]))
 
 
@@ -240,28 +246,28 @@ class _AskingClient:
 class _OneReplyClient:
     """A runtime client that knows one reply, and lets its objects be watched."""
 
-    def __init__(self, client: Any, response: Any, uploads: Uploads) -> None:
+    def __init__(self, client: Any, response: Any, observer: PullObserver) -> None:
         self._client = client
         self._response = response
-        self._uploads = uploads
+        self._observer = observer
 
     def PullMessages(self, request: Any) -> Any:
         return self._response
 
     def PullObject(self, request: Any) -> Any:
         while True:
-            self._uploads.before(request.object_id)
+            self._observer.before_pull()
             response = self._client.PullObject(request)
             if not response.object_found:
                 return response
             if response.object_available:
-                self._uploads.after(request.object_id, response.object_content)
+                self._observer.add(request.object_id, response.object_content)
                 return response
-            if not self._uploads.waits(request.object_id):
+            if not self._observer.wait():
                 return response
 
     def ConfirmMessageReceived(self, request: Any) -> Any:
         # First, so that the SuperLink drops what is refused as well.
         answer = self._client.ConfirmMessageReceived(request)
-        self._uploads.complete(request.message_object_id)
+        self._observer.check(request.message_object_id)
         return answer
