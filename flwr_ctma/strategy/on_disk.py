@@ -81,7 +81,8 @@ class OnDiskGrid(GracePeriodGrid):
     ) -> list[Message]:
         """Push messages, and pull replies until the grace period is over."""
         messages = list(messages)
-        self.max_pulls = self._spare(len(messages)) + 2
+        if messages:
+            self.max_pulls = self._spare(len(messages)) + 2
         return super().send_and_receive(messages, timeout=timeout)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
