@@ -273,18 +273,18 @@ class _Upload:
 
 
 def bound_replies(grid: Grid, reply_limit: ReplyLimit = ReplyLimit()) -> Grid:  # noqa: B008
-    """Return the Grid itself where replies are bounded, or a `BoundedGrid` around it.
+    """Return a `BoundedGrid` around a Grid, or the Grid itself where it needs none.
+
+    None is needed around Grids of Flower's simulation and of this project.
 
     Examples
     --------
     >>> from flwr.clientapp import ClientApp
-    >>> grid = bound_replies(InProcessGrid(ClientApp(), 5))
-    >>> grid is bound_replies(grid)
+    >>> grid = InProcessGrid(ClientApp(), 5)
+    >>> bound_replies(grid) is grid
     True
     """
-    if any(isinstance(layer, BoundedGrid) for layer in _layers(grid)):
-        return grid
-    return BoundedGrid(grid, reply_limit)
+    return grid if _hands_over(grid) else BoundedGrid(grid, reply_limit)
 
 
 def abandon_replies(grid: Grid, message_ids: Iterable[str]) -> None:

@@ -54,7 +54,7 @@ def test_a_line_tells_who_was_asked_silent_rejected_trimmed_and_how_much() -> No
         NODES,
         FixedDurations((1.0,) * 5 + (9.5, 1.0)),
     )
-    start(grid, lines=lines, arrivals_per_round=5)
+    start(grid, lines=lines, updates_per_round=5)
     nodes = grid.get_node_ids()
     assert [line["round"] for line in lines] == list(range(7))
     last = lines[5]
@@ -107,7 +107,7 @@ def test_what_cannot_be_decoded_costs_its_sender_alone() -> None:
     liar, *others = grid.get_node_ids()
     assert strategy.ledger[liar].rejected["undecodable"] > 5
     assert strategy.ledger.violators(1) == [liar]
-    clients = strategy.contributions.clients
+    clients = strategy.clients.clients
     assert min(clients[node].delivered for node in others) >= 8
     assert np.abs(result.arrays["x"].numpy()).max() < 1
 

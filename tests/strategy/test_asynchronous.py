@@ -87,7 +87,7 @@ def test_equals_the_algorithm_written_by_hand(rule) -> None:
         rule,
         num_malicious_nodes=f,
         max_share=share,
-        arrivals_per_round=steps,
+        updates_per_round=steps,
     )
     grid = ArrivalGrid(app(), n, FixedDurations(seconds))
     result = strategy.start(grid, arrays(np.zeros(12)), 1)
@@ -140,20 +140,20 @@ def test_a_flood_does_not_take_over() -> None:
         flipped(0),
         f=1,
         durations=Proportional(rates=rates),
-        arrivals_per_round=300,
+        updates_per_round=300,
         rounds=6,
     )
     shares = [m["largest-share"] for m in result.train_metrics_clientapp.values()]
     assert max(shares) <= (1 / 9 + 0.5) / 2 + 1e-12
     assert error < 0.5
-    counts = {c.row: c.count for c in strategy.contributions.clients.values()}
+    counts = {c.row: c.count for c in strategy.clients.clients.values()}
     assert counts[0] <= 0.31 * sum(counts.values())
-    assert strategy.contributions.clients[2].delivered > 1500
+    assert strategy.clients.clients[2].delivered > 1500
 
 
 def test_without_the_cap_the_same_flood_takes_over() -> None:
     rates = (100.0,) + (1.0,) * 8
-    settings = {"durations": Proportional(rates=rates), "arrivals_per_round": 100}
+    settings = {"durations": Proportional(rates=rates), "updates_per_round": 100}
     *_, error = train(flipped(0), f=0, rounds=2, **settings)
     assert not error < 10
 
@@ -166,7 +166,7 @@ def test_learns_while_two_of_nine_lie(rule, durations) -> None:
 
 
 def test_updates_of_fedavg_clients_weighted_by_staleness() -> None:
-    *_, error = train(flipped(0), weighing=Staleness(), rounds=60)
+    *_, error = train(flipped(0), client_weighting=Staleness(), rounds=60)
     assert error < 0.5
 
 
@@ -223,9 +223,9 @@ def test_nodes_come_go_and_return() -> None:
     grid = Changing(app(flipped(8)), 9, FixedDurations((1.0,) * 9))
     result = strategy.start(grid, arrays(np.zeros(12)), 10_000)
     assert np.linalg.norm(result.arrays["x"].numpy() - TARGET) < 0.3
-    assert len(strategy.contributions.clients) == 9
+    assert len(strategy.clients.clients) == 9
     assert all(
-        client.delivered > 20 for client in strategy.contributions.clients.values()
+        client.delivered > 20 for client in strategy.clients.clients.values()
     )
     assert 100 <= grid.now < 110
 
@@ -240,13 +240,13 @@ class Emptied(ArrivalGrid):
 
 def test_a_node_that_is_new_where_no_step_may_be_taken_any_more() -> None:
     strategy = AsyncRobustStrategy(
-        AnyTimeSGD(0.1, "fixed(gamma=1)"), num_malicious_nodes=1, arrivals_per_round=120
+        AnyTimeSGD(0.1, "fixed(gamma=1)"), num_malicious_nodes=1, updates_per_round=120
     )
     grid = Emptied(app(), 6, FixedDurations((1.0,) * 6))
     result = strategy.start(grid, arrays(np.zeros(12)), 1)
     report = result.train_metrics_clientapp[1]
     new = grid.get_node_ids()[-1]
-    assert strategy.contributions.clients[new].delivered > 1
+    assert strategy.clients.clients[new].delivered > 1
     assert report["steps"] > 50 and new not in report["nodes-trimmed"]
 
 
@@ -262,7 +262,7 @@ def test_a_straggler_does_not_hold_up_the_others() -> None:
         durations=FixedDurations(seconds), max_seconds=100, rounds=9999
     )
     counts = sorted(
-        client.delivered for client in strategy.contributions.clients.values()
+        client.delivered for client in strategy.clients.clients.values()
     )
     assert counts[0] == 10 and counts[1] >= 99 and grid.now < 111
 
@@ -292,7 +292,7 @@ def test_the_cap_holds_and_is_the_largest(counts, f, share) -> None:
         ({"num_malicious_nodes": True}, "num_malicious_nodes"),
         ({"num_malicious_nodes": 0.3, "max_share": 0.4}, "max_share"),
         ({"max_share": 0.5}, "max_share"),
-        ({"arrivals_per_round": 0}, "arrivals_per_round"),
+        ({"updates_per_round": 0}, "updates_per_round"),
         ({"aggregator": "krum"}, "weights"),
     ],
 )
