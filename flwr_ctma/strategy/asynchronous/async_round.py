@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from logging import WARNING
+from logging import INFO, WARNING
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -67,6 +67,7 @@ class AsyncRound:
         as well when no message is pending and the nodes have to rest until the next.
         """
         looked = -math.inf
+        told = False
         while True:
             if clock(self.grid) - looked >= _NODES_SECONDS:
                 self._look_for_nodes()
@@ -78,6 +79,9 @@ class AsyncRound:
                 break
             if self.statistics.resting() and not self.pending.nodes:
                 break
+            if not told and self.clients.all_above_cap():
+                log(INFO, "Waiting: %s.", self.clients.why_no_step())
+                told = True
             arrivals = self.statistics.arrivals
             for message, reply in self.pending.pull(self.grid):
                 self._receive(message, reply)

@@ -193,6 +193,11 @@ class ClientUpdates:
         full = counts > (0 if cut is None else cut)
         return {node for node, client in self.clients.items() if full[client.row]}
 
+    def all_above_cap(self) -> bool:
+        """Return whether no client that has delivered may work: others must deliver."""
+        known = {node for node, client in self.clients.items() if client.count}
+        return bool(known & self.present) and known & self.present <= self.above_cap()
+
     def count(self, node: int) -> bool:
         """Count an update, unless the client's count is above the cap already."""
         client = self.clients[node]
@@ -287,7 +292,7 @@ class ClientUpdates:
         return Budget(len(cut), self.share, cut)
 
     def _cut(self, weights: Float64) -> Float64 | None:
-        """Return the weights below the cap; None where there is no cap that f allows."""
+        """Return the weights, cut at the cap; None where f allows no cap."""
         if isinstance(self.f, int):
             return capped(weights, self.f, self._limit)
         return weights

@@ -278,7 +278,7 @@ class AsyncRobustStrategy(Strategy):
         if self._statistics.steps:
             delivered = sorted(set(self._statistics.accepted))
             self._statistics.trimmed = self.clients.trimmed(delivered)
-        elif self._statistics.accepted:
+        else:
             why = self.clients.why_no_step()
             log(WARNING, "No step in round %d: %s.", server_round, why)
         self._statistics.record(self.ledger)

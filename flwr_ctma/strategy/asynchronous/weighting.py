@@ -85,7 +85,7 @@ class EqualWeights(ClientWeighting):
 
 @dataclass(frozen=True)
 class Staleness(ClientWeighting):
-    """The weight (1 + age)^-power, for clients that send updates and not running means.
+    """The weight (1 + age)^-power, for clients that send plain updates.
 
     Parameters
     ----------
