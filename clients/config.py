@@ -82,7 +82,7 @@ class RunConfig:
         Whether the server takes a step at every arrival in place of rounds; a round is
         then as many arrivals as there are nodes.
     weighing : str
-        What the clients' latest updates count there: `counts`, `alike` (as in rules
+        What the clients' latest updates count there: `counts`, `equal` (as in rules
         without weights) or `staleness`.
     malicious_share : float
         λ in [0, 0.5), the share of all updates that malicious clients deliver: taken on

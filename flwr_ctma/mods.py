@@ -6,10 +6,10 @@ from typing import cast
 import numpy as np
 from flwr.app import Context, Message, MessageType, MetricRecord
 from flwr.clientapp import ClientApp
-from flwr.clientapp.typing import ClientAppCallable
 
 from flwr_ctma.attacks import Attack, parse_attack
 from flwr_ctma.attacks.messages import server_round
+from flwr_ctma.compat import ClientAppCallable
 from flwr_ctma.errors import parameter_error
 
 __all__ = ["ByzantineMod"]

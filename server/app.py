@@ -14,7 +14,6 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
-from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 from safetensors.torch import save_file
 
@@ -29,6 +28,7 @@ from clients.task import (
 from flwr_ctma.attacks import Backdoor, parse_attack
 from flwr_ctma.attacks.base import parts
 from flwr_ctma.attacks.grid import AttackedGrid
+from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.experiments.processes import RunFailed
 from flwr_ctma.strategy import Observed

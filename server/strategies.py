@@ -67,7 +67,7 @@ def _at_every_arrival(config: RunConfig) -> Strategy:
         step,
         config.aggregator,
         num_malicious_nodes=_malicious(config),
-        weighing=parse_client_weighting(config.weighing),
+        client_weighting=config.weighing,
         min_available_nodes=config.num_nodes,
     )
 

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message
-from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
 from flwr_ctma.attacks import messages
+from flwr_ctma.compat import ClientAppCallable
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.spec import check_fields, spell
 

@@ -9,7 +9,6 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.common import log
 from numpy.typing import NDArray
 
 from flwr_ctma.attacks import messages, parse_attack
@@ -21,6 +20,7 @@ from flwr_ctma.attacks.base import (
     Rule,
     parts,
 )
+from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 
 __all__ = ["Colluders", "Layout", "Seen", "stack"]

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Context, Message
-from flwr.clientapp.typing import ClientAppCallable
 
 from flwr_ctma.attacks.base import Attack, Omniscient, parts
+from flwr_ctma.compat import ClientAppCallable
 from flwr_ctma.errors import parameter_error
 
 __all__ = ["Both", "During", "Honest", "Then"]

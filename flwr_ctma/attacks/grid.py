@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from flwr_ctma.attacks.base import Attack
 from flwr_ctma.attacks.collusion import Colluders, Layout, Seen, stack
 from flwr_ctma.attacks.messages import server_round
+from flwr_ctma.messages.bounded_grid import bound_replies
 from flwr_ctma.simulation.wrapper import GridWrapper
 
 __all__ = ["AttackedGrid"]
@@ -50,7 +51,7 @@ class AttackedGrid(GridWrapper):
         num_malicious_nodes: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(grid)
+        super().__init__(bound_replies(grid))
         self.colluders = Colluders(attack, num_malicious_nodes, seed)
         self._asked: dict[str, Message] = {}
         self._latest: dict[int, _Latest] = {}

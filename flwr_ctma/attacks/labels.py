@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message
-from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
 from flwr_ctma.attacks import messages
 from flwr_ctma.attacks.base import Attack
+from flwr_ctma.compat import ClientAppCallable
 from flwr_ctma.errors import parameter_error
 
 __all__ = ["LabelFlip", "flip_labels"]

@@ -14,11 +14,10 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
-from flwr.clientapp.typing import ClientAppCallable
-from flwr.common.constant import ErrorCode
 
 from flwr_ctma.attacks.base import Attack
 from flwr_ctma.attacks.messages import WEIGHT
+from flwr_ctma.compat import ClientAppCallable, ErrorCode
 from flwr_ctma.errors import parameter_error
 
 __all__ = ["FAULTS", "Malformed"]

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Message
-from flwr.clientapp.typing import ClientAppCallable
 
 from flwr_ctma.attacks import messages
 from flwr_ctma.attacks.base import Attack
+from flwr_ctma.compat import ClientAppCallable
 from flwr_ctma.errors import parameter_error
 
 __all__ = ["Replay"]

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from flwr.common.config import parse_config_args
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress
@@ -16,6 +15,7 @@ from flwr_ctma.cli.common import (
     in_a_sentence,
     kind_of_grid,
 )
+from flwr_ctma.compat import parse_config_args
 from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.experiments.tournament import Tournament, scores, write_matches
 from flwr_ctma.report.heatmap import draw_scores, ledger_table, score_table

@@ -9,12 +9,16 @@ from typing import Any, cast
 
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.clientapp.client_app import LoadClientAppError
-from flwr.common.config import flatten_dict, get_project_config, parse_config_args
 from flwr.serverapp import ServerApp
-from flwr.serverapp.server_app import LoadServerAppError
-from flwr.supercore.object_ref import load_app
 
+from flwr_ctma.compat import (
+    LoadClientAppError,
+    LoadServerAppError,
+    flatten_dict,
+    get_project_config,
+    load_app,
+    parse_config_args,
+)
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.simulation.arrivals import grid_of
 from flwr_ctma.simulation.grid import InProcessGrid

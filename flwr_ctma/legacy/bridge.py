@@ -15,11 +15,11 @@ from flwr.common import (
     Status,
 )
 from flwr.server import ClientManager
-from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
+from flwr_ctma.compat import ClientProxy, set_message_id
 from flwr_ctma.legacy.records import claims_of, content_of, parameters_of, record_of
 
 __all__ = ["Bridge"]
@@ -128,7 +128,7 @@ class Bridge(flower.Strategy):
         self._asked = {}
         for proxy, _ in instructions:
             message = Message(RecordDict(), proxy.node_id, kind)
-            message.metadata.__dict__["_message_id"] = str(proxy.node_id)
+            set_message_id(message, str(proxy.node_id))
             self._asked[proxy.node_id] = message
         return list(self._asked.values())
 

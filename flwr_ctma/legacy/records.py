@@ -13,7 +13,8 @@ from flwr.common import (
     Scalar,
     parameters_to_ndarrays,
 )
-from flwr.common.constant import ErrorCode
+
+from flwr_ctma.compat import ErrorCode
 
 __all__ = ["claims_of", "content_of", "parameters_of", "record_of", "scalars"]
 

@@ -15,12 +15,12 @@ from flwr.common import (
     log,
 )
 from flwr.server import ClientManager
-from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 from flwr.serverapp import strategy as flower
 
 from flwr_ctma import strategy as ours
 from flwr_ctma.aggregators import Aggregator
+from flwr_ctma.compat import ClientProxy
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.legacy.bridge import Bridge
 from flwr_ctma.legacy.records import parameters_of, record_of, scalars

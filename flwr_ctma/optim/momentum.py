@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
-from flwr.common import log
 from numpy.typing import NDArray
 
+from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.optim.schedules import Fixed, Schedule
 

@@ -7,10 +7,10 @@ from logging import WARNING
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
-from flwr.common import log
 from torch import Tensor
 from torch.optim import Optimizer
 
+from flwr_ctma.compat import log
 from flwr_ctma.messages import npy
 from flwr_ctma.messages.arrays import to_array
 

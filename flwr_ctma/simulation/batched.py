@@ -9,8 +9,8 @@ from queue import SimpleQueue
 from typing import Any, TypeVar, cast
 
 from flwr.app import Message
-from flwr.common import log
 
+from flwr_ctma.compat import log
 from flwr_ctma.simulation.grid import InProcessGrid
 
 __all__ = ["BatchedGrid", "run_batched"]

@@ -10,23 +10,25 @@ from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict, UserConfig
-from flwr.app.message.message import make_message
 from flwr.clientapp import ClientApp
-from flwr.common import log
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.common.serde import (
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from flwr_ctma.compat import (
+    SUPERLINK_NODE_ID,
+    ErrorCode,
+    ProtoMessage,
+    ProtoRecordDict,
+    Run,
+    identify_server,
+    log,
+    make_message,
     message_from_proto,
     message_to_proto,
     recorddict_from_proto,
     recorddict_to_proto,
+    set_message_id,
 )
-from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
-from numpy.typing import NDArray
-
 from flwr_ctma.errors import parameter_error
 
 __all__ = ["InProcessGrid", "from_bytes", "to_bytes"]
@@ -102,9 +104,7 @@ class InProcessGrid(Grid):
         self._replies: dict[str, Message] = {}
         self._sent = 0
         self._one_at_a_time = threading.Lock()  # Flower's former server has threads
-        TaskIdentity.run_id = _RUN_ID
-        TaskIdentity.node_id = SUPERLINK_NODE_ID
-        TaskIdentity.task_id = _TASK_ID
+        identify_server(_RUN_ID, _TASK_ID)
 
     def set_run(self, run: Run) -> None:
         """Set the run information."""
@@ -192,12 +192,12 @@ class InProcessGrid(Grid):
             )
         self._sent += 1
         message_id = str(self._sent)
-        message.metadata.__dict__["_message_id"] = message_id
+        set_message_id(message, message_id)
         return message_id
 
     def _keep(self, message_id: str, reply: Message | None) -> None:
         if reply is not None:
-            reply.metadata.__dict__["_message_id"] = f"reply-{message_id}"
+            set_message_id(reply, f"reply-{message_id}")
             self._replies[message_id] = reply
 
     def _answer(self, message: Message) -> Message | None:

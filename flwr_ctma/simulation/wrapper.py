@@ -5,7 +5,8 @@ from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+
+from flwr_ctma.compat import Run
 
 __all__ = ["GridWrapper"]
 

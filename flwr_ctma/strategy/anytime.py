@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
+from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.arrays import numbers, to_array
 from flwr_ctma.messages.schema import BUFFER_KEYS

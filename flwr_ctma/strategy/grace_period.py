@@ -1,48 +1,41 @@
-"""Waiting for replies no longer than a round must."""
+"""Rounds that do not wait for the last replies longer than a grace period."""
 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from logging import INFO, WARNING
+from logging import INFO
 from time import monotonic, sleep
 
 from flwr.app import Message
-from flwr.common import log
 from flwr.serverapp import Grid
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
-from flwr_ctma.simulation.wrapper import GridWrapper
+from flwr_ctma.messages.bounded_grid import (
+    UNDECODABLE,
+    BoundedGrid,
+    abandon_replies,
+)
+from flwr_ctma.messages.reply_size import ReplyLimit
+from flwr_ctma.spec import check_fields
 from flwr_ctma.strategy.round.tolerance import Tolerance, min_replies
 
 __all__ = ["UNDECODABLE", "GracePeriod", "GracePeriodGrid"]
 
-# What decoding raises at content that a modified SuperNode can upload.
-UNDECODABLE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    DecodeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-
 
 @dataclass(frozen=True)
 class GracePeriod:
-    """How long to wait for the last replies: factor · T, within bounds.
+    """The time to wait for the last f replies: factor · T, within bounds.
 
-    T is the time in which all but f replies came. It is at most what the slowest honest
-    node took, so f silent or slow nodes cannot stretch it; and it is at least what the
-    (n - 2f)-th honest node took, so f hasty ones shrink it to that and no further.
+    T is the time until all but f replies are in. It is at most the time of the slowest
+    honest node, so f silent or slow nodes cannot stretch it. It is at least the time of
+    the (n - 2f)-th honest node, so f hasty nodes can shrink it no further.
 
     Parameters
     ----------
     factor : float (default: 2.0)
-        The last replies may come after 1 + factor times T.
+        The last replies may come until (1 + factor) · T.
     at_least : float (default: 10.0)
         Seconds.
     at_most : float (default: 600.0)
@@ -51,7 +44,7 @@ class GracePeriod:
     Raises
     ------
     ValueError
-        If factor or at_least is negative, or at_most is below at_least.
+        If factor or at_least is no number, or negative, or at_most is below at_least.
 
     Examples
     --------
@@ -64,47 +57,59 @@ class GracePeriod:
     at_most: float = 600.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("factor", "at_least"):
-            if not getattr(self, name) >= 0:
-                raise parameter_error(name, "at least 0", getattr(self, name))
+            if not 0 <= getattr(self, name) < math.inf:
+                raise parameter_error(
+                    name, "at least 0, and finite", getattr(self, name)
+                )
         if not self.at_most >= self.at_least:
             raise parameter_error(
                 "at_most", f"at least at_least = {self.at_least}", self.at_most
             )
 
     def grace(self, taken: float) -> float:
-        """Seconds to wait for the last replies when the others took this long."""
+        """Return the seconds to wait, where all but f replies took this long."""
         return min(max(self.factor * taken, self.at_least), self.at_most)
 
 
-class GracePeriodGrid(GridWrapper):
-    """A Grid that goes on without the last f replies when their grace is over.
+class GracePeriodGrid(BoundedGrid):
+    """A Grid that goes on without the last f replies when their grace period is over.
 
-    Where there are enough replies without it, a node that is silent round after round
-    is waited for in the first of these rounds, the second, the fourth, the eighth and
-    so on, so that in the end it costs no time. Once it answers all is as before.
+    A node that is silent round after round is waited for in the first of these rounds,
+    the second, the fourth, the eighth and so on, where there are enough replies without
+    its own. So in the end it costs no time. Once it answers, it is waited for again.
 
-    Up to f nodes that were connected and no longer are stay among those there are to
-    ask: a strategy that waits until so many nodes are connected would wait for ever for
-    one that is dead.
+    Up to f nodes that have lost their connection remain among the nodes to ask: a
+    strategy that waits until n nodes are connected would wait for a dead one for ever.
 
-    Late replies are not pulled: each round asks for the replies to its own messages.
-    What is not answered expires after twice the timeout, or the SuperLink would keep it
-    for twelve hours, model and all.
+    A round ends when its grace period ends, whatever is still being uploaded. Late
+    replies are dropped: each round pulls the replies to its own messages. A message
+    that is not answered expires after twice the timeout; the SuperLink would keep it,
+    with the model, for twelve hours.
 
-    Content that cannot be decoded ends the run in Flower; here it costs the replies
-    that were pulled with it, and from then on replies are pulled one by one.
+    Replies that cannot be decoded, or are larger than `reply_limit` allows, are
+    replaced by error replies; see `BoundedGrid`.
 
     Parameters
     ----------
     grid : Grid
-        The one to send and receive with.
+        The Grid to send and receive with.
     num_malicious_nodes : int | float
         As for `RobustStrategy`.
     grace_period : GracePeriod (default: GracePeriod())
-        How long the grace is.
-    arrived : callable, optional
+        How long to wait for the last f replies.
+    on_arrival : callable, optional
         Is given the replies of each pull, while others are waited for.
+    reply_limit : ReplyLimit (default: ReplyLimit())
+        The memory that a reply may take.
+    max_pulls : int | None (default: None)
+        Replies that are pulled at the same time; None: all.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is of another type, or out of range.
 
     Examples
     --------
@@ -120,21 +125,25 @@ class GracePeriodGrid(GridWrapper):
         grid: Grid,
         num_malicious_nodes: int | float,
         grace_period: GracePeriod = GracePeriod(),
-        arrived: Callable[[Sequence[Message]], None] | None = None,
+        on_arrival: Callable[[Sequence[Message]], None] | None = None,
+        *,
+        reply_limit: ReplyLimit = ReplyLimit(),  # noqa: B008, a frozen value
+        max_pulls: int | None = None,
     ) -> None:
-        super().__init__(grid)
+        super().__init__(grid, reply_limit, max_pulls)
+        if not isinstance(grace_period, GracePeriod):
+            raise parameter_error("grace_period", "a `GracePeriod`", grace_period)
         self.grace_period = grace_period
-        self._arrived = arrived
+        self._on_arrival = on_arrival
         self._tolerance = Tolerance(num_malicious_nodes)
         self._seen: dict[int, None] = {}
         self._most = 0
         self._missed: Counter[int] = Counter()
-        self._one_by_one = False
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
-        """Push messages, and pull replies until the last ones' grace is over."""
+        """Push messages, and pull replies until the grace period is over."""
         messages = list(messages)
         if not messages:
             return []
@@ -143,7 +152,7 @@ class GracePeriodGrid(GridWrapper):
         if timeout is not None:
             for message in messages:
                 message.metadata.ttl = min(message.metadata.ttl, 2 * timeout)
-        keys = self.grid.push_messages(messages)
+        keys = self.push_messages(messages)
         nodes = {
             k: m.metadata.dst_node_id for k, m in zip(keys, messages, strict=False)
         }
@@ -157,8 +166,8 @@ class GracePeriodGrid(GridWrapper):
             answered = {reply.metadata.reply_to_message_id for reply in found}
             waiting = [key for key in waiting if key not in answered]
             now = monotonic()
-            if found and self._arrived:
-                self._arrived(found)
+            if found and self._on_arrival:
+                self._on_arrival(found)
             if not on_grace and len(waiting) <= spare:
                 on_grace = True
                 deadline = min(deadline, now + self.grace_period.grace(now - started))
@@ -170,6 +179,7 @@ class GracePeriodGrid(GridWrapper):
             # A poll delays a round by a twentieth at most.
             pause = min(max((now - started) / 20, 0.05), 3.0)
             sleep(min(pause, deadline - now))
+        abandon_replies(self, waiting)
         late = [nodes[key] for key in waiting]
         if late:
             seconds = monotonic() - started
@@ -180,37 +190,23 @@ class GracePeriodGrid(GridWrapper):
         return replies
 
     def _awaits(self, node: int) -> bool:
-        """Tell whether it was silent for 0, 1, 3, 7, … rounds: then wait once more."""
+        """Return whether a node was silent for 0, 1, 3, 7, … rounds: wait once more."""
         return (self._missed[node] + 1).bit_count() == 1
 
     def _spare(self, asked: int) -> int:
-        """Give f of the nodes asked, but not half of them."""
+        """Return f of the nodes that are asked, but less than half of them."""
         connected = len(list(self.get_node_ids()))
         return min(self._tolerance.among(asked, connected), (asked - 1) // 2)
 
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Pull replies; leave out those that cannot be decoded."""
-        keys = list(message_ids)
-        batches = [[key] for key in keys] if self._one_by_one else [keys]
-        replies: list[Message] = []
-        for batch in batches:
-            try:
-                replies += self.grid.pull_messages(batch)
-            except UNDECODABLE as error:
-                self._one_by_one = True
-                log(
-                    WARNING,
-                    "A reply cannot be decoded (%s); from now on they are pulled one "
-                    "by one.",
-                    type(error).__name__,
-                )
-        return replies
-
     def get_node_ids(self) -> Iterable[int]:
-        """Get the nodes that are connected, and up to f that were."""
+        """Return the nodes that are connected, and up to f that were."""
         connected = dict.fromkeys(self.grid.get_node_ids())
-        self._seen |= connected
         self._most = max(self._most, len(connected))
+        f = self._tolerance.of(self._most)
         lost = [node for node in self._seen if node not in connected]
-        missing = min(self._most - len(connected), self._tolerance.of(self._most))
+        # A node that registers anew again and again leaves f ids at most.
+        lost = lost[max(len(lost) - f, 0) :]
+        known = {*lost, *connected}
+        self._seen = dict.fromkeys(n for n in [*self._seen, *connected] if n in known)
+        missing = min(self._most - len(connected), f)
         return [*connected, *lost[-missing:]] if missing else [*connected]

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from logging import INFO, WARNING
 from math import inf, isfinite
 
-from flwr.common import log
-
 from flwr_ctma.aggregators import CTMA, Aggregator, Hierarchical
 from flwr_ctma.aggregators.base import parts
+from flwr_ctma.compat import log
 
 __all__ = ["caveats", "guarantee", "log_guarantee"]
 

@@ -6,13 +6,13 @@ from logging import INFO, WARNING
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from flwr_ctma.aggregators import Aggregator, Budget
 from flwr_ctma.aggregators.base import parts
+from flwr_ctma.compat import log
 from flwr_ctma.engine.actors import Unavailable
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.schema import (

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
-from flwr.common import log
 from numpy.typing import NDArray
 
+from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 
 __all__ = ["Checkpoint", "CheckpointError", "latest", "pack", "unpack", "write"]

@@ -56,7 +56,7 @@ def test_rounds_are_arrivals_on_a_virtual_clock_and_repeat(tmp_path) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        {"weighing": "alike"},
+        {"weighing": "equal"},
         {"attack": "ipm(epsilon=5)"},
         {"attack": "optimalipm", "aggregator": "cwmed"},
         {"malicious_share": 0.0, "arrivals": "uniform", "num_server_rounds": 6},

@@ -63,7 +63,7 @@ def test_first_partitions_are_malicious():
         ('arrivals="straggler(slowdown=0.5)"', "at least 1"),
         ("malicious-share=0.5", "[0, 0.5)"),
         ("malicious-share=0.2", "`asynchronous=true`"),
-        ('weighing="alike"', "`asynchronous=true`"),
+        ('weighing="equal"', "`asynchronous=true`"),
         ("asynchronous=1", "bool"),
         ('aggregator="krum" asynchronous=true', "weighted form"),
         ('aggregator="fedavg" asynchronous=true', "weighted form"),

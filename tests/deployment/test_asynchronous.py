@@ -128,11 +128,11 @@ def test_a_server_that_is_killed_goes_on_when_it_is_started_again(tmp_path):
         saved = latest(output / "checkpoints")
         deployment.begin({**config, "num-rounds": saved.number + 2})
         assert deployment.end(grace_period=600) == "finished:completed"
-    before = saved.state["strategies"][1]["state"]["contributions"]["clients"]
+    before = saved.state["strategies"][1]["state"]["clients"]["clients"]
     rounds = [line["round"] for line in RunFolder(output).rounds()]
     assert sorted(set(rounds)) == list(range(saved.number + 3))
     ended = latest(output / "checkpoints")
-    after = ended.state["strategies"][1]["state"]["contributions"]["clients"]
+    after = ended.state["strategies"][1]["state"]["clients"]["clients"]
     assert ended.number == saved.number + 2 and after.keys() == before.keys()
     for node, client in after.items():
         assert client["count"] >= before[node]["count"] > 0

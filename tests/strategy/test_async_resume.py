@@ -105,7 +105,7 @@ def resumed(folder, grid, rounds=6):
 
 def test_what_is_lost_on_flowers_grids_is_a_message_a_node(tmp_path) -> None:
     """The nodes have the same ids, as SuperNodes whose SuperLink lives on."""
-    before, after = (s["contributions"] for s in resumed(tmp_path, Flowers()))
+    before, after = (s["clients"] for s in resumed(tmp_path, Flowers()))
     assert after["steps"] > before["steps"]
     assert after["clients"].keys() == before["clients"].keys()
     for node, client in after["clients"].items():
@@ -120,7 +120,7 @@ def test_nodes_with_other_ids_start_anew_and_the_model_goes_on(tmp_path) -> None
     """As Ray's do: a simulation draws node ids anew for every run."""
     before, after = resumed(tmp_path, Flowers(first=100), rounds=10)
     assert before["step"]["t"] < after["step"]["t"]
-    contributions = after["contributions"]
+    contributions = after["clients"]
     assert set(contributions["clients"]) <= set(range(100, 100 + NODES))
     assert contributions["latest"]["rows"]["rows"][0].shape == (NODES, 12)
     assert len(contributions["clients"]) == NODES

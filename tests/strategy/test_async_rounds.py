@@ -1,6 +1,5 @@
 """What a round of arrivals reports, and what must not end the run or stall it."""
 
-import json
 import re
 
 import numpy as np
@@ -12,6 +11,7 @@ from flwr_ctma.report import write_report
 from flwr_ctma.simulation.clock import ArrivalGrid, FixedDurations
 from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy, Observed
 from flwr_ctma.tracking.run_folder import RunFolder
+from tests.helpers.stub_superlink import http_grid, raw, upload, upload_objects
 
 NODES = 7
 MODEL = np.full(10, 2.0)
@@ -54,7 +54,7 @@ def test_a_line_tells_who_was_asked_silent_rejected_trimmed_and_how_much() -> No
         NODES,
         FixedDurations((1.0,) * 5 + (9.5, 1.0)),
     )
-    start(grid, lines=lines, arrivals_per_round=5)
+    start(grid, lines=lines, updates_per_round=5)
     nodes = grid.get_node_ids()
     assert [line["round"] for line in lines] == list(range(7))
     last = lines[5]
@@ -91,23 +91,22 @@ def test_the_report_shows_rounds_of_arrivals(tmp_path) -> None:
     assert all("silent 0, in a skipped round 0" in text for text in found[:6])
 
 
-class Undecodable(ArrivalGrid):
-    """What node 0 sends cannot be decoded, and spoils what is pulled with it."""
+def test_undecodable_reply_costs_its_sender_alone() -> None:
+    """On Flower's own grid of a deployment."""
 
-    def pull_messages(self, message_ids):
-        found = super().pull_messages(message_ids)
-        if any(m.metadata.src_node_id == self.get_node_ids()[0] for m in found):
-            json.loads("{")
-        return found
+    def answer(node, key):
+        if node == 0:
+            name, content = raw("RecordDict", [], b"{")
+            return upload_objects(key, node, name, {name: content})
+        metrics = MetricRecord({"num-examples": 1})
+        content = {"arrays": ArrayRecord({"x": Array(0 * MODEL)}), "metrics": metrics}
+        return upload(key, node, RecordDict(content))
 
-
-def test_what_cannot_be_decoded_costs_its_sender_alone() -> None:
-    grid = Undecodable(app(), NODES, FixedDurations((1.0,) * NODES))
+    grid, _ = http_grid(NODES, answer)
     strategy, result = start(grid, rounds=10)
     liar, *others = grid.get_node_ids()
     assert strategy.ledger[liar].rejected["undecodable"] > 5
-    assert strategy.ledger.violators(1) == [liar]
-    clients = strategy.contributions.clients
+    clients = strategy.clients.clients
     assert min(clients[node].delivered for node in others) >= 8
     assert np.abs(result.arrays["x"].numpy()).max() < 1
 

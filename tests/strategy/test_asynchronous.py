@@ -65,6 +65,7 @@ def train(
     rounds: int = 30,
     rule: str = "ctma(gm)",
     durations: Durations = Proportional(),  # noqa: B008
+    timeout: float = 1e4,
     **settings,
 ):
     """Run on a virtual clock; give the strategy, the grid, the result and the error."""
@@ -72,7 +73,7 @@ def train(
         AnyTimeSGD(0.1, "fixed(gamma=1)"), rule, num_malicious_nodes=f, **settings
     )
     grid = ArrivalGrid(app(corrupt), n, durations)
-    result = strategy.start(grid, arrays(np.zeros(12)), rounds, timeout=1e6)
+    result = strategy.start(grid, arrays(np.zeros(12)), rounds, timeout=timeout)
     error = np.linalg.norm(result.arrays["x"].numpy() - TARGET)
     return strategy, grid, result, error
 
@@ -87,7 +88,7 @@ def test_equals_the_algorithm_written_by_hand(rule) -> None:
         rule,
         num_malicious_nodes=f,
         max_share=share,
-        arrivals_per_round=steps,
+        updates_per_round=steps,
     )
     grid = ArrivalGrid(app(), n, FixedDurations(seconds))
     result = strategy.start(grid, arrays(np.zeros(12)), 1)
@@ -96,24 +97,28 @@ def test_equals_the_algorithm_written_by_hand(rule) -> None:
     due = np.array(seconds)
     at, last = [x] * n, [None] * n
     d, counts, asked = np.zeros((n, 12)), np.zeros(n), np.ones(n, int)
-    for _ in range(steps):
+    counted = 0
+    while counted < steps:
         i = int(np.argmin(due))
+        now, due[i] = due[i], np.inf
         noise = 0.1 * np.random.default_rng([i, asked[i]]).normal(size=12)
         gradient = at[i] - TARGET + noise
         if last[i] is not None:
             gradient = gradient + 0.75 * (d[i] - (last[i] - TARGET + noise))
         d[i], last[i] = gradient, at[i]
-        if f > share * (counts > 0).sum():
-            counts[i] = 1
-        elif counts[i] == 0 or counts.max() <= share * counts.sum():
-            counts[i] += 1
+        counts[i] += 1
+        counted += 1
+        enough = f <= share * (counts > 0).sum()
+        if enough:
             weights = _cut(counts, share)
             held = np.sort(weights)[::-1][:f].sum() / weights.sum()
             w = w - eta * parse_aggregator(rule)(d, f=float(held), weights=weights)
             x = x + 0.1 * (w - x)
-        at[i] = x
-        asked[i] += 1
-        due[i] += seconds[i]
+        below = counts <= _cut(counts, share) + 1e-9 if enough else counts == 0
+        for j in np.flatnonzero(np.isinf(due) & below):  # who is above the cap waits
+            at[j] = x
+            asked[j] += 1
+            due[j] = now + seconds[j]
     np.testing.assert_allclose(result.arrays["x"].numpy(), x, atol=1e-8)
 
 
@@ -140,20 +145,21 @@ def test_a_flood_does_not_take_over() -> None:
         flipped(0),
         f=1,
         durations=Proportional(rates=rates),
-        arrivals_per_round=300,
+        updates_per_round=300,
         rounds=6,
     )
     shares = [m["largest-share"] for m in result.train_metrics_clientapp.values()]
     assert max(shares) <= (1 / 9 + 0.5) / 2 + 1e-12
     assert error < 0.5
-    counts = {c.row: c.count for c in strategy.contributions.clients.values()}
+    counts = {c.row: c.count for c in strategy.clients.clients.values()}
     assert counts[0] <= 0.31 * sum(counts.values())
-    assert strategy.contributions.clients[2].delivered > 1500
+    flood = strategy.clients.clients[2]
+    assert flood.delivered == flood.count, "a node above its cap waits"
 
 
 def test_without_the_cap_the_same_flood_takes_over() -> None:
     rates = (100.0,) + (1.0,) * 8
-    settings = {"durations": Proportional(rates=rates), "arrivals_per_round": 100}
+    settings = {"durations": Proportional(rates=rates), "updates_per_round": 100}
     *_, error = train(flipped(0), f=0, rounds=2, **settings)
     assert not error < 10
 
@@ -166,7 +172,7 @@ def test_learns_while_two_of_nine_lie(rule, durations) -> None:
 
 
 def test_updates_of_fedavg_clients_weighted_by_staleness() -> None:
-    *_, error = train(flipped(0), weighing=Staleness(), rounds=60)
+    *_, error = train(flipped(0), client_weighting=Staleness(), rounds=60)
     assert error < 0.5
 
 
@@ -192,18 +198,20 @@ def test_nodes_that_fail_stall_nobody(corrupt) -> None:
     assert all(report["steps"] > 0 for report in rounds[5:])
 
 
-def test_why_no_step_is_taken_is_told(caplog) -> None:
-    """Two of four could hold half of the weight."""
-    _, _, result, _ = train(silent(0), n=5, rounds=2)
-    assert [m["steps"] for m in result.train_metrics_clientapp.values()] == [0, 0]
+def test_run_without_a_step_fails_and_says_why(caplog) -> None:
+    """Two of the four nodes that answer could hold half of the weight."""
+    with pytest.raises(RuntimeError, match="without a step: 4 of 5 nodes have deliv"):
+        train(silent(0), n=5, rounds=2, timeout=30)
     assert "No step in round 2: 4 of 5 nodes have delivered, 2 of them" in caplog.text
+    assert "Waiting: 4 of 5 nodes have delivered" in caplog.text
 
 
 def test_rejections_are_reported_with_the_node() -> None:
     strategy, grid, result, _ = train(not_finite, rounds=3)
     liar = grid.get_node_ids()[3]
-    assert result.train_metrics_clientapp[2]["nodes-rejected"] == [liar]
-    assert strategy.ledger[liar].rejected["not-finite"] == 3
+    reported = [m["nodes-rejected"] for m in result.train_metrics_clientapp.values()]
+    assert reported.count([liar]) >= 2 and all(set(r) <= {liar} for r in reported)
+    assert strategy.ledger[liar].rejected["not-finite"] == reported.count([liar])
 
 
 class Changing(ArrivalGrid):
@@ -223,10 +231,8 @@ def test_nodes_come_go_and_return() -> None:
     grid = Changing(app(flipped(8)), 9, FixedDurations((1.0,) * 9))
     result = strategy.start(grid, arrays(np.zeros(12)), 10_000)
     assert np.linalg.norm(result.arrays["x"].numpy() - TARGET) < 0.3
-    assert len(strategy.contributions.clients) == 9
-    assert all(
-        client.delivered > 20 for client in strategy.contributions.clients.values()
-    )
+    assert len(strategy.clients.clients) == 9
+    assert all(client.delivered > 20 for client in strategy.clients.clients.values())
     assert 100 <= grid.now < 110
 
 
@@ -240,13 +246,13 @@ class Emptied(ArrivalGrid):
 
 def test_a_node_that_is_new_where_no_step_may_be_taken_any_more() -> None:
     strategy = AsyncRobustStrategy(
-        AnyTimeSGD(0.1, "fixed(gamma=1)"), num_malicious_nodes=1, arrivals_per_round=120
+        AnyTimeSGD(0.1, "fixed(gamma=1)"), num_malicious_nodes=1, updates_per_round=120
     )
     grid = Emptied(app(), 6, FixedDurations((1.0,) * 6))
     result = strategy.start(grid, arrays(np.zeros(12)), 1)
     report = result.train_metrics_clientapp[1]
     new = grid.get_node_ids()[-1]
-    assert strategy.contributions.clients[new].delivered > 1
+    assert strategy.clients.clients[new].delivered > 1
     assert report["steps"] > 50 and new not in report["nodes-trimmed"]
 
 
@@ -261,9 +267,7 @@ def test_a_straggler_does_not_hold_up_the_others() -> None:
     strategy, grid, *_ = train(
         durations=FixedDurations(seconds), max_seconds=100, rounds=9999
     )
-    counts = sorted(
-        client.delivered for client in strategy.contributions.clients.values()
-    )
+    counts = sorted(client.delivered for client in strategy.clients.clients.values())
     assert counts[0] == 10 and counts[1] >= 99 and grid.now < 111
 
 
@@ -292,7 +296,7 @@ def test_the_cap_holds_and_is_the_largest(counts, f, share) -> None:
         ({"num_malicious_nodes": True}, "num_malicious_nodes"),
         ({"num_malicious_nodes": 0.3, "max_share": 0.4}, "max_share"),
         ({"max_share": 0.5}, "max_share"),
-        ({"arrivals_per_round": 0}, "arrivals_per_round"),
+        ({"updates_per_round": 0}, "updates_per_round"),
         ({"aggregator": "krum"}, "weights"),
     ],
 )

@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from flwr_ctma.messages.bounded_grid import REFUSED_REPLY
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import (
     AttackedStrategy,
@@ -72,6 +73,24 @@ class Timed(InProcessGrid):
         ready = [key for key in message_ids if self.due[key] <= self.clock.now]
         self.pulled += ready
         return super().pull_messages(ready)
+
+
+class Foreign(Grid):
+    """A Grid of the user's own: neither one of this project nor one of Flower's."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    run = property(lambda self: self.inner.run)
+
+
+for name in Grid.__abstractmethods__ - {"run"}:
+
+    def forward(self, *args, _name=name, **kwargs):
+        return getattr(self.inner, _name)(*args, **kwargs)
+
+    setattr(Foreign, name, forward)
+Foreign.__abstractmethods__ = frozenset()
 
 
 def ask(grid):
@@ -228,31 +247,12 @@ def test_messages_do_not_outlive_the_round_by_hours(clock):
     "wrap", [lambda inner: inner, lambda inner: AttackedStrategy(inner, "alie", 1)]
 )
 def test_a_run_waits_as_its_strategy_says(clock, wrap):
-    class Wrapped(Grid):
-        """Not an InProcessGrid, which has nothing to wait for."""
-
-        def __init__(self, grid):
-            self.grid = grid
-
-        def __getattr__(self, name):
-            return getattr(self.grid, name)
-
-        run = property(lambda self: self.grid.run)
-
-    for name in Grid.__abstractmethods__ - {"run"}:
-
-        def forward(self, *args, _name=name, **kwargs):
-            return getattr(self.grid, _name)(*args, **kwargs)
-
-        setattr(Wrapped, name, forward)
-    Wrapped.__abstractmethods__ = frozenset()
-
     strategy = RobustStrategy(
         FedAvg(fraction_evaluate=0.0),
         num_malicious_nodes=1,
         grace_period=GracePeriod(1.0),
     )
-    grid = Wrapped(Timed(clock, [30, 30, 30, 30, NEVER]))
+    grid = Foreign(Timed(clock, [30, 30, 30, 30, NEVER]))
     started = clock.now
     initial = ArrayRecord({"w": Array(np.zeros(3))})
     result = wrap(strategy).start(grid, initial, num_rounds=2)
@@ -271,11 +271,15 @@ class Undecodable(Timed):
         return found
 
 
-def test_what_cannot_be_decoded_does_not_end_the_run(clock):
-    """It takes the replies with it that were pulled with it, once."""
-    grid = GracePeriodGrid(Undecodable(clock, [1, 1, 1, 2, 2]), 1)
-    grid.send_and_receive(ask(grid), timeout=100)
-    assert len(grid.send_and_receive(ask(grid), timeout=100)) == 4
+def test_undecodable_reply_costs_that_reply_alone(clock):
+    grid = GracePeriodGrid(Foreign(Undecodable(clock, [1, 1, 1, 2, 2])), 1)
+    for _ in range(2):
+        replies = grid.send_and_receive(ask(grid), timeout=100)
+        (lost,) = [reply for reply in replies if reply.has_error()]
+        assert len(replies) == 5 and lost.error.code == REFUSED_REPLY
+        assert lost.metadata.reply_to_message_id not in {
+            reply.metadata.reply_to_message_id for reply in replies if reply is not lost
+        }
 
 
 def test_a_connection_that_is_lost_ends_the_run(clock):

@@ -1,1 +1,1 @@
-"""Aggregation at every arrival: nobody waits for the slowest client."""
+"""Asynchronous training: the server takes a step at every counted update."""

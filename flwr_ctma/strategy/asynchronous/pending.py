@@ -1,30 +1,30 @@
-"""Messages on their way: at most one for each node."""
+"""Messages that are not answered yet: at most one for each node."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from flwr_ctma.messages.schema import Rejection, ReplySchema
-from flwr_ctma.strategy.grace_period import UNDECODABLE
+from flwr_ctma.messages.bounded_grid import REFUSED_REPLY, abandon_replies
+from flwr_ctma.messages.schema import Rejection, ReplySchema, quote
 
 __all__ = ["PendingMessage", "PendingMessages"]
 
 
 @dataclass(frozen=True)
 class PendingMessage:
-    """A message on its way.
+    """A message that is not answered yet.
 
     Attributes
     ----------
     node : int
-        Whom it was sent to.
-    model : Model
-        What was sent.
+        The node that it was sent to.
+    model : ReplySchema
+        The model that was sent.
     step : int
-        Of the server, that the model is from.
+        The server's step that the model is from.
     """
 
     node: int
@@ -33,27 +33,26 @@ class PendingMessage:
 
 
 class PendingMessages:
-    """The book of all messages that are not answered yet.
+    """All messages that are not answered yet, by message id.
 
-    A reply belongs to the node that the message it answers was sent to; a reply to no
-    message of the book is nobody's.
+    A reply belongs to the node that the answered message was sent to, whatever the
+    reply says of its source. A reply to any other message is ignored.
     """
 
     def __init__(self) -> None:
-        self._flights: dict[str, PendingMessage] = {}
-        self._lasts = False  # whether the grid can be saved, with what it carries
-        self._one_by_one = False
+        self._messages: dict[str, PendingMessage] = {}
+        self._survives = False  # whether the grid saves the messages that it carries
 
     @property
     def nodes(self) -> set[int]:
         """Nodes that are busy."""
-        return {flight.node for flight in self._flights.values()}
+        return {message.node for message in self._messages.values()}
 
     def push(
         self, grid: Grid, messages: Sequence[Message], model: ReplySchema, step: int
     ) -> set[int]:
-        """Send messages; give the nodes that they did not go out to."""
-        self._lasts = hasattr(grid, "state_dict")
+        """Send messages; return the nodes that they could not be sent to."""
+        self._survives = hasattr(grid, "state_dict")
         if not messages:
             return set()
         pushed = set(grid.push_messages(messages))
@@ -61,55 +60,54 @@ class PendingMessages:
         for message in messages:
             key, node = message.metadata.message_id, message.metadata.dst_node_id
             if key in pushed:
-                self._flights[key] = PendingMessage(node, model, step)
-            else:  # gone since the grid was asked for its nodes
+                self._messages[key] = PendingMessage(node, model, step)
+            else:  # the node has left since the grid was asked for its nodes
                 lost.add(node)
         return lost
 
-    def pull(
-        self, grid: Grid
-    ) -> Iterator[tuple[PendingMessage, Message | Rejection | str]]:
-        """Give each reply that has come, with the message that it answers.
-
-        Content that cannot be decoded raises in Flower, and takes the replies with it
-        that were pulled with it. All that may be lost is given up; from then on replies
-        are pulled one by one, and who sends such content is known.
-        """
-        keys = list(self._flights)
-        for batch in [[key] for key in keys] if self._one_by_one else [keys]:
-            try:
-                replies = list(grid.pull_messages(batch))
-            except UNDECODABLE as error:
-                why = f"a reply cannot be decoded ({type(error).__name__})"
-                lost = Rejection("undecodable", why) if self._one_by_one else why
-                yield from [(self._flights.pop(key), lost) for key in batch]
-                self._one_by_one = True
+    def pull(self, grid: Grid) -> Iterator[tuple[PendingMessage, Message | Rejection]]:
+        """Yield each reply that has come, with the message that it answers."""
+        for reply in list(grid.pull_messages(list(self._messages))):
+            message = self._messages.pop(reply.metadata.reply_to_message_id, None)
+            if message is None:
                 continue
-            for reply in replies:
-                flight = self._flights.pop(reply.metadata.reply_to_message_id, None)
-                if flight is not None:
-                    yield flight, reply
+            if reply.has_error() and reply.error.code == REFUSED_REPLY:
+                yield message, Rejection("undecodable", quote(reply.error.reason))
+            else:
+                yield message, reply
+
+    def drop(self, grid: Grid, nodes: Collection[int]) -> None:
+        """Give up the messages to some nodes."""
+        keys = [key for key, sent in self._messages.items() if sent.node in nodes]
+        for key in keys:
+            del self._messages[key]
+        if keys:
+            abandon_replies(grid, keys)
+
+    def abandon(self, grid: Grid) -> None:
+        """Stop pulling replies, at the end of a run."""
+        abandon_replies(grid, self._messages)
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Give the book and the models in it; None where a crash ends all messages."""
-        if not self._lasts:
+        """Return the messages and their models; None where a crash ends them all."""
+        if not self._survives:
             return None
-        models = {id(f.model): f.model for f in self._flights.values()}
-        place = {key: i for i, key in enumerate(models)}
+        models = {id(sent.model): sent.model for sent in self._messages.values()}
+        position = {key: i for i, key in enumerate(models)}
         return {
             "models": [model.write({}) for model in models.values()],
-            "flights": [
-                (key, flight.node, place[id(flight.model)], flight.step)
-                for key, flight in self._flights.items()
+            "messages": [
+                (key, sent.node, position[id(sent.model)], sent.step)
+                for key, sent in self._messages.items()
             ],
         }
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Go on from what `state_dict` gave; None leaves the book as it is."""
+        """Restore what `state_dict` returned; None leaves the messages as they are."""
         if state is None:
             return
         models = [ReplySchema(arrays) for arrays in state["models"]]
-        self._flights = {
+        self._messages = {
             key: PendingMessage(node, models[i], step)
-            for key, node, i, step in state["flights"]
+            for key, node, i, step in state["messages"]
         }

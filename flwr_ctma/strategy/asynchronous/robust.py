@@ -1,25 +1,32 @@
-"""Training that waits for nobody, and cannot be flooded."""
+"""Asynchronous training that f nodes can neither outvote nor use up."""
 
 import math
 import time
 from collections.abc import Iterable, Mapping
 from logging import INFO, WARNING
+from numbers import Integral
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from flwr_ctma.aggregators import Aggregator
+from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
+from flwr_ctma.messages.bounded_grid import bound_replies
+from flwr_ctma.messages.reply_size import ReplyLimit
 from flwr_ctma.strategy.anytime import AnyTimeSGD
-from flwr_ctma.strategy.asynchronous.contributions import Contributions
-from flwr_ctma.strategy.asynchronous.exchange import Exchange, clock
+from flwr_ctma.strategy.asynchronous.async_round import AsyncRound, clock
+from flwr_ctma.strategy.asynchronous.clients import ClientUpdates
+from flwr_ctma.strategy.asynchronous.loop import run_rounds
 from flwr_ctma.strategy.asynchronous.pending import PendingMessages
-from flwr_ctma.strategy.asynchronous.rounds import rounds
 from flwr_ctma.strategy.asynchronous.statistics import RoundStatistics
-from flwr_ctma.strategy.asynchronous.weighting import ClientWeighting, Counts
+from flwr_ctma.strategy.asynchronous.weighting import (
+    ClientWeighting,
+    Counts,
+    parse_client_weighting,
+)
 from flwr_ctma.strategy.compatibility import resolve_aggregator
 from flwr_ctma.strategy.wrappers.base import Evaluate
 from flwr_ctma.tracking.ledger import Ledger
@@ -28,65 +35,71 @@ __all__ = ["AsyncRobustStrategy"]
 
 
 class AsyncRobustStrategy(Strategy):
-    """Take a step at every arrival, along a robust average of all latest updates.
+    """Take a step at every counted update, along a robust average of the latest ones.
 
-    The server keeps the latest update u_j of every client and the number s_j of updates
-    that it has counted of it. When client i delivers, s_i and u_i change, and
+    The server keeps the latest update u_j of every client and the number s_j of its
+    updates that were counted. When client i delivers, s_i and u_i change, and
 
         x ← step(x, x + A_ω({u_j}, {s_j}))
 
-    with the rule's weighted form A_ω. The new model goes to client i at once; no client
-    has more than one message on its way.
+    with the rule's weighted form A_ω. Client i is sent the new model at once; no client
+    has more than one unanswered message.
 
     Parameters
     ----------
     step : AnyTimeSGD
-        What the server does with the average: `AnyTimeSGD(0.1)` for the momenta of
-        asynchronous μ²-SGD, `AnyTimeSGD(0.1, "fixed(gamma=1)")` for SGD and momentum,
-        and with a rate of about 1/n for the updates of ordinary FedAvg clients.
+        The step along the average: `AnyTimeSGD(0.1)` for the momenta of asynchronous
+        μ²-SGD, `AnyTimeSGD(0.1, "fixed(gamma=1)")` for SGD and momentum, and a rate of
+        about 1/n for the updates of ordinary FedAvg clients.
     aggregator : Aggregator | str (default: "ctma(gm)")
         A rule with a weighted form: ctma, gm, cwmed, cwtm.
     num_malicious_nodes : int | float
         f, of all the nodes. Or λ in [0, 1/2), the share of all updates that malicious
         nodes deliver, however many they are: it is taken on trust, as in the paper, and
-        a flood is not held back.
+        no node is held to a cap.
     max_share : float | None (default: None)
         The λ that any f clients are held to, of the weight and of the steps that they
         cause. Half-way between f/n and 1/2 if None.
-    weighing : Weighing (default: Counts())
+    client_weighting : ClientWeighting | str (default: Counts())
         Counts as in the paper, `Staleness()` for FedAvg clients, or `EqualWeights()`.
-    arrivals_per_round : int | None (default: None)
-        After how many arrivals the model is evaluated; the number of nodes if None.
+    updates_per_round : int | None (default: None)
+        Counted updates after which the model is evaluated; the number of nodes if None.
     max_seconds : float (default: infinity)
-        After which the run ends, with the round that it is in.
+        The run ends with the round in which this time is over.
     min_available_nodes : int (default: 2)
         Nodes to wait for before the start.
+    reply_limit : ReplyLimit (default: ReplyLimit())
+        The memory that a reply may take, in a deployment.
 
     Raises
     ------
     ValueError
-        If step is no AnyTimeSGD, the rule has no weighted form, or a number is out of
-        range.
+        If a parameter is of another type or out of range, or the rule has no weighted
+        form.
 
     Notes
     -----
     Weights are cut so that any f clients hold at most λ of them, see
-    `flwr_ctma.strategy.asynchronous.weighting.capped`. An update of a client whose count is above that cut
-    replaces its last, but is not counted and makes the server take no step. So f
-    clients cause λ of the steps and f more at most, whatever the pattern of arrivals: a
-    flood neither outvotes the others nor makes the server run on along what they sent
-    long ago. Until so many nodes have delivered that this can be kept, no step is
-    taken.
+    `flwr_ctma.strategy.asynchronous.weighting.capped`. A client whose count is above
+    the cap gets no work until the others have delivered so much that the cap allows it.
+    So f clients cause λ of the steps and f more at most, whatever the pattern of
+    arrivals: a flood neither outvotes the others, nor uses up the rounds, which consist
+    of counted updates. Until so many nodes have delivered that this can be kept, no
+    step is taken.
 
-    Nodes that come later get work at the next tick; nodes that are gone keep no weight
-    until they are back. A reply that is rejected costs its sender the rest of the
-    round; it counts as no update.
+    Nodes that connect later get work within a second. Nodes that have left have no
+    weight until they are back, and their metrics are not reported. There are never more
+    rows than nodes were connected at the same time. A node whose reply is rejected
+    gets no work for the rest of the round; the reply counts as no update.
+
+    A node that may register under new ids starts with a new count each time: the cap
+    holds f clients only where the SuperLink authenticates nodes.
 
     References
     ----------
     Dahan and Levy, "Weight for Robustness: A Comprehensive Approach towards Optimal
     Fault-Tolerant Asynchronous ML", NeurIPS 2024, Algorithm 2 (arXiv 2501.09621). The
-    cap is not theirs: they assume that λ < 1/2 of the updates are Byzantine.
+    cap is an addition: the paper assumes that λ < 1/2 of the updates are Byzantine.
 
     Examples
     --------
@@ -104,10 +117,11 @@ class AsyncRobustStrategy(Strategy):
         *,
         num_malicious_nodes: int | float,
         max_share: float | None = None,
-        weighing: ClientWeighting = Counts(),  # noqa: B008, a frozen value
-        arrivals_per_round: int | None = None,
+        client_weighting: ClientWeighting | str = Counts(),  # noqa: B008, frozen
+        updates_per_round: int | None = None,
         max_seconds: float = float("inf"),
         min_available_nodes: int = 2,
+        reply_limit: ReplyLimit = ReplyLimit(),  # noqa: B008, frozen
     ) -> None:
         if not isinstance(step, AnyTimeSGD):
             raise parameter_error(
@@ -116,33 +130,43 @@ class AsyncRobustStrategy(Strategy):
                 step,
                 'For FedAvg clients: AnyTimeSGD(1 / n, "fixed(gamma=1)").',
             )
-        self.contributions = Contributions(num_malicious_nodes, max_share, weighing)
-        if arrivals_per_round is not None and arrivals_per_round < 1:
-            raise parameter_error(
-                "arrivals_per_round", "at least 1", arrivals_per_round
-            )
+        if isinstance(client_weighting, str):
+            client_weighting = parse_client_weighting(client_weighting)
+        self.clients = ClientUpdates(num_malicious_nodes, max_share, client_weighting)
+        if updates_per_round is not None:
+            _check_count("updates_per_round", updates_per_round)
+        _check_count("min_available_nodes", min_available_nodes)
+        if isinstance(max_seconds, bool | str) or not max_seconds > 0:
+            raise parameter_error("max_seconds", "a number above 0", max_seconds)
+        if not isinstance(reply_limit, ReplyLimit):
+            raise parameter_error("reply_limit", "a `ReplyLimit`", reply_limit)
         self.step = step
         self.aggregator = resolve_aggregator(aggregator, weighted=True)
-        self.num_malicious_nodes = num_malicious_nodes
-        self.arrivals_per_round = arrivals_per_round
+        self.num_malicious_nodes = self.clients.f
+        self.updates_per_round = updates_per_round
         self.max_seconds = max_seconds
-        f = num_malicious_nodes if isinstance(num_malicious_nodes, int) else 0
+        self.reply_limit = reply_limit
+        f = self.clients.f if isinstance(self.clients.f, int) else 0
         self.min_available_nodes = max(min_available_nodes, 2 * f + 1)
         self.ledger = Ledger()
-        self._in_flight = PendingMessages()
+        self._pending = PendingMessages()
         self._timeout = 3600.0
         self._began = math.nan
         self._elapsed = 0.0
-        self._tally = RoundStatistics()
+        self._statistics = RoundStatistics()
 
     def summary(self) -> None:
         """Log the settings, then those of the step."""
-        held = self.contributions
+        clients = self.clients
         log(INFO, "\t├──> Asynchronous robust aggregation:")
         log(INFO, "\t│\t├── Aggregator: %s", self.aggregator)
         log(INFO, "\t│\t├── Malicious nodes: %s", self.num_malicious_nodes)
-        log(INFO, "\t│\t├── Largest share of the weight: %s", held.max_share or "auto")
-        log(INFO, "\t│\t└── Weighing: %s", held.weighing)
+        log(
+            INFO,
+            "\t│\t├── Largest share of the weight: %s",
+            clients.max_share or "auto",
+        )
+        log(INFO, "\t│\t└── Client weighting: %s", clients.client_weighting)
         self.step.summary()
 
     def start(
@@ -157,18 +181,20 @@ class AsyncRobustStrategy(Strategy):
     ) -> Result:
         """Run the training; see `flwr.serverapp.strategy.Strategy.start`.
 
-        A round is a number of arrivals, and its end is when the model is evaluated on
-        the server. Clients find in "server-round" how many messages they were sent.
+        A round is a number of counted updates; at its end the model is evaluated on the
+        server. Clients find in "server-round" how many messages they were sent.
 
         Parameters
         ----------
         timeout : float (default: 3600)
-            Seconds after which a round ends, however few arrivals it had.
+            Seconds after which a round ends, however few updates were counted.
 
         Raises
         ------
         ValueError
             For an `evaluate_config`: nodes are busy training, and evaluate nothing.
+        RuntimeError
+            If the run ends without a step.
         """
         return self.loop(
             self,
@@ -192,7 +218,7 @@ class AsyncRobustStrategy(Strategy):
         evaluate_config: ConfigRecord | None,
         evaluate_fn: Evaluate | None,
     ) -> Result:
-        """Run the rounds of the outermost strategy around this one, in time."""
+        """Run the rounds of the outermost strategy around this one."""
         if evaluate_config is not None:
             raise parameter_error(
                 "evaluate_config",
@@ -201,91 +227,99 @@ class AsyncRobustStrategy(Strategy):
                 "Nodes only train here: evaluate on the server with `evaluate_fn`.",
             )
         self._timeout = timeout
-        return rounds(
-            outer,
-            grid,
-            initial_arrays,
-            num_rounds,
-            ConfigRecord() if train_config is None else train_config,
-            evaluate_fn,
-            lambda: self._elapsed >= self.max_seconds,
-        )
+        grid = bound_replies(grid, self.reply_limit)
+        try:
+            result = run_rounds(
+                outer,
+                grid,
+                initial_arrays,
+                num_rounds,
+                ConfigRecord() if train_config is None else train_config,
+                evaluate_fn,
+                lambda: self._elapsed >= self.max_seconds,
+            )
+        finally:
+            self._pending.abandon(grid)
+        if num_rounds > 0 and not self.clients.steps:
+            raise RuntimeError(
+                f"The run ended without a step: {self.clients.why_no_step()}."
+            )
+        return result
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Take the arrivals of a round: nothing is left for Flower's loop to send."""
+        """Run a round; nothing is left for Flower's loop to send."""
         if math.isnan(self._began):
             self._wait_for_nodes(grid)
-            if self.contributions.clients:  # resumed, where nodes may be others
-                here = {*grid.get_node_ids()} | self._in_flight.nodes
-                self.contributions.forget_all_but(here)
+            if self.clients.clients:  # resumed, perhaps with other nodes
+                here = {*grid.get_node_ids()} | self._pending.nodes
+                self.clients.forget([n for n in self.clients.clients if n not in here])
             self._began = clock(grid) - self._elapsed
-        exchange = Exchange(
+        round_ = AsyncRound(
             grid=grid,
             config=config,
             step=self.step,
             rule=self.aggregator,
-            contributions=self.contributions,
-            pending=self._in_flight,
+            clients=self.clients,
+            pending=self._pending,
             arrays=arrays,
         )
         end = min(clock(grid) + self._timeout, self._began + self.max_seconds)
-        exchange.run(self.arrivals_per_round, end)
-        self._arrays, self._tally = exchange.arrays, exchange.tally
+        round_.run(self.updates_per_round, end)
+        self._arrays, self._statistics = round_.arrays, round_.statistics
         self._elapsed = clock(grid) - self._began
         return []
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord, MetricRecord]:
-        """Give the model that the round led to, and sum the round up."""
-        if self._tally.steps:
-            delivered = sorted(set(self._tally.accepted))
-            self._tally.trimmed = self.contributions.trimmed(delivered)
-        elif self._tally.accepted:
-            why = self.contributions.hindrance()
+        """Return the model at the end of the round, and the metrics of the round."""
+        if self._statistics.steps:
+            delivered = sorted(set(self._statistics.accepted))
+            self._statistics.trimmed = self.clients.trimmed(delivered)
+        else:
+            why = self.clients.why_no_step()
             log(WARNING, "No step in round %d: %s.", server_round, why)
-        self._tally.enter(self.ledger)
-        clients = self.contributions.clients.values()
-        claims = [c.metrics for c in clients if c.metrics is not None]
-        report = self._tally.report(claims, self.num_malicious_nodes)
-        report["largest-share"] = self.contributions.share
+        self._statistics.record(self.ledger)
+        claims = self.clients.claims()
+        report = self._statistics.report(claims, self.num_malicious_nodes)
+        report["largest-share"] = self.clients.share
         report["seconds"] = self._elapsed
         return self._arrays, report
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """Ask nobody: nodes are busy training."""
+        """Return no messages: nodes are busy training."""
         return []
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Nobody was asked."""
+        """Return None: no node evaluates."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what a resumed run needs.
+        """Return the state that a resumed run needs.
 
-        Work that is on its way is among it on a grid that can be saved as well, such as
-        `ArrivalGrid`. On Flower's own grids it is lost in a crash: nodes are idle then,
-        and are sent the model that was saved. Nodes are known by their ids; what was
-        known of those that are not there when the run is resumed is dropped.
+        It includes unanswered messages on a grid that is saved as well, such as
+        `ArrivalGrid`. On Flower's own grids they are lost in a crash: nodes are idle
+        then, and are sent the model that was saved. Nodes are known by their ids; what
+        was known of nodes that are not connected when the run is resumed is dropped.
         """
         return {
-            "contributions": self.contributions.state_dict(),
-            "in-flight": self._in_flight.state_dict(),
+            "clients": self.clients.state_dict(),
+            "pending": self._pending.state_dict(),
             "step": self.step.state_dict(),
             "ledger": self.ledger.to_rows(),
             "elapsed": self._elapsed,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
-        self.contributions.load_state_dict(state["contributions"])
-        self._in_flight.load_state_dict(state["in-flight"])
+        """Restore what `state_dict` returned."""
+        self.clients.load_state_dict(state["clients"])
+        self._pending.load_state_dict(state["pending"])
         self.step.load_state_dict(state["step"])
         self.ledger = Ledger.from_rows(state["ledger"])
         self._elapsed, self._began = state["elapsed"], math.nan
@@ -298,3 +332,8 @@ class AsyncRobustStrategy(Strategy):
                 *(len(nodes), self.min_available_nodes),
             )
             time.sleep(1)
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise parameter_error(name, "a whole number, at least 1", value)

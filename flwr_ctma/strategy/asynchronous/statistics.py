@@ -1,4 +1,4 @@
-"""What happened in a round of arrivals."""
+"""What happened in a round of asynchronous training."""
 
 import math
 from collections.abc import Sequence
@@ -14,27 +14,30 @@ __all__ = ["RoundStatistics"]
 
 @dataclass
 class RoundStatistics:
-    """Who delivered, and how many steps that led to.
+    """Which nodes delivered, and how many steps that caused.
 
     Attributes
     ----------
     steps : int
-        Of the server.
+        Steps of the server.
+    counted : int
+        Updates that were counted: good ones of nodes below their cap.
     accepted : list of int
-        Nodes by good replies, in the order of their arrival.
+        The nodes of all good replies, in the order of arrival.
     rejected : dict of str by node
-        Why a reply was rejected.
+        The reasons for which replies were rejected.
     failed : set of int
         Nodes that answered with an error, or whose answer was lost.
     waiting : set of int
-        Nodes with work on their way at the end.
+        Nodes with unanswered messages at the end.
     trimmed : list of int, or None
-        Nodes whose updates counted nothing at the last step; None without any step.
+        Nodes whose updates had no weight in the last step; None without any step.
     sent, received : int
         Bytes, in arrays.
     """
 
     steps: int = 0
+    counted: int = 0
     accepted: list[int] = field(default_factory=list)
     rejected: dict[int, str] = field(default_factory=dict)
     failed: set[int] = field(default_factory=set)
@@ -45,14 +48,14 @@ class RoundStatistics:
 
     @property
     def arrivals(self) -> int:
-        """All that came of messages, good or not."""
+        """The number of replies, good or not."""
         return len(self.accepted) + len(self.rejected) + len(self.failed)
 
     def resting(self) -> set[int]:
-        """Nodes that get no more work in this round."""
+        """Return the nodes that get no more work in this round."""
         return self.failed | self.rejected.keys()
 
-    def enter(self, ledger: Ledger) -> None:
+    def record(self, ledger: Ledger) -> None:
         """Note in the ledger what each node did."""
         ledger.note(
             self.accepted,
@@ -62,12 +65,12 @@ class RoundStatistics:
         )
 
     def report(self, claims: Sequence[MetricRecord], f: int | float) -> MetricRecord:
-        """Sum the round up.
+        """Return the metrics of the round.
 
         Parameters
         ----------
         claims : sequence of MetricRecord
-            What each client last said of itself, of which f may be lies.
+            The latest metrics of each client, of which f may be lies.
         f : int | float
             A count or a share.
         """
@@ -76,6 +79,7 @@ class RoundStatistics:
         if len(claims) > 2 * liars:
             report.update(trimmed_mean(claims, liars)[0])
         report["arrivals"] = self.arrivals
+        report["updates-counted"] = self.counted
         report["steps"] = self.steps
         report["replies-accepted"] = len(self.accepted)
         report["replies-rejected"] = len(self.rejected)

@@ -1,4 +1,4 @@
-"""How much each client's latest update counts, so that no flood can take over."""
+"""The weight of each client's latest update, and the cap that any f clients keep."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -22,36 +22,36 @@ __all__ = [
 Float64 = NDArray[np.float64]
 
 
-# Of a share that is met exactly.
+# Relative, where a share is met exactly.
 _ROUNDING = 1e-9
 
 
 class ClientWeighting(ABC):
-    """What clients' latest updates count before the cap."""
+    """The weights of clients' latest updates, before the cap."""
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def __str__(self) -> str:
-        """Spell it as `parse_client_weighting` reads it."""
-        return spell(self, _WEIGHINGS)
+        """Return the text that `parse_client_weighting` reads."""
+        return spell(self, _WEIGHTINGS)
 
     @abstractmethod
     def __call__(self, counts: Float64, ages: Float64) -> Float64:
-        """Weigh clients by what the server counted.
+        """Return the weight of each client.
 
         Parameters
         ----------
         counts : ndarray of shape (n,)
-            Updates that each client delivered, at least 1.
+            Updates of each client that the server counted, at least 1.
         ages : ndarray of shape (n,)
-            Steps of the server since the model that the latest update answers was sent.
+            Steps of the server since the model that each latest update is from.
         """
 
 
 @dataclass(frozen=True)
 class Counts(ClientWeighting):
-    """The number of updates a client delivered: whoever has averaged more knows more.
+    """The number of a client's updates: a mean over more updates has less noise.
 
     References
     ----------
@@ -64,13 +64,13 @@ class Counts(ClientWeighting):
     """
 
     def __call__(self, counts: Float64, ages: Float64) -> Float64:
-        """The counts."""
+        """Return the counts."""
         return counts
 
 
 @dataclass(frozen=True)
 class EqualWeights(ClientWeighting):
-    """The same for every client that has delivered: what rules without weights do.
+    """The same weight for every client that has delivered, as in rules without weights.
 
     Examples
     --------
@@ -79,13 +79,13 @@ class EqualWeights(ClientWeighting):
     """
 
     def __call__(self, counts: Float64, ages: Float64) -> Float64:
-        """Ones."""
+        """Return ones."""
         return np.ones_like(counts)
 
 
 @dataclass(frozen=True)
 class Staleness(ClientWeighting):
-    """(1 + age)^-power: for clients that send updates, not averages over all they did.
+    """The weight (1 + age)^-power, for clients that send plain updates.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ class Staleness(ClientWeighting):
     Raises
     ------
     ValueError
-        If power is negative.
+        If power is negative or not finite.
 
     References
     ----------
@@ -110,40 +110,40 @@ class Staleness(ClientWeighting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.power >= 0:
-            raise parameter_error("power", "at least 0", self.power)
+        if not 0 <= self.power < float("inf"):
+            raise parameter_error("power", "at least 0, and finite", self.power)
 
     def __call__(self, counts: Float64, ages: Float64) -> Float64:
-        """Smaller the older the model that was trained."""
+        """Return smaller weights for older models."""
         discounts: Float64 = (1.0 + ages) ** -self.power
         return discounts
 
 
-_WEIGHINGS: dict[str, type] = {
+_WEIGHTINGS: dict[str, type] = {
     "counts": Counts,
     "staleness": Staleness,
-    "alike": EqualWeights,
+    "equal": EqualWeights,
 }
 
 
 def parse_client_weighting(text: str) -> ClientWeighting:
-    """Build what a run-config spells: `counts`, `staleness(power=1)`, `alike`.
+    """Return the client weighting that a text spells: `counts`, `staleness(power=1)`, `equal`.
 
     Raises
     ------
     ValueError
-        If the text spells none.
+        If the text spells no client weighting.
 
     Examples
     --------
     >>> parse_client_weighting("staleness(power=1)")
     Staleness(power=1.0)
     """
-    return cast(ClientWeighting, parse(text, _WEIGHINGS, "weighing"))
+    return cast(ClientWeighting, parse(text, _WEIGHTINGS, "client-weighting"))
 
 
 def capped(weights: Float64, f: int, share: float) -> Float64 | None:
-    """Cut weights to the largest c at which no f of them hold more than a share.
+    """Return weights cut at the largest c at which any f hold at most a share.
 
     min(s_i, c) with the largest c for which the f heaviest have at most λ of the sum.
 

@@ -4,8 +4,8 @@ from collections import Counter
 from logging import WARNING
 
 from flwr.app import ArrayRecord, Message, RecordDict
-from flwr.common import log
 
+from flwr_ctma.compat import log
 from flwr_ctma.strategy.round.claims import trimmed_mean
 from flwr_ctma.strategy.round.replies import Round, SortedReplies
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from flwr.app import MetricRecord
-from flwr.common import log
 from numpy.typing import NDArray
 
 from flwr_ctma.aggregators import Budget
+from flwr_ctma.compat import log
 from flwr_ctma.messages.schema import Rejection, quote
 from flwr_ctma.strategy.round.tolerance import effective_f
 

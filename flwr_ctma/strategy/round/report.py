@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from logging import INFO, WARNING
 
 from flwr.app import Message, MetricRecord
-from flwr.common import log
 
+from flwr_ctma.compat import log
 from flwr_ctma.strategy.round.replies import Round, SortedReplies
 from flwr_ctma.strategy.round.tolerance import Tolerance, min_replies
 

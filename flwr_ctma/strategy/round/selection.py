@@ -5,10 +5,10 @@ from dataclasses import replace
 from logging import INFO
 
 from flwr.app import Message
-from flwr.common import log
 from flwr.serverapp import Grid
 
 from flwr_ctma.aggregators import Aggregator
+from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.strategy.guarantee import log_guarantee
 from flwr_ctma.strategy.round.replies import Round

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Sequence
 from logging import INFO, WARNING
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from flwr_ctma.aggregators import Budget, Mean
 from flwr_ctma.attacks import Attack
 from flwr_ctma.attacks.collusion import Colluders, Seen, stack
+from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.strategy.compatibility import check_compatible
 from flwr_ctma.strategy.robust import RobustStrategy

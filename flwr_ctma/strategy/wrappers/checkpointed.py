@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.strategy.wrappers.base import (
     Evaluate,

@@ -6,10 +6,10 @@ from logging import WARNING
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from flwr_ctma.compat import log
 from flwr_ctma.strategy.round.report import bytes_of
 from flwr_ctma.strategy.wrappers.base import StrategyWrapper
 

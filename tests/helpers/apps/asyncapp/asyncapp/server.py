@@ -44,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
         config["num-rounds"],
         evaluate_fn=measure,
     )
-    known = strategy.contributions
+    known = strategy.clients
     rows = {
         int(client.metrics["partition-id"]): {
             "delivered": client.delivered,

@@ -4,16 +4,16 @@ from collections.abc import Callable
 from logging import INFO
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
-from flwr.common import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from flwr_ctma.compat import log
 from flwr_ctma.strategy.wrappers.base import Evaluate
 
-__all__ = ["rounds"]
+__all__ = ["run_rounds"]
 
 
-def rounds(
+def run_rounds(
     strategy: Strategy,
     grid: Grid,
     arrays: ArrayRecord,
@@ -27,11 +27,22 @@ def rounds(
     Parameters
     ----------
     strategy : Strategy
-        The outermost.
+        The outermost strategy.
+    grid : Grid
     arrays : ArrayRecord
-        The model to begin with, and to give back if there is no other.
+        The initial model.
+    num_rounds : int
+    config : ConfigRecord
+        What clients are sent with every message.
+    evaluate_fn : callable or None
+        Evaluates the model before the first round and after each.
     is_over : callable
-        Says, before each round, whether to end early.
+        Returns, before each round, whether to end early.
+
+    Returns
+    -------
+    Result
+        With the initial model if no round changed it.
     """
     log(INFO, "Starting %s:", type(strategy).__name__)
     strategy.summary()
@@ -39,7 +50,7 @@ def rounds(
 
     def evaluate(number: int) -> None:
         metrics = evaluate_fn(number, result.arrays) if evaluate_fn else None
-        _note(result.evaluate_metrics_serverapp, number, metrics)
+        _record(result.evaluate_metrics_serverapp, number, metrics)
 
     evaluate(0)
     for number in range(1, num_rounds + 1):
@@ -47,15 +58,15 @@ def rounds(
             log(INFO, "Ended before round %d.", number)
             break
         strategy.configure_train(number, result.arrays, config, grid)
-        arrived, report = strategy.aggregate_train(number, [])
-        result.arrays = result.arrays if arrived is None else arrived
-        log(INFO, "[ROUND %d/%d] %s", number, num_rounds, report)
-        _note(result.train_metrics_clientapp, number, report)
+        aggregated, metrics = strategy.aggregate_train(number, [])
+        result.arrays = result.arrays if aggregated is None else aggregated
+        log(INFO, "[ROUND %d/%d] %s", number, num_rounds, metrics)
+        _record(result.train_metrics_clientapp, number, metrics)
         evaluate(number)
     return result
 
 
-def _note(
+def _record(
     history: dict[int, MetricRecord], number: int, metrics: MetricRecord | None
 ) -> None:
     if metrics is not None:

@@ -1,7 +1,8 @@
-"""What every client has contributed: its latest update, and how many of them count."""
+"""The latest update of every client, and how many of its updates count."""
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.schema import Reply, ReplySchema
 from flwr_ctma.strategy.asynchronous.weighting import ClientWeighting, capped
 
-__all__ = ["Client", "Contributions"]
+__all__ = ["Client", "ClientUpdates"]
 
 Float64 = NDArray[np.float64]
 
@@ -27,17 +28,17 @@ class Client:
     Attributes
     ----------
     row : int
-        Where its latest update is kept.
+        The row of its latest update.
     asked : int
         Messages that it was sent.
     delivered : int
         Good replies.
     count : int
-        Those of them that count.
+        Good replies that were counted.
     asked_at : int
-        Step of the server that the latest reply's model is from.
+        The server's step that the model of the latest reply is from.
     metrics : MetricRecord | None
-        Of the latest reply.
+        Metrics of the latest reply.
     """
 
     row: int
@@ -49,8 +50,12 @@ class Client:
 
 
 @dataclass
-class Contributions:
-    """The latest update and the count of every client, and what these weigh.
+class ClientUpdates:
+    """The latest update and the count of every client, and their weights.
+
+    There are never more rows than nodes were connected at the same time: a node that
+    has left keeps its row until a new node needs the room, and the first to leave is
+    the first to be forgotten.
 
     Parameters
     ----------
@@ -59,55 +64,73 @@ class Contributions:
         trust.
     max_share : float | None
         The most that any f clients may hold; half-way from f/n to 1/2 if None.
-    weighing : Weighing
+    client_weighting : ClientWeighting
 
     Attributes
     ----------
     present : set of int
         Nodes that are connected; all others have no weight until they are back.
     clients : dict of Client by node
-        Of all nodes that were ever asked, in the order of their rows.
-    latest : dict of Latest by "rows" and "buffers"
-        Latest updates of the parameters that are measured, and of running statistics.
+        All nodes that have a row, in the order of their rows.
+    latest : dict of IncrementalStack by "rows" and "buffers"
+        Latest updates of the measured parameters, and of running statistics.
     steps : int
-        That the server has taken.
+        Steps of the server.
     share : float
-        λ at the last step.
+        λ in the last step.
+
+    Raises
+    ------
+    ValueError
+        If f, max_share or client_weighting is of another type, or out of range.
     """
 
     f: int | float
     max_share: float | None
-    weighing: ClientWeighting
+    client_weighting: ClientWeighting
     present: set[int] = field(default_factory=set)
     clients: dict[int, Client] = field(default_factory=dict)
     latest: dict[str, IncrementalStack] = field(default_factory=dict)
     steps: int = 0
     share: float = 0.0
-    _idle: Set[int] = frozenset()
+    _without_weight: Set[int] = frozenset()
+    _most_present: int = 0
+    _left: dict[int, None] = field(default_factory=dict)  # in the order of leaving
 
     def __post_init__(self) -> None:
-        counted = isinstance(self.f, int) and not isinstance(self.f, bool)
-        shared = isinstance(self.f, float) and 0 <= self.f < 0.5
-        if not (self.f >= 0 if counted else shared):
+        f, share = self.f, self.max_share
+        counted = isinstance(f, Integral) and not isinstance(f, bool) and f >= 0
+        if not counted and not (isinstance(f, float) and 0 <= f < 0.5):
             expected = "a count, or a share of updates in [0, 0.5)"
-            raise parameter_error("num_malicious_nodes", expected, self.f)
-        if self.max_share is None:
+            raise parameter_error("num_malicious_nodes", expected, f)
+        self.f = int(f) if counted else float(f)
+        if not isinstance(self.client_weighting, ClientWeighting):
+            raise parameter_error(
+                "client_weighting",
+                "a `ClientWeighting` or its name, such as `counts`",
+                self.client_weighting,
+            )
+        if share is None:
             return
         if not counted:
             expected = "None where `num_malicious_nodes` is a share: that is on trust"
-            raise parameter_error("max_share", expected, self.max_share)
-        if not 0 <= self.max_share < 0.5:
+            raise parameter_error("max_share", expected, share)
+        if (
+            isinstance(share, bool)
+            or not isinstance(share, Real)
+            or not 0 <= share < 0.5
+        ):
             remedy = "No rule holds against half of the weight."
-            raise parameter_error("max_share", "in [0, 0.5)", self.max_share, remedy)
+            raise parameter_error("max_share", "in [0, 0.5)", share, remedy)
 
     def ask(self, node: int) -> int:
-        """Note that a node is sent a message; give how many it has been sent."""
+        """Note that a node is sent a message; return how many it has been sent."""
         client = self.clients.setdefault(node, Client(len(self.clients)))
         client.asked += 1
         return client.asked
 
     def replace(self, node: int, model: ReplySchema, step: int, reply: Reply) -> None:
-        """Put an update, reply less model that was sent, in the place of the last."""
+        """Replace a client's latest update, which is its reply less the sent model."""
         client = self.clients[node]
         client.delivered += 1
         client.asked_at = step
@@ -116,15 +139,30 @@ class Contributions:
             update = model.updates([reply], positions).combine(np.ones(1))
             if name not in self.latest:
                 self.latest[name] = IncrementalStack(len(self.clients), update)
-            self._make_room()
+            self._grow()
             self.latest[name].replace(client.row, update)
 
-    def forget_all_but(self, nodes: Set[int]) -> None:
-        """Drop what was known of all other nodes, with their rows."""
-        kept = {n: client for n, client in self.clients.items() if n in nodes}
+    def set_present(self, present: Set[int]) -> set[int]:
+        """Note which nodes are connected; return those that are forgotten for good."""
+        self.present = set(present)
+        self._most_present = max(self._most_present, len(present))
+        gone = [node for node in self.clients if node not in present]
+        self._left = dict.fromkeys(
+            [*(node for node in self._left if node in gone), *gone]
+        )
+        rows = len(self.clients.keys() | present)
+        forgotten = list(self._left)[: max(rows - self._most_present, 0)]
+        self.forget(forgotten)
+        return set(forgotten)
+
+    def forget(self, nodes: Collection[int]) -> None:
+        """Drop all that is known of some nodes, with their rows."""
+        kept = {n: client for n, client in self.clients.items() if n not in nodes}
+        for node in nodes:
+            self._left.pop(node, None)
         if len(kept) == len(self.clients):
             return
-        self._make_room()
+        self._grow()
         rows = [client.row for client in kept.values()]
         self.latest = self.latest if rows else {}
         for latest in self.latest.values():
@@ -133,21 +171,39 @@ class Contributions:
             client.row = row
         self.clients = kept
 
-    def _make_room(self) -> None:
+    def claims(self) -> list[MetricRecord]:
+        """Return the latest metrics of every client that is connected."""
+        clients = [c for node, c in self.clients.items() if node in self.present]
+        return [c.metrics for c in clients if c.metrics is not None]
+
+    def _grow(self) -> None:
         """Give every client a row."""
         for latest in self.latest.values():
             if len(self.clients) > latest.n:
                 latest.grow(len(self.clients))
+
+    def above_cap(self) -> set[int]:
+        """Return the nodes whose next update would not be counted: they wait.
+
+        Before so many nodes have delivered that the cap can be kept, one update of each
+        is counted.
+        """
+        counts, _ = self._counts_and_ages()
+        cut = self._cut(counts)
+        full = counts > (0 if cut is None else cut)
+        return {node for node, client in self.clients.items() if full[client.row]}
+
+    def all_above_cap(self) -> bool:
+        """Return whether no client that has delivered may work: others must deliver."""
+        known = {node for node, client in self.clients.items() if client.count}
+        return bool(known & self.present) and known & self.present <= self.above_cap()
 
     def count(self, node: int) -> bool:
         """Count an update, unless the client's count is above the cap already."""
         client = self.clients[node]
         counts, _ = self._counts_and_ages()
         cut = self._cut(counts)
-        if cut is None:  # too few have delivered: one of each counts, for later
-            client.count = max(client.count, 1)
-            return False
-        if cut[client.row] < counts[client.row]:
+        if client.count > (0 if cut is None else cut[client.row]):
             return False
         client.count += 1
         return True
@@ -155,9 +211,9 @@ class Contributions:
     def average(
         self, model: ReplySchema, rule: Aggregator
     ) -> dict[int, NDArray[Any]] | None:
-        """Give the robust average, by positions in the model.
+        """Return the robust average, by positions in the model.
 
-        None if it is not safe: f clients could hold too much of it.
+        None where f clients could hold more than their share of it.
         """
         budget = self._budget()
         if budget is None:
@@ -167,25 +223,25 @@ class Contributions:
             rows = Updates(self.latest[name])
             point = (rule if name == "rows" else CwTM()).solve(rows, budget)
             if name == "rows":
-                self._idle = self._without(point.weights())
+                self._without_weight = self._nodes_without(point.weights())
             average.update(zip(positions, point.vector(rows.stack), strict=True))
         return average
 
     def trimmed(self, nodes: Iterable[int]) -> list[int]:
-        """Give those of some nodes whose updates counted nothing at the last step.
+        """Return those of some nodes whose updates had no weight in the last step.
 
-        None of them where a rule works coordinate by coordinate.
+        There are none where a rule works coordinate by coordinate.
         """
-        return [node for node in nodes if node in self._idle]
+        return [node for node in nodes if node in self._without_weight]
 
-    def _without(self, influence: Float64 | None) -> Set[int]:
-        """Give the nodes that have no influence; it is None where it is not known."""
+    def _nodes_without(self, influence: Float64 | None) -> Set[int]:
+        """Return the nodes without influence; none where it is not known."""
         if influence is None:
             return frozenset()
         return {n for n, client in self.clients.items() if influence[client.row] == 0}
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what a resumed run needs, beside who is connected then."""
+        """Return the state that a resumed run needs."""
         clients = {
             node: {**vars(client), "metrics": client.metrics and dict(client.metrics)}
             for node, client in self.clients.items()
@@ -196,10 +252,11 @@ class Contributions:
             "latest": latest,
             "steps": self.steps,
             "share": self.share,
+            "most-present": self._most_present,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.clients = {node: Client(**c) for node, c in state["clients"].items()}
         for client in self.clients.values():
             if client.metrics is not None:
@@ -208,9 +265,10 @@ class Contributions:
         self.latest = {name: IncrementalStack.from_state(rows) for name, rows in latest}
         self.steps = state["steps"]
         self.share = state["share"]
+        self._most_present = state["most-present"]
 
-    def hindrance(self) -> str:
-        """Say why no step may be taken yet."""
+    def why_no_step(self) -> str:
+        """Return the reason for which no step may be taken yet."""
         known = sum(c.count > 0 and n in self.present for n, c in self.clients.items())
         return (
             f"{known} of {len(self.present)} nodes have delivered, {self.f} of them "
@@ -219,9 +277,9 @@ class Contributions:
         )
 
     def _budget(self) -> Budget | None:
-        """Weigh the rows; None if any f of them would hold more than their share."""
+        """Return the weights; None if any f rows would hold more than their share."""
         counts, ages = self._counts_and_ages()
-        weights = np.where(counts > 0, self.weighing(counts, ages), 0.0)
+        weights = np.where(counts > 0, self.client_weighting(counts, ages), 0.0)
         cut = self._cut(weights)
         if cut is None or not cut.any():
             return None
@@ -234,21 +292,21 @@ class Contributions:
         return Budget(len(cut), self.share, cut)
 
     def _cut(self, weights: Float64) -> Float64 | None:
-        """Cut weights as f needs it; None if they cannot be."""
+        """Return the weights, cut at the cap; None where f allows no cap."""
         if isinstance(self.f, int):
             return capped(weights, self.f, self._limit)
         return weights
 
     @property
     def _limit(self) -> float:
-        """λ, the largest share of f clients."""
+        """Return λ, the largest share of f clients."""
         if self.max_share is not None:
             return self.max_share
         return (self.f / max(len(self.present), 1) + 0.5) / 2
 
     def _counts_and_ages(self) -> tuple[Float64, Float64]:
-        """What the server counted of the nodes that are connected, by row."""
-        n = self.latest["rows"].n
+        """Return the counts and ages of the nodes that are connected, by row."""
+        n = len(self.clients)
         counts, ages = np.zeros(n), np.zeros(n)
         for node, client in self.clients.items():
             if client.count and node in self.present:
@@ -258,6 +316,6 @@ class Contributions:
 
 
 def _parts(model: ReplySchema) -> dict[str, tuple[int, ...]]:
-    """Positions of what is aggregated by the rule, and of running statistics."""
+    """Return the positions of measured parameters, and of running statistics."""
     parts = {"rows": model.measured, "buffers": model.buffers}
     return {name: positions for name, positions in parts.items() if positions}
