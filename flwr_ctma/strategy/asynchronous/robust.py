@@ -21,13 +21,13 @@ from flwr_ctma.strategy.asynchronous.rounds import rounds
 from flwr_ctma.strategy.asynchronous.statistics import RoundStatistics
 from flwr_ctma.strategy.asynchronous.weighting import ClientWeighting, Counts
 from flwr_ctma.strategy.compatibility import resolve_aggregator
-from flwr_ctma.strategy.wrappers.base import Evaluate
+from flwr_ctma.strategy.wrappers.base import Evaluate, HookedStrategy
 from flwr_ctma.tracking.ledger import Ledger
 
 __all__ = ["AsyncRobustStrategy"]
 
 
-class AsyncRobustStrategy(Strategy):
+class AsyncRobustStrategy(HookedStrategy):
     """Take a step at every arrival, along a robust average of all latest updates.
 
     The server keeps the latest update u_j of every client and the number s_j of updates
@@ -96,6 +96,7 @@ class AsyncRobustStrategy(Strategy):
     """
 
     needs_all_replies = True
+    is_asynchronous = True
 
     def __init__(
         self,
@@ -145,8 +146,9 @@ class AsyncRobustStrategy(Strategy):
         log(INFO, "\t│\t└── Weighing: %s", held.weighing)
         self.step.summary()
 
-    def start(
+    def run_rounds(  # type: ignore[override]
         self,
+        strategy: Strategy,
         grid: Grid,
         initial_arrays: ArrayRecord,
         num_rounds: int = 3,
@@ -155,7 +157,7 @@ class AsyncRobustStrategy(Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Evaluate | None = None,
     ) -> Result:
-        """Run the training; see `flwr.serverapp.strategy.Strategy.start`.
+        """Run the rounds of the outermost strategy; see `Strategy.start`.
 
         A round is a number of arrivals, and its end is when the model is evaluated on
         the server. Clients find in "server-round" how many messages they were sent.
@@ -170,29 +172,6 @@ class AsyncRobustStrategy(Strategy):
         ValueError
             For an `evaluate_config`: nodes are busy training, and evaluate nothing.
         """
-        return self.loop(
-            self,
-            grid,
-            initial_arrays,
-            num_rounds,
-            timeout,
-            train_config,
-            evaluate_config,
-            evaluate_fn,
-        )
-
-    def loop(
-        self,
-        outer: Strategy,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int,
-        timeout: float,
-        train_config: ConfigRecord | None,
-        evaluate_config: ConfigRecord | None,
-        evaluate_fn: Evaluate | None,
-    ) -> Result:
-        """Run the rounds of the outermost strategy around this one, in time."""
         if evaluate_config is not None:
             raise parameter_error(
                 "evaluate_config",
@@ -202,7 +181,7 @@ class AsyncRobustStrategy(Strategy):
             )
         self._timeout = timeout
         return rounds(
-            outer,
+            strategy,
             grid,
             initial_arrays,
             num_rounds,
@@ -265,6 +244,14 @@ class AsyncRobustStrategy(Strategy):
     ) -> MetricRecord | None:
         """Nobody was asked."""
         return None
+
+    def end_run(self, result: Result) -> Result:
+        """Return the result; raise an error if no step was taken in the whole run."""
+        if not self.contributions.steps and not math.isnan(self._began):
+            raise RuntimeError(
+                f"No step was taken in the whole run: {self.contributions.hindrance()}."
+            )
+        return result
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a resumed run needs.

@@ -73,6 +73,7 @@ class DivergenceGuard(StrategyWrapper):
     """
 
     needs_all_replies = True
+    repeatable = False
 
     def __init__(
         self, strategy: Strategy, rollback: bool = False, factor: float = 10.0
@@ -95,6 +96,7 @@ class DivergenceGuard(StrategyWrapper):
         self._good: _Snapshot | None = None
         self._sent_from: _Snapshot | None = None
         self._arrays = ArrayRecord()
+        self._config = ConfigRecord()
 
     def summary(self) -> None:
         """Log the settings, then those of the strategy inside."""
@@ -109,10 +111,11 @@ class DivergenceGuard(StrategyWrapper):
         """Remember what is sent, and the state from which it is."""
         self._arrays = arrays
         if self.rollback and not (self._alarmed and self._good):
-            here = _Snapshot.of(self.strategy, server_round - 1, arrays)
+            here = _Snapshot.of(self.strategy, server_round - 1, arrays, config)
             self._good = self._sent_from or here
             self._sent_from = here
         self._alarmed = False
+        self._config = config
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -137,7 +140,7 @@ class DivergenceGuard(StrategyWrapper):
         metrics = super().aggregate_evaluate(server_round, replies)
         return metrics and self._tell(self._explosions("evaluate", metrics), metrics)
 
-    def close_round(self, server_round: int, metrics: MetricRecord | None) -> None:
+    def end_round(self, server_round: int, metrics: MetricRecord | None) -> None:
         """Judge the loss that the server measured."""
         if metrics is not None:
             self._tell(self._explosions("server", metrics), metrics)
@@ -200,7 +203,7 @@ class DivergenceGuard(StrategyWrapper):
         if self._good is None:
             log(WARNING, "\t> Lower the learning rate, or set `rollback`.")
             return metrics
-        self._good.restore(self.strategy, self._arrays)
+        self._good.restore(self.strategy, self._arrays, self._config)
         self._sent_from = self._good
         metrics["rolled-back-to"] = self._good.number
         log(
@@ -237,18 +240,26 @@ class _Snapshot:
     number: int
     arrays: ArrayRecord
     states: list[dict[str, Any]] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, strategy: Strategy, number: int, arrays: ArrayRecord) -> "_Snapshot":
+    def of(
+        cls, strategy: Strategy, number: int, arrays: ArrayRecord, config: ConfigRecord
+    ) -> "_Snapshot":
         states = [_forgetting(state_of(part)) for part in inside(strategy)]
-        return cls(number, ArrayRecord(dict(arrays)), copy.deepcopy(states))
+        model = ArrayRecord(dict(arrays))
+        return cls(number, model, copy.deepcopy(states), dict(config))
 
-    def restore(self, strategy: Strategy, arrays: ArrayRecord) -> None:
+    def restore(
+        self, strategy: Strategy, arrays: ArrayRecord, config: ConfigRecord
+    ) -> None:
         """Exchange state and model for these, the model in place."""
         for part, saved in zip(inside(strategy), self.states, strict=True):
             kept = {k: v for k, v in state_of(part).items() if k in _REMEMBERED}
-            restore(part, {**copy.deepcopy(saved), **kept})
+            restore(part, {**copy.deepcopy(saved), **kept}, exact=True)
         arrays.update(self.arrays)
+        config.clear()
+        config.update(self.config)
 
 
 # What nodes did in the rounds that are taken back: evidence, and no part of the model.

@@ -1,13 +1,12 @@
-"""What happens in a round, for whoever wants to know."""
+"""Callbacks that get a line of plain values after every round."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from logging import WARNING
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ConfigRecord, Message, MetricRecord
 from flwr.common import log
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from flwr_ctma.strategy.round.report import bytes_of
@@ -16,28 +15,30 @@ from flwr_ctma.strategy.wrappers.base import StrategyWrapper
 __all__ = ["Callback", "Observed"]
 
 Callback = Callable[[dict[str, Any]], object]
-"""Takes the line of a round: plain values by name."""
+"""It takes the line of a round: plain values by name."""
 
 
 class Observed(StrategyWrapper):
-    """Tell callbacks of every round; change nothing.
+    """Call functions after every round with a line about it; change nothing.
 
     Parameters
     ----------
     strategy : Strategy
-        Any strategy that works in rounds.
+        Any strategy.
     *callbacks : Callable[[dict[str, Any]], object]
-        Each is called with a line after every round. One that raises costs a warning,
-        not the run.
+        Each is called with a line after every round. A callback that raises costs a
+        warning, not the run.
 
     Notes
     -----
-    A line has, as far as it is known: `round`; what the server measured, by its names;
-    `asked`, `missing`, `rejected`, `trimmed`, `suspected`, `misreporting`, lists of
-    nodes; metrics of training by their names, and those of the clients' evaluation with
-    `clients-` before theirs; `seconds`; `bytes-sent` and `bytes-received` in arrays.
+    A line holds, as far as known: `round`; the metrics of the server by their names;
+    `asked`, `missing`, `rejected`, `trimmed`, `suspected`, `misreporting`, which are
+    lists of nodes; metrics of training by their names, and those of the clients'
+    evaluation with the prefix `clients-`; `seconds`; `bytes-sent` and `bytes-received`
+    in arrays.
 
-    Put `Checkpointed` outside of it: lines then go on where the run does.
+    Its place in a chain of wrappers does not matter: the line is about the messages,
+    replies and metrics of the outermost strategy.
 
     Examples
     --------
@@ -50,6 +51,9 @@ class Observed(StrategyWrapper):
     >>> strategy = Observed(FedAvg(), folder.append)
     """
 
+    end_order = 1
+    needs_run = True
+
     def __init__(self, strategy: Strategy, *callbacks: Callback) -> None:
         super().__init__(strategy)
         self.callbacks = callbacks
@@ -57,23 +61,29 @@ class Observed(StrategyWrapper):
         self._line: dict[str, Any] = {}
         self._since = time.monotonic()
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Note who is asked."""
-        self._since = time.monotonic()
-        self._asked = list(super().configure_train(server_round, arrays, config, grid))
-        self._line = {
-            "asked": [message.metadata.dst_node_id for message in self._asked],
-            "bytes-sent": bytes_of(self._asked),
-        }
-        return self._asked
+    def begin_phase(self, phase: str, server_round: int, config: ConfigRecord) -> None:
+        """Start the clock of the round."""
+        if phase == "train":
+            self._since = time.monotonic()
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Note who answered, the metrics, and who did not count."""
-        replies = [*replies]
+    def configured(self, phase: str, messages: Sequence[Message]) -> None:
+        """Note the nodes that are asked, and the size of the messages."""
+        if phase == "train":
+            self._asked = [*messages]
+            nodes = [message.metadata.dst_node_id for message in messages]
+            self._line = {"asked": nodes, "bytes-sent": bytes_of(messages)}
+        else:
+            sent = self._line.get("bytes-sent", 0)
+            self._line["bytes-sent"] = sent + bytes_of(messages)
+
+    def aggregated(
+        self, phase: str, replies: Sequence[Message], metrics: MetricRecord | None
+    ) -> None:
+        """Note the nodes that answered, and the metrics of the clients."""
+        if phase == "evaluate":
+            for key, value in (metrics or {}).items():
+                self._line[f"clients-{key}"] = value
+            return
         answered = {
             reply.metadata.reply_to_message_id
             for reply in replies
@@ -85,34 +95,15 @@ class Observed(StrategyWrapper):
             if message.metadata.message_id not in answered
         ]
         self._line["bytes-received"] = bytes_of(replies)
-        arrays, metrics = super().aggregate_train(server_round, replies)
-        # No client's metric hides ours. Where none was asked for a round, all is told.
-        ours = {*self._line} if self._asked else set()
+        # No metric of a client hides an entry. A round that asked nobody has none.
+        own = {*self._line} if self._asked else set()
         for key, value in (metrics or {}).items():
             name = key.removeprefix("nodes-")
-            if name != key or name not in ours:
+            if name != key or name not in own:
                 self._line[name] = value
-        return arrays, metrics
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Note what is sent."""
-        asked = list(super().configure_evaluate(server_round, arrays, config, grid))
-        self._line["bytes-sent"] = self._line.get("bytes-sent", 0) + bytes_of(asked)
-        return asked
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Note what the clients measured."""
-        metrics = super().aggregate_evaluate(server_round, replies)
-        for key, value in (metrics or {}).items():
-            self._line[f"clients-{key}"] = value
-        return metrics
-
-    def close_round(self, server_round: int, metrics: MetricRecord | None) -> None:
-        """Add what the server measured, and hand the line to the callbacks."""
+    def end_round(self, server_round: int, metrics: MetricRecord | None) -> None:
+        """Add the metrics of the server, and call the callbacks with the line."""
         if self._line:
             self._line["seconds"] = time.monotonic() - self._since
         known = {**(metrics or {}), **self._line}
@@ -124,3 +115,7 @@ class Observed(StrategyWrapper):
                 callback(line)
             except Exception as error:
                 log(WARNING, "%r: %s: %s", callback, type(error).__name__, error)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: a line is complete before a round is saved."""
+        return {}

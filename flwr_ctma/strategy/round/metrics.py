@@ -1,20 +1,17 @@
-"""What clients say about themselves, as f liars among them cannot bend it."""
+"""Metrics of clients, aggregated so that f liars cannot move them far."""
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from logging import WARNING
 from typing import Any
 
 import numpy as np
 from flwr.app import MetricRecord
-from flwr.common import log
 from numpy.typing import NDArray
 
-from flwr_ctma.aggregators import Budget
 from flwr_ctma.messages.schema import Rejection, quote
 
-__all__ = ["bounded_weights", "claimed_budget", "trimmed_mean", "weight_of"]
+__all__ = ["clip_to_honest_range", "is_finite", "trimmed_mean"]
 
 _Shape = int | None  # length of a list; None for a number
 _Keyed = dict[str, tuple[_Shape, Any]]
@@ -25,23 +22,24 @@ def trimmed_mean(
 ) -> tuple[MetricRecord, dict[int, Rejection]]:
     """Average metrics key by key, without the f smallest and the f largest values.
 
-    A key counts if at least n − f of the n records carry it, finite and in the same
-    shape: honest clients run the same code, so all of theirs do. A record without it,
-    or with something else in its place, misses from that key alone. If fewer than
-    2f + 1 values are left, the f that are missing were the liars' to give, and the
-    median of what is left is still between honest values.
+    A key counts if at least n − f of the n records have it, finite and in the same
+    shape: honest clients run the same code, so all their records have it. A record
+    without the key, or with another shape, is left out of that key alone. If fewer
+    than 2f + 1 values remain, the liars gave fewer than f of them, and the median of
+    the rest is still between honest values.
 
     Parameters
     ----------
     records : sequence of MetricRecord
-        One of each client, n ≥ 2f + 1.
+        The records of n ≥ 2f + 1 clients.
     f : int
-        How many may lie.
+        Number of liars among them.
 
     Returns
     -------
     tuple[MetricRecord, dict[int, Rejection]]
-        The averages, as floats, and by index of the record what did not count of it.
+        The averages, as floats, and by index of the record the reason why a part of
+        it does not count.
 
     Examples
     --------
@@ -80,8 +78,52 @@ def trimmed_mean(
     return averages, faults
 
 
+def clip_to_honest_range(
+    records: Sequence[MetricRecord], averages: MetricRecord, f: int
+) -> list[MetricRecord]:
+    """Return the metrics of each client, clipped to a range that honest values span.
+
+    The range of a key is from the (f + 1)-th smallest value to the (f + 1)-th largest.
+    A record without the key gets the average.
+
+    Parameters
+    ----------
+    records : sequence of MetricRecord
+        The records of n ≥ 2f + 1 clients.
+    averages : MetricRecord
+        Their trimmed means.
+    f : int
+        Number of liars among them.
+
+    Examples
+    --------
+    >>> records = [MetricRecord({"loss": loss}) for loss in (1.0, 2.0, 3.0, 1e30)]
+    >>> averages, _ = trimmed_mean(records, f=1)
+    >>> [r["loss"] for r in clip_to_honest_range(records, averages, f=1)]
+    [2.0, 2.0, 3.0, 3.0]
+    """
+    readable = [_readable(record) for record in records]
+    clipped = [MetricRecord() for _ in records]
+    for key, average in averages.items():
+        shape = len(average) if isinstance(average, list) else None
+        values = [
+            keyed[key][1] if keyed.get(key, (-1,))[0] == shape else None
+            for keyed in readable
+        ]
+        given = np.sort([value for value in values if value is not None], axis=0)
+        given = given.astype(np.float64)
+        cut = min(f, (len(given) - 1) // 2) if len(given) else 0
+        for record, value in zip(clipped, values, strict=True):
+            if value is None or not len(given):
+                record[key] = average
+            else:
+                low, high = given[cut], given[len(given) - 1 - cut]
+                record[key] = np.clip(np.float64(value), low, high).tolist()
+    return clipped
+
+
 def _middle(values: NDArray[np.float64], f: int) -> NDArray[np.float64]:
-    """Mean of the values without the f smallest and largest; of at most all but two."""
+    """Return the mean of the values without the f smallest and the f largest."""
     cut = min(f, (len(values) - 1) // 2)
     kept = np.sort(values, axis=0)[cut : len(values) - cut]
     # Divided before they are summed: a sum of large numbers could overflow.
@@ -90,66 +132,19 @@ def _middle(values: NDArray[np.float64], f: int) -> NDArray[np.float64]:
 
 
 def _readable(record: MetricRecord) -> _Keyed:
-    """Metrics that are finite numbers, or lists of them, by key with their shape."""
+    """Return the finite numbers and lists of them, by key, with their shapes."""
     return {
         key: (len(value) if isinstance(value, list) else None, value)
         for key, value in record.items()
-        if all(map(_finite, value if isinstance(value, list) else [value]))
+        if all(map(is_finite, value if isinstance(value, list) else [value]))
     }
 
 
-def _finite(value: object) -> bool:
+def is_finite(value: object) -> bool:
+    """Return whether a metric is a number that a finite float can hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
         return math.isfinite(value)
     except OverflowError:  # an integer that no float can hold
         return False
-
-
-def weight_of(metrics: MetricRecord, key: str) -> float:
-    """Read the weight that a client claims; NaN unless it is finite and above zero."""
-    value = metrics.get(key)
-    if isinstance(value, int | float) and _finite(value) and value > 0:
-        return float(value)
-    return math.nan
-
-
-def bounded_weights(
-    claimed: Sequence[float], f: int
-) -> tuple[NDArray[np.float64], float]:
-    """Cut claimed weights to the (f + 1)-th largest, which some honest client has.
-
-    Returns
-    -------
-    tuple[ndarray, float]
-        The weights, and the share of their sum that the f heaviest hold: what f liars
-        can have at most.
-
-    Examples
-    --------
-    >>> bounded_weights([10.0, 1e30, 30.0, 20.0], f=1)
-    (array([10., 30., 30., 20.]), 0.333...)
-    """
-    ranked = np.sort(np.asarray(claimed, np.float64))[::-1]
-    weights = np.minimum(claimed, ranked[f])
-    return weights, float(np.sort(weights)[::-1][:f].sum() / weights.sum())
-
-
-def claimed_budget(
-    metrics: Sequence[MetricRecord], f: int, weighted_by_key: str | None
-) -> Budget:
-    """Tell a rule what may be Byzantine: rows, or weight if clients claim it."""
-    if weighted_by_key is None:
-        return Budget(len(metrics), f)
-    claimed = [weight_of(record, weighted_by_key) for record in metrics]
-    weights, share = bounded_weights(claimed, f)
-    if share < 0.5:
-        return Budget(len(metrics), share, weights)
-    log(
-        WARNING,
-        "\t> The %d largest `%s` are %.0f%% of all: no rule holds against that. "
-        "All nodes count the same in this round.",
-        *(f, weighted_by_key, 100 * share),
-    )
-    return Budget(len(metrics), f)
