@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common import log
+from flwr.serverapp.strategy import Result
 from numpy.typing import NDArray
 
 from flwr_ctma.errors import parameter_error
@@ -175,6 +176,8 @@ def pack(value: Any, arrays: dict[str, NDArray[Any]]) -> Any:
         return {"deque": [value.maxlen, [pack(item, arrays) for item in value]]}
     if kind in _SEQUENCES:
         return {kind.__name__: [pack(item, arrays) for item in value]}
+    if kind is Result:
+        return {"Result": pack(vars(value), arrays)}
     if kind is complex:
         return {"complex": [value.real, value.imag]}
     if kind is random.Random:
@@ -208,6 +211,8 @@ def unpack(packed: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
     if kind == "deque":
         maxlen, held = held
         return deque([unpack(item, arrays) for item in held], maxlen)
+    if kind == "Result":
+        return Result(**unpack(held, arrays))
     if kind == "complex":
         return complex(*held)
     if kind == "Random":
