@@ -2,6 +2,8 @@
 
 import pytest
 
+from flwr_ctma.strategy.robust import RobustStrategy
+
 
 @pytest.fixture
 def one_thread():
@@ -11,3 +13,26 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def runs_accept_replies(request, monkeypatch):
+    """Fail a test in which a whole run of a `RobustStrategy` accepts no reply.
+
+    Such a run compares an untrained model with itself. A test that means it has the
+    mark `accepts_nothing`.
+    """
+    if request.node.get_closest_marker("accepts_nothing"):
+        yield
+        return
+    fruitless = []
+    end_run = RobustStrategy.end_run
+
+    def checked_end_run(self, result):
+        if self._progress.asked and not self._progress.accepted:
+            fruitless.append(self._progress)
+        return end_run(self, result)
+
+    monkeypatch.setattr(RobustStrategy, "end_run", checked_end_run)
+    yield
+    assert not fruitless, f"No reply was accepted in a whole run: {fruitless[0]}"

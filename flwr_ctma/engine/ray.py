@@ -76,14 +76,14 @@ class RayBackend:
         if not self.timeout > 0:
             raise parameter_error("timeout", "above 0", self.timeout)
 
-    def begin(self, sent: Any, read: Any) -> "RayBackend":
-        """Begin a round: its rows go to the workers when all are there."""
+    def open_round(self, schema: Any) -> "RayBackend":
+        """Return this backend: rows go to the workers when all have arrived."""
         return self
 
-    def arrive(self, messages: Any) -> None:
-        """Wait for the others."""
+    def add(self, key: str, reply: Any) -> None:
+        """Do nothing."""
 
-    def place(self, rows: CpuStack) -> "ShardedStack":
+    def place(self, rows: CpuStack, keys: Sequence[str] = ()) -> "ShardedStack":
         """Hand the rows to the workers: one copy, into the store that they read."""
         return ShardedStack(rows, self._pool)
 

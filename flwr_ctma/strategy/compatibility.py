@@ -1,15 +1,30 @@
-"""Strategies and rules that cannot do their work here, and what to use instead."""
+"""Strategies and rules that cannot work here, with the reason and the remedy."""
+
+from functools import lru_cache
 
 import numpy as np
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
-from flwr_ctma.aggregators import Aggregator, FLTrust, MoNNA, parse_aggregator
+from flwr_ctma.aggregators import (
+    Aggregator,
+    Budget,
+    FLTrust,
+    MoNNA,
+    parse_aggregator,
+)
 from flwr_ctma.aggregators.base import parts
+from flwr_ctma.engine.updates import Updates
 from flwr_ctma.errors import parameter_error
-from flwr_ctma.strategy.wrappers.base import inside
+from flwr_ctma.strategy.wrappers.run import inside
 
-__all__ = ["check_compatible", "check_compatible_kind", "resolve_aggregator"]
+__all__ = [
+    "check_compatible",
+    "check_compatible_kind",
+    "check_rule",
+    "min_rows",
+    "resolve_aggregator",
+]
 
 _NOISE = "its noise is meant for the mean of clipped replies, which this is not"
 _TREES = "trees are joined, not averaged"
@@ -36,7 +51,7 @@ _REASONS: tuple[tuple[type[Strategy], str, str], ...] = (
     *(
         (
             kind,
-            "it is a robust rule itself, and needs all the replies",
+            "it is a robust rule itself and needs all replies",
             f'Use FedAvg inside, and aggregator="{rule}".',
         )
         for kind, rule in (
@@ -63,9 +78,9 @@ def check_compatible(strategy: Strategy) -> None:
         if getattr(part, "needs_all_replies", False):
             raise parameter_error(
                 "strategy",
-                "one that averages",
+                "a strategy that averages",
                 type(part).__name__,
-                "It works on all the replies: put it outside.",
+                f"{type(part).__name__} works on all replies: put it outside.",
             )
         check_compatible_kind(type(part), type(part).__name__)
 
@@ -76,26 +91,56 @@ def check_compatible_kind(kind: type, name: str) -> None:
         if issubclass(kind, refused):
             raise parameter_error(
                 "strategy",
-                f"one that averages; {refused.__name__} cannot be wrapped: {reason}",
+                f"a strategy that averages; {refused.__name__} is none: {reason}",
                 name,
                 remedy,
             )
 
 
 def resolve_aggregator(aggregator: Aggregator | str, weighted: bool) -> Aggregator:
-    """Give the rule that was named; raise a ValueError if it cannot work here."""
+    """Return the rule; raise a ValueError if it cannot work here."""
     rule = parse_aggregator(aggregator) if isinstance(aggregator, str) else aggregator
     if not isinstance(rule, Aggregator):
         raise parameter_error(
-            "aggregator", 'a rule or its name, such as "ctma(gm)"', aggregator
+            "aggregator", 'a rule or its name, such as "nnm(cwmed)"', aggregator
         )
     if any(isinstance(part, FLTrust | MoNNA) for part in parts(rule)):
         raise parameter_error(
             "aggregator",
-            "a rule that needs no row it can trust",
+            "a rule without a trusted row",
             str(rule),
-            "All rows are clients' replies here: use ctma(gm), say.",
+            "All rows are replies of clients here: use nnm(cwmed).",
         )
-    if weighted:  # a rule that takes no weights says so now, not in the first round
-        rule(np.eye(16), f=1, weights=np.ones(16))
+    if weighted:  # a rule that takes no weights fails here, not in the first round
+        check_rule(rule, n=16, f=1, weighted=True)
     return rule
+
+
+def check_rule(rule: Aggregator, n: int, f: int, weighted: bool = False) -> None:
+    """Raise a ValueError if a rule is undefined for n rows, f of them Byzantine."""
+    if hasattr(rule, "check"):
+        rule.check(n, f, weighted=weighted)
+        return
+    weights = np.ones(n) if weighted else None
+    rule.solve(Updates.of(np.ones((n, 1))), Budget(n, f, weights))
+
+
+@lru_cache(maxsize=256)
+def min_rows(rule: Aggregator, f: int, weighted: bool = False) -> int:
+    """Return the smallest n for which a rule is defined; at least 2f + 1.
+
+    Examples
+    --------
+    >>> min_rows(parse_aggregator("ctma(gm)"), f=3)
+    7
+    >>> min_rows(parse_aggregator("bulyan"), f=3)
+    15
+    """
+    least = 2 * f + 1
+    for n in range(least, 4 * f + 9):
+        try:
+            check_rule(rule, n, f, weighted)
+        except ValueError:
+            continue
+        return n
+    return least

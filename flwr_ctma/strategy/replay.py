@@ -7,12 +7,13 @@ from typing import Any
 import flwr.serverapp.strategy as flower
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy.robust import RobustStrategy
 from flwr_ctma.strategy.wrappers.audited import encode, stored_replies
-from flwr_ctma.strategy.wrappers.base import inside, prepared
+from flwr_ctma.strategy.wrappers.run import Hooks, inside
 from flwr_ctma.tracking.audit import AuditError
 
 __all__ = ["rebuild", "replay"]
@@ -59,7 +60,10 @@ def replay(
         for node in (*entry["connected"], *[n for n, _ in entry["sent"]])
     }
     grid = _Replies([*nodes])
-    grid_of_run = prepared(strategy, grid, entries[0]["num-rounds"])
+    grid_of_run: Grid = grid
+    for part in inside(strategy):
+        if isinstance(part, Hooks):
+            grid_of_run = part.prepare_grid(grid_of_run, entries[0]["num-rounds"])
     script = _Script([*inside(strategy)][-1])
     before: str | None = None
     for entry in rounds:

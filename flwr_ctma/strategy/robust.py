@@ -24,29 +24,30 @@ from flwr_ctma.messages.schema import (
     read_metrics,
 )
 from flwr_ctma.simulation.grid import InProcessGrid
-from flwr_ctma.strategy.backends import Backend, RoundStore, parse_backend
+from flwr_ctma.strategy.backends import Backend, parse_backend
 from flwr_ctma.strategy.compatibility import check_compatible, resolve_aggregator
 from flwr_ctma.strategy.grace_period import GracePeriod, GracePeriodGrid
-from flwr_ctma.strategy.round.aggregate import Step, aggregate_replies
-from flwr_ctma.strategy.round.aggregate_reply import build_aggregate_reply
-from flwr_ctma.strategy.round.claims import claimed_budget, weight_of
-from flwr_ctma.strategy.round.replies import Round, SortedReplies
-from flwr_ctma.strategy.round.report import evidence, log_outcome, report
+from flwr_ctma.strategy.round.aggregate import RobustAggregate, aggregate_replies
+from flwr_ctma.strategy.round.inner import InnerReplies, overrides, without_rounding
+from flwr_ctma.strategy.round.progress import Progress, check_same_app
+from flwr_ctma.strategy.round.replies import InspectedReplies, Round
+from flwr_ctma.strategy.round.report import log_misreported, log_replies, report
 from flwr_ctma.strategy.round.selection import NodeSelection
-from flwr_ctma.strategy.round.tolerance import effective_f
-from flwr_ctma.strategy.wrappers.base import setting
+from flwr_ctma.strategy.round.tolerance import Tolerance
+from flwr_ctma.strategy.round.weights import claimed_budget, weight_of
+from flwr_ctma.strategy.wrappers.base import StrategyWrapper, setting
 from flwr_ctma.tracking.center import PreviousUpdate
 from flwr_ctma.tracking.ledger import Ledger
 
 __all__ = ["RobustStrategy"]
 
 
-class RobustStrategy(Strategy):
-    """Let a strategy see one reply, made robustly from all of them.
+class RobustStrategy(StrategyWrapper):
+    """Replace all client replies by a robust aggregate before the strategy sees them.
 
-    Every reply is inspected on its own; a bad one is rejected with its reason. The good
-    ones, less the model that was sent, are aggregated by a rule. The strategy inside
-    gets the result as the only reply of the round: FedAvg passes it on, FedAdam,
+    Every reply is inspected on its own; a bad one is rejected with its reason. The
+    accepted ones, minus the model that was sent, are aggregated by a rule. The strategy
+    inside gets the result as the reply of the round: FedAvg passes it on, FedAdam,
     FedYogi, FedAdagrad and FedAvgM apply their server optimiser to it.
 
     Parameters
@@ -54,52 +55,68 @@ class RobustStrategy(Strategy):
     strategy : Strategy
         Any strategy of Flower's Message API that averages.
     aggregator : Aggregator | str (default: "ctma(gm)")
-        The rule, or how it is spelled.
+        The rule, or its name.
     num_malicious_nodes : int | float
         How many of the connected nodes may lie, break or fall silent: a count, or a
-        share in [0, 0.5). Of nodes that are sampled, as many are expected in a round
-        as samples hold with 99 % confidence over all rounds.
+        share in [0, 0.5). If nodes are sampled, f is the largest number that samples
+        hold with 99 % confidence over all rounds.
     weighted_by_key : str | None (default: None)
         Metric with which clients claim their weight, such as "num-examples". Claims are
-        cut to the (f + 1)-th largest. All count the same in a round in which the f
-        largest are half of all, and always if None.
+        cut to the (f + 1)-th largest. In a round in which the f largest are half of the
+        sum, all clients count the same; if None, they always do.
     buffer_keys : Collection[str] (default: BUFFER_KEYS)
         Arrays that are not parameters, by the last part of their key: running
         statistics. They are aggregated on their own, by a trimmed mean, do not count in
-        distances, and pass by the server optimiser; so do integers and booleans.
+        distances, and skip the server optimiser; so do integers and booleans.
     max_rejections : int | None (default: None)
-        After how many rejected replies a node is not asked again, though the strategy
-        inside samples it: as if it were, and its reply rejected. At most f nodes of a
-        round, those with the most. To be trimmed or silent is no violation.
+        Number of rejected replies after which a node is not asked again, although the
+        strategy inside samples it. At most f nodes of a round are excluded, those with
+        the most rejections; each counts as a rejected reply. Trimmed and missing
+        replies do not count.
     grace_period : GracePeriod | None (default: GracePeriod())
-        How long `start` waits for the last f replies when the others are in; None: as
-        long as Flower does. Inside another strategy, start that with a `GracePeriodGrid`.
+        How long `start` waits for the last f replies once the others are in; None: as
+        long as Flower does. Inside a strategy of another package, start that with a
+        `GracePeriodGrid`.
     backend : Backend | str (default: "local")
-        Where the rows of a round are held: "local", here, with the same bits in
-        whatever order they come; "streaming", here, with inner products taken as they
-        do; "ray", by the workers of a Ray cluster (a round in which those fail is
-        skipped).
+        The place of the rows of a round: "local", in this process; "streaming", in this
+        process, with inner products computed while replies arrive; "ray", on the
+        workers of a Ray cluster (a round in which those fail is skipped). In all of
+        them the bits of the result do not depend on the order of arrival.
+    node_timeout : float (default: 600.0)
+        Seconds to wait until as many nodes are connected as the rule needs.
 
     Attributes
     ----------
     ledger : Ledger
-        What each node did, and how suspicious that is.
+        The history of each node, and how suspicious it is.
+    f : int
+        Malicious nodes there may be among those last asked to train.
 
     Raises
     ------
     ValueError
-        If the strategy must see single replies, the rule needs a row that it can trust,
-        or num_malicious_nodes is no count or share.
+        If the strategy must see the replies as they are, the rule needs a trusted row,
+        or num_malicious_nodes is neither a count nor a share.
+    RuntimeError
+        In `start`: if too few nodes connect, or no round of the run was aggregated.
 
     Notes
     -----
-    With f malicious nodes among those asked a round needs 2f + 1 good replies; each
-    reply that is rejected lowers that by two, as it proves its sender one of the f. A
-    round with fewer is skipped and the model stays. To bear f silent nodes as well as
-    f liars, ask 3f + 1.
+    With f malicious nodes among those asked, a round needs 2f + 1 accepted replies;
+    each rejected reply lowers that by two, because it proves that its sender is one of
+    the f. A round with fewer is skipped, and the model stays. To bear f silent nodes as
+    well as f liars, ask 3f + 1.
 
-    What clients say about themselves moves no model, unless `weighted_by_key` lets it.
-    Metrics are averaged by a trimmed mean, in which all clients count the same.
+    Metrics are averaged by a trimmed mean, in which all clients count the same. The
+    claims of a client about itself move no model, unless `weighted_by_key` lets them.
+
+    A strategy of one's own that overrides `aggregate_train` or `aggregate_evaluate`
+    sees a reply for each accepted one, and the errors: all have the same robust arrays,
+    so that their average is the aggregate; each has the client's metrics, clipped to a
+    range that honest values span, and its other records, which nothing protects. A
+    metrics function of one's own sees the same.
+
+    All clients must be sent the same model and must reply with all of its arrays.
 
     Examples
     --------
@@ -110,6 +127,9 @@ class RobustStrategy(Strategy):
     """
 
     needs_all_replies = True
+    repeatable = False
+    # FedAvg has a setting of the same name: this one is the wrapper's own.
+    weighted_by_key: str | None = None
 
     def __init__(
         self,
@@ -122,11 +142,14 @@ class RobustStrategy(Strategy):
         max_rejections: int | None = None,
         grace_period: GracePeriod | None = GracePeriod(),  # noqa: B008, a frozen value
         backend: Backend | str = "local",
+        node_timeout: float = 600.0,
     ) -> None:
         check_compatible(strategy)
-        self.strategy = strategy
-        self.aggregator = resolve_aggregator(aggregator, weighted_by_key is not None)
-        self.num_malicious_nodes = num_malicious_nodes
+        super().__init__(strategy)
+        weighted = weighted_by_key is not None
+        tolerance = Tolerance(num_malicious_nodes)
+        self.aggregator = resolve_aggregator(aggregator, weighted)
+        self.num_malicious_nodes = tolerance.num_malicious_nodes
         self.weighted_by_key = weighted_by_key
         self.buffer_keys = tuple(buffer_keys)
         self.max_rejections = max_rejections
@@ -136,26 +159,22 @@ class RobustStrategy(Strategy):
             )
         self.grace_period = grace_period
         self.backend = parse_backend(backend)
+        self.node_timeout = node_timeout
         self.ledger = Ledger()
         self._center = PreviousUpdate()
-        self._asking = NodeSelection(
-            self.aggregator, num_malicious_nodes, max_rejections
+        self.f = 0
+        self._nodes = NodeSelection(
+            self.aggregator, weighted, tolerance, max_rejections, node_timeout
         )
         self._starts_from_previous = any(
             part.needs_reference for part in parts(self.aggregator)
         )
         self._arrays_key: str = setting(strategy, "arrayrecord_key", "arrays")
         self._weight_key: str = setting(strategy, "weighted_by_key", "num-examples")
-        self._arrays = ArrayRecord()
-        self._sent: ReplySchema | None = None
-        self._held: RoundStore | None = None
-        self._training = self._evaluation = Round([], 0)
+        self._training: Round | None = None
+        self._evaluation: Round | None = None
         self._previous: list[NDArray[Any]] | None = None
-
-    @property
-    def f(self) -> int:
-        """Malicious nodes there may be among those last asked to train."""
-        return self._training.f
+        self._progress = Progress()
 
     def summary(self) -> None:
         """Log the settings, then those of the strategy inside."""
@@ -167,173 +186,251 @@ class RobustStrategy(Strategy):
             "\t│\t├── Weighted by: %s",
             self.weighted_by_key or "nothing (uniform)",
         )
-        log(INFO, "\t│\t└── Patience: %s", self.grace_period or "until the timeout")
+        grace = self.grace_period or "until the timeout"
+        log(INFO, "\t│\t└── Grace period: %s", grace)
         self.strategy.summary()
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Result:
-        """Run the rounds; see `Strategy.start`. They wait as `grace_period` says."""
-        grid = self.prepare(grid, num_rounds)
-        return super().start(grid, initial_arrays, num_rounds, *args, **kwargs)
-
-    def prepare(self, grid: Grid, num_rounds: int) -> Grid:
-        """Give the grid to run the rounds on: one that waits as `grace_period` says."""
-        self._asking.expect(num_rounds)
+    def prepare_grid(self, grid: Grid, num_rounds: int) -> Grid:
+        """Return a grid that waits as `grace_period` says."""
+        self._nodes.expect(num_rounds)
         if self.grace_period and not isinstance(grid, InProcessGrid | GracePeriodGrid):
-            known = (self.num_malicious_nodes, self.grace_period, self._arrive)
-            return GracePeriodGrid(grid, *known)
+            settings = (self.num_malicious_nodes, self.grace_period, self.receive)
+            return GracePeriodGrid(grid, *settings)
         return grid
 
-    def _arrive(self, replies: Sequence[Message]) -> None:
-        if self._held:
-            self._held.arrive(replies)
+    def receive(self, replies: Sequence[Message]) -> None:
+        """Inspect replies while others are still missing; `start` arranges for it."""
+        if self._training:
+            self._training.receive(replies)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Let the strategy inside sample nodes; remember what it sends to whom."""
+        """Let the strategy inside sample nodes, and open the round."""
+        self._nodes.wait(grid, is_needed=not self._progress.aggregated)
         messages = self.strategy.configure_train(server_round, arrays, config, grid)
-        self._training = self._asking.select("train", messages, grid, self.ledger)
-        self._arrays = arrays
-        if self._training.asked:
-            records = self._training.asked[0].content.array_records
-            sent = records.get(self._arrays_key, arrays)
-            self._sent = ReplySchema(sent, self.buffer_keys)
-            self._held = self.backend.begin(self._sent, self._read)
-        return self._training.asked
+        asked, self.f, excluded = self._nodes.select(
+            "train", messages, grid, self.ledger
+        )
+        if not asked:
+            self._training = None
+            return asked
+        schema = ReplySchema(self._sent(asked, arrays), self.buffer_keys)
+        self._training = Round(
+            phase="train",
+            asked=asked,
+            f=self.f,
+            excluded=excluded,
+            arrays=arrays,
+            schema=schema,
+            read=self._reader(schema),
+            rows=self.backend.open_round(schema),
+        )
+        return asked
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Aggregate the good replies and let the strategy inside go on from there."""
-        if self._sent is None or not self._training.asked:
+        """Aggregate the accepted replies, and let the strategy inside take its step."""
+        round_, self._training = self._training, None
+        if round_ is None:
             return None, None
-        held, self._held = self._held, None
-        outcome = self._training.sort(replies, self._read)
-        f = self._bearable("train", self._training, outcome)
-        if f is None:
-            return self._arrays, self._report(self._training, outcome)
-        try:
-            budget = self.budget([r.metrics for r in outcome.replies], f)
-            step = aggregate_replies(
-                self.aggregator,
-                self._sent,
-                outcome.replies,
-                budget,
-                self._previous,
-                held.place if held else None,
-            )
-        except (ValueError, Unavailable) as error:
-            log(WARNING, "aggregate_train: Skipped. %s", error)
-            return self._arrays, self._report(self._training, outcome)
-        measured = self._sent.measured
-        distances = self._center.distances(
-            [[reply.rows[i] for i in measured] for reply in outcome.replies],
-            self._sent.origin(measured),
-        )
-        self._center.keep(step.update)
-        if self._starts_from_previous:
-            self._previous = step.update
-        else:
-            step.update.clear()  # memory for a model, which the strategy inside needs
-        records = {self._arrays_key: step.arrays}
-        reply = build_aggregate_reply(
-            self._training, outcome, f, self._weight_key, records
-        )
-        arrays, metrics = self.strategy.aggregate_train(server_round, [reply])
-        if arrays is not None:
-            arrays = self._sent.restore_dtypes_and_buffers(step.arrays, arrays)
-        return arrays, self._report(
-            self._training, outcome, metrics, step, f, distances
-        )
+        found = round_.inspect(replies)
+        f = round_.effective_f(found)
+        log_replies(round_, found)
+        result = None if f is None else self._aggregate(round_, found, f)
+        self._progress.note(found, result is not None)
+        if f is None or result is None:
+            check_same_app(self._progress, round_, found)
+            return round_.arrays, self._record(round_, found)
+        distances = self._distances(round_, found, result)
+        inner = self._inner(round_, found, f, {self._arrays_key: result.arrays})
+        arrays, metrics = self._inner_step(server_round, round_, inner, result)
+        return arrays, self._record(round_, found, inner, metrics, result, distances)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Let the strategy inside sample nodes; remember which."""
+        """Let the strategy inside sample nodes, and open the evaluation."""
         messages = self.strategy.configure_evaluate(server_round, arrays, config, grid)
-        self._evaluation = self._asking.select("evaluate", messages, grid, self.ledger)
-        return self._evaluation.asked
+        asked, f, excluded = self._nodes.select("evaluate", messages, grid, self.ledger)
+        self._evaluation = (
+            Round("evaluate", asked, f, read_metrics, excluded=excluded)
+            if asked
+            else None
+        )
+        return asked
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Average the good metrics by a trimmed mean."""
-        if not self._evaluation.asked:
+        """Average the metrics of the accepted replies by a trimmed mean."""
+        round_, self._evaluation = self._evaluation, None
+        if round_ is None:
             return None
-        outcome = self._evaluation.sort(replies, read_metrics)
-        f = self._bearable("evaluate", self._evaluation, outcome)
+        found = round_.inspect(replies)
+        f = round_.effective_f(found)
+        log_replies(round_, found)
         if f is None:
-            return self._report(self._evaluation, outcome)
-        reply = build_aggregate_reply(self._evaluation, outcome, f, self._weight_key)
-        metrics = self.strategy.aggregate_evaluate(server_round, [reply])
-        return self._report(self._evaluation, outcome, metrics)
+            return self._record(round_, found)
+        inner = self._inner(round_, found, f)
+        if overrides(self.strategy, "aggregate_evaluate"):
+            metrics = self.strategy.aggregate_evaluate(server_round, inner.each())
+        else:
+            with inner.given_to_metrics_function(
+                self.strategy, "evaluate_metrics_aggr_fn"
+            ):
+                metrics = self.strategy.aggregate_evaluate(server_round, inner.one())
+        return self._record(round_, found, inner, metrics)
+
+    def end_run(self, result: Result) -> Result:
+        """Return the result; raise an error if no round of the run was aggregated."""
+        self._progress.check()
+        return result
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state for a checkpoint: the ledger and the update before."""
+        """Return the ledger with its center, the update before, and the counts."""
         return {
             "ledger": self.ledger.to_rows(),
             "center": self._center.state_dict(),
             "previous": self._previous,
+            "progress": self._progress.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load the state that `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self.ledger = Ledger.from_rows(state["ledger"])
         self._center.load_state_dict(state["center"])
         self._previous = state["previous"]
-
-    def _read(self, content: RecordDict) -> Reply | Rejection:
-        if self._sent is None:
-            return Rejection("malformed", "nothing was sent")
-        found = self._sent.read(content)
-        if self.weighted_by_key is None or isinstance(found, Rejection):
-            return found
-        if math.isnan(weight_of(found.metrics, self.weighted_by_key)):
-            key = quote(self.weighted_by_key)
-            return Rejection("weight", f"{key} is not a finite number above zero")
-        return found
-
-    def _bearable(
-        self, phase: str, round_: Round, outcome: SortedReplies
-    ) -> int | None:
-        """Give f for the rule, or None if too few replies are good; and log them."""
-        log_outcome(phase, round_, outcome)
-        proven, faulty = evidence(round_, outcome)
-        return effective_f(round_.f, len(outcome.accepted), proven, faulty)
+        self._progress = Progress.from_state(state["progress"])
 
     def budget(self, metrics: Sequence[MetricRecord], f: int) -> Budget:
-        """Tell the rule what may be Byzantine: rows, or weight if clients claim it."""
+        """Return the budget of Byzantine rows, or of weight if clients claim it."""
         return claimed_budget(metrics, f, self.weighted_by_key)
 
-    def _report(
+    def _sent(self, asked: Sequence[Message], arrays: ArrayRecord) -> ArrayRecord:
+        """Return the model that all messages hold."""
+        key = self._arrays_key
+        models = [m.content.array_records.get(key, arrays) for m in asked]
+        if any(m is not models[0] and m != models[0] for m in models):
+            raise parameter_error(
+                "strategy",
+                "a strategy that sends the same model to all clients",
+                type(self.strategy).__name__,
+                "Robust rules compare replies to one model: send what differs in a "
+                "ConfigRecord, or let clients select their part.",
+            )
+        return models[0]
+
+    def _reader(self, schema: ReplySchema) -> Any:
+        """Return the inspection of replies to training."""
+        key = self.weighted_by_key
+
+        def read(content: RecordDict) -> Reply | Rejection:
+            found = schema.read(content)
+            if key is None or isinstance(found, Rejection):
+                return found
+            if math.isnan(weight_of(found.metrics, key)):
+                detail = f"{quote(key)} is not a finite number above zero"
+                return Rejection("weight", detail)
+            return found
+
+        return read
+
+    def _aggregate(
+        self, round_: Round, found: InspectedReplies, f: int
+    ) -> RobustAggregate | None:
+        """Return the robust aggregate, or None if the rule or the backend fails."""
+        if round_.schema is None:
+            return None
+        keys = [one.key for one in found.accepted]
+        try:
+            return aggregate_replies(
+                self.aggregator,
+                round_.schema,
+                found.replies,
+                self.budget([reply.metrics for reply in found.replies], f),
+                self._previous,
+                lambda rows: round_.rows.place(rows, keys),
+            )
+        except (ValueError, Unavailable) as error:
+            log(WARNING, "aggregate_train: Skipped. %s", error)
+            return None
+
+    def _distances(
+        self, round_: Round, found: InspectedReplies, result: RobustAggregate
+    ) -> NDArray[Any] | None:
+        """Return the distances to the update before, which no reply of now can move."""
+        if round_.schema is None:
+            return None
+        measured = round_.schema.measured
+        rows = [[reply.rows[i] for i in measured] for reply in found.replies]
+        distances = self._center.distances(rows, round_.schema.origin(measured))
+        self._center.keep(result.update)
+        return distances
+
+    def _inner(
         self,
         round_: Round,
-        outcome: SortedReplies,
+        found: InspectedReplies,
+        f: int,
+        arrays: dict[str, ArrayRecord] | None = None,
+    ) -> InnerReplies:
+        inner = InnerReplies(round_, found, f, self._weight_key, arrays or {})
+        log_misreported(inner.misreported)
+        return inner
+
+    def _inner_step(
+        self,
+        server_round: int,
+        round_: Round,
+        inner: InnerReplies,
+        result: RobustAggregate,
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Let the strategy inside see the result, and take its step."""
+        if self._starts_from_previous:
+            self._previous = result.update
+        else:
+            result.update.clear()  # memory for a model, which the strategy inside needs
+        if overrides(self.strategy, "aggregate_train"):
+            replies = inner.each()
+            arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+            if arrays is not None:
+                arrays = without_rounding(result.arrays, arrays, len(replies))
+        else:
+            with inner.given_to_metrics_function(
+                self.strategy, "train_metrics_aggr_fn"
+            ):
+                arrays, metrics = self.strategy.aggregate_train(
+                    server_round, inner.one()
+                )
+        if arrays is not None and round_.schema is not None:
+            arrays = round_.schema.restore_dtypes_and_buffers(result.arrays, arrays)
+        return arrays, metrics
+
+    def _record(
+        self,
+        round_: Round,
+        found: InspectedReplies,
+        inner: InnerReplies | None = None,
         metrics: MetricRecord | None = None,
-        step: Step | None = None,
-        f: int = 0,
+        result: RobustAggregate | None = None,
         distances: NDArray[Any] | None = None,
     ) -> MetricRecord:
-        """Enter what came of the replies in the ledger, and add it to the metrics."""
-        trimmed = [outcome.nodes[i] for i in step.trimmed] if step else []
+        """Enter the round in the ledger, and return its metrics with the counts."""
+        trimmed = [found.nodes[i] for i in result.trimmed] if result else []
         self.ledger.note(
-            outcome.nodes,
-            distances=step.distances if step and distances is None else distances,
+            found.nodes,
+            distances=result.distances if result and distances is None else distances,
             predictable=distances is not None,
             trimmed=trimmed,
-            f=f,
-            rejected=[(node, why.reason) for node, why in outcome.rejected],
-            missing=[node for node, _ in outcome.missing],
+            f=inner.f if inner and result else 0,
+            rejected=[(node, why.reason) for node, why in found.rejected],
+            missing=[node for node, _ in found.missing],
         )
-        record = report(round_, outcome, metrics)
-        if step:
+        misreported = inner.misreported if inner else []
+        record = report(round_, found, misreported, metrics)
+        if result:
             record["nodes-trimmed"] = trimmed
             record["nodes-suspected"] = self.ledger.suspects()
         return record

@@ -1,30 +1,44 @@
 """State on disk that a crash cannot spoil.
 
-A checkpoint is a folder with one safetensors file for the numbers and one JSON file for
-the rest. It is written under another name, flushed, and renamed: what has its final
-name is whole. The one before is kept until the next is, so there is always a good one.
+A checkpoint is a folder with one safetensors file for the arrays and one JSON file for
+the rest. It is written under another name, flushed, and renamed, so that a folder with
+a final name is complete. The checkpoint before is kept as well.
 """
 
 import hashlib
 import json
 import os
+import random
+import re
 import shutil
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Mapping
 from logging import WARNING
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.serverapp.strategy import Result
 from numpy.typing import NDArray
 
 from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 
-__all__ = ["Checkpoint", "CheckpointError", "latest", "pack", "unpack", "write"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "is_plain",
+    "latest",
+    "pack",
+    "unpack",
+    "write",
+]
 
 _ARRAYS, _STATE = "arrays.safetensors", "state.json"
 _KEPT = 2
+_NAME = re.compile(r"round-(\d{8,})")
+_DRAFT = re.compile(r"\.round-\d{8,}\.\d+")
 
 
 class CheckpointError(OSError):
@@ -32,26 +46,31 @@ class CheckpointError(OSError):
 
 
 class Checkpoint(NamedTuple):
-    """What was saved after a round."""
+    """The state that was saved after a round."""
 
     number: int
     state: Any
 
 
 def write(folder: Path, number: int, state: Any) -> Path:
-    """Save state under a number, and drop all but this checkpoint and the one before.
+    """Save a checkpoint, and delete all but this one and the one before.
+
+    Files and folders with other names stay as they are.
 
     Parameters
     ----------
     folder : Path
-        Made if it does not exist.
+        It is created if it does not exist.
     number : int
-        Of the round that is finished.
-    state : nested dict, list and tuple of None, bool, int, float, str, ndarray and
-        ArrayRecord
+        The number of the finished round.
+    state : plain data
+        Numbers, text, bytes, arrays, records, random generators, and containers of
+        these.
 
     Raises
     ------
+    ValueError
+        If a part of the state is no plain data.
     CheckpointError
         If the disk is full or cannot be written to.
     """
@@ -81,15 +100,17 @@ def write(folder: Path, number: int, state: Any) -> Path:
             "it are intact. Free some space and resume",
             str(folder),
         ) from error
-    # One of a later round is not whole, or the run would have gone on after it.
-    kept = [path for path in _finished(folder) if path.name <= final.name][-_KEPT:]
-    for old in {*folder.glob("round-*"), *folder.glob(".round-*")} - {*kept}:
+    # A checkpoint of a later round is incomplete, or the run would have resumed there.
+    finished = _finished(folder)
+    kept = [path for path in finished if _number(path) <= number][-_KEPT:]
+    drafts = [path for path in folder.iterdir() if _DRAFT.fullmatch(path.name)]
+    for old in {*finished, *drafts} - {*kept}:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """Read the last checkpoint that is whole, or None if there is none.
+    """Return the last complete checkpoint, or None if there is none.
 
     Examples
     --------
@@ -102,50 +123,167 @@ def latest(folder: Path) -> Checkpoint | None:
     for path in reversed(_finished(folder)):
         state = _read(path)
         if state is not None:
-            return Checkpoint(int(path.name.removeprefix("round-")), state)
-        log(WARNING, "The checkpoint %s is not whole: it is passed over.", path)
+            return Checkpoint(_number(path), state)
+        log(WARNING, "The checkpoint %s is not whole: it is skipped.", path)
     return None
 
 
+def is_plain(value: Any) -> bool:
+    """Return whether a value is plain data, so that `write` can save it.
+
+    Examples
+    --------
+    >>> is_plain({"best": (0.5, np.float32(1))}), is_plain({"best": print})
+    (True, False)
+    """
+    try:
+        pack(value, {})
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def pack(value: Any, arrays: dict[str, NDArray[Any]]) -> Any:
-    """Write a nested value as JSON can hold it, its arrays set aside by name."""
-    if value is None or isinstance(value, bool | int | float | str):
+    """Return a nested value in a form that JSON can hold, its arrays set aside by name.
+
+    Types are kept exactly: a subclass of a container, say, is no plain data.
+
+    Raises
+    ------
+    ValueError
+        If a part of the value is no plain data.
+    """
+    kind = type(value)
+    if value is None or kind in (bool, int, float, str):
         return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        name = str(len(arrays))
-        arrays[name] = np.ascontiguousarray(value).reshape(value.shape)
-        return {"array": name}
-    if isinstance(value, ArrayRecord):
-        return {"record": [[k, pack(a.numpy(), arrays)] for k, a in value.items()]}
-    if isinstance(value, Mapping):
-        return {"dict": [[pack(k, arrays), pack(v, arrays)] for k, v in value.items()]}
-    if isinstance(value, list | tuple):
-        kind = "list" if isinstance(value, list) else "tuple"
-        return {kind: [pack(item, arrays) for item in value]}
+    if kind in (bytes, bytearray):
+        data = _set_aside(np.frombuffer(value, np.uint8), arrays)
+        return {kind.__name__: data}
+    if isinstance(value, np.generic) and value.dtype.kind in _KINDS:
+        return {"scalar": _pack_array(np.asarray(value), arrays)}
+    if kind is np.ndarray and value.dtype.kind in _KINDS:
+        return {"array": _pack_array(value, arrays)}
+    if kind is Array:
+        data = _set_aside(np.frombuffer(value.data, np.uint8), arrays)
+        return {"Array": [value.dtype, [*value.shape], value.stype, data]}
+    if kind in _MAPPINGS:
+        items = [[pack(k, arrays), pack(v, arrays)] for k, v in value.items()]
+        return {kind.__name__: items}
+    if kind is defaultdict and value.default_factory in _FACTORIES.values():
+        items = [[pack(k, arrays), pack(v, arrays)] for k, v in value.items()]
+        return {"defaultdict": [value.default_factory.__name__, items]}
+    if kind is deque:
+        return {"deque": [value.maxlen, [pack(item, arrays) for item in value]]}
+    if kind in _SEQUENCES:
+        return {kind.__name__: [pack(item, arrays) for item in value]}
+    if kind is Result:
+        return {"Result": pack(vars(value), arrays)}
+    if kind is complex:
+        return {"complex": [value.real, value.imag]}
+    if kind is random.Random:
+        return {"Random": pack(value.getstate(), arrays)}
+    if kind is np.random.RandomState:
+        return {"RandomState": pack(value.get_state(), arrays)}
+    if kind is np.random.Generator:
+        return {"Generator": pack(value.bit_generator.state, arrays)}
     raise parameter_error(
-        "state", "made of numbers, text, arrays and containers", type(value)
+        "state", "made of numbers, text, bytes, arrays, records and containers", kind
     )
 
 
 def unpack(packed: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:
-    """Read what `pack` wrote."""
+    """Return the value that `pack` was given."""
     if not isinstance(packed, dict):
         return packed
     ((kind, held),) = packed.items()
+    if kind in ("bytes", "bytearray"):
+        return {"bytes": bytes, "bytearray": bytearray}[kind](arrays[held].tobytes())
     if kind == "array":
+        return _unpack_array(held, arrays)
+    if kind == "scalar":
+        return _unpack_array(held, arrays)[()]
+    if kind == "Array":
+        dtype, shape, stype, data = held
+        return Array(dtype, tuple(shape), stype, arrays[data].tobytes())
+    if kind == "defaultdict":
+        factory, held = held
+        return defaultdict(_FACTORIES[factory], _unpack_items(held, arrays))
+    if kind == "deque":
+        maxlen, held = held
+        return deque([unpack(item, arrays) for item in held], maxlen)
+    if kind == "Result":
+        return Result(**unpack(held, arrays))
+    if kind == "complex":
+        return complex(*held)
+    if kind == "Random":
+        generator = random.Random()
+        generator.setstate(unpack(held, arrays))
+        return generator
+    if kind == "RandomState":
+        state = np.random.RandomState()
+        state.set_state(unpack(held, arrays))
+        return state
+    if kind == "Generator":
+        state = unpack(held, arrays)
+        bits = getattr(np.random, state["bit_generator"])()
+        bits.state = state
+        return np.random.Generator(bits)
+    for mapping in _MAPPINGS:
+        if kind == mapping.__name__:
+            return mapping(_unpack_items(held, arrays))
+    (sequence,) = (one for one in _SEQUENCES if one.__name__ == kind)
+    return sequence([unpack(item, arrays) for item in held])
+
+
+# Dtypes by kind: booleans, integers, floats, complex numbers, dates, and text.
+_KINDS = "biufcmMSU"
+_MAPPINGS: tuple[Any, ...] = (
+    dict,
+    OrderedDict,
+    Counter,
+    ArrayRecord,
+    MetricRecord,
+    ConfigRecord,
+    RecordDict,
+)
+_SEQUENCES: tuple[Any, ...] = (list, tuple, set, frozenset)
+_FACTORIES: dict[str, Any] = {
+    kind.__name__: kind for kind in (int, float, str, bool, list, dict, set)
+}
+# What safetensors can hold; others are saved as bytes.
+_NATIVE = frozenset(
+    {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
+    | {"float16", "float32", "float64"}
+)
+
+
+def _unpack_items(held: Any, arrays: Mapping[str, NDArray[Any]]) -> dict[Any, Any]:
+    return {unpack(k, arrays): unpack(v, arrays) for k, v in held}
+
+
+def _set_aside(array: NDArray[Any], arrays: dict[str, NDArray[Any]]) -> str:
+    name = str(len(arrays))
+    arrays[name] = array
+    return name
+
+
+def _pack_array(value: NDArray[Any], arrays: dict[str, NDArray[Any]]) -> Any:
+    solid = np.ascontiguousarray(value).reshape(value.shape)
+    if solid.dtype.name in _NATIVE and solid.dtype.isnative:
+        return _set_aside(solid, arrays)
+    as_bytes = np.frombuffer(solid.tobytes(), np.uint8)
+    return [_set_aside(as_bytes, arrays), solid.dtype.str, [*solid.shape]]
+
+
+def _unpack_array(held: Any, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    if isinstance(held, str):
         return arrays[held]
-    if kind == "record":
-        return ArrayRecord({k: Array(unpack(a, arrays)) for k, a in held})
-    if kind == "dict":
-        return {unpack(k, arrays): unpack(v, arrays) for k, v in held}
-    items = [unpack(item, arrays) for item in held]
-    return items if kind == "list" else tuple(items)
+    name, dtype, shape = held
+    return np.frombuffer(arrays[name].tobytes(), dtype).reshape(shape).copy()
 
 
 def _read(path: Path) -> Any | None:
-    """Read one checkpoint; None if it is not what was written."""
+    """Return the state of one checkpoint, or None if its files have changed."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -167,7 +305,15 @@ def _read(path: Path) -> Any | None:
 
 
 def _finished(folder: Path) -> list[Path]:
-    return sorted(folder.glob("round-*"))
+    """Return the folders of checkpoints, in the order of their rounds."""
+    if not folder.is_dir():
+        return []
+    named = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted((path for path in named if path.is_dir()), key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("round-"))
 
 
 def _write_file(path: Path, data: bytes) -> None:
@@ -178,7 +324,7 @@ def _write_file(path: Path, data: bytes) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Make a change of names in a folder last."""
+    """Make a renaming in a folder permanent."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -15,7 +15,7 @@ from logging import WARNING
 from pathlib import Path
 from typing import Any
 
-from flwr.common import log
+from flwr_ctma.compat import log
 
 __all__ = ["RunFolder", "append_line"]
 

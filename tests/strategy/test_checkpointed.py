@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.app import RecordDict as Records
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Result
@@ -35,13 +35,13 @@ def train(message: Message, context: Context) -> Message:
     }
     content = Records({"metrics": MetricRecord({"num-examples": 1, "loss": 0.5})})
     content["arrays"] = ArrayRecord(
-        {k: _array(v.astype(np.float32)) for k, v in moved.items()}
+        {k: _array(np.float32(v)) for k, v in moved.items()}
     )
     return Message(content, reply_to=message)
 
 
 def _array(values):
-    return ArrayRecord([values])["0"]
+    return Array(np.asarray(values))
 
 
 def start(folder: Path | None, rounds: int = ROUNDS, inner=FedAdam) -> Result:

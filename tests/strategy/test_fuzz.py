@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from flwr_ctma.aggregators import CTMA, Budget, GeometricMedian
 from flwr_ctma.messages.schema import Rejection, Reply, ReplySchema
 from flwr_ctma.strategy.round.aggregate import aggregate_replies
-from flwr_ctma.strategy.round.claims import trimmed_mean
+from flwr_ctma.strategy.round.metrics import trimmed_mean
 
 SENT = {
     "w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3),

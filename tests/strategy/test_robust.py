@@ -24,8 +24,10 @@ from flwr_ctma.messages.schema import ReplySchema
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import RobustStrategy
 from flwr_ctma.strategy.guarantee import caveats, guarantee
-from flwr_ctma.strategy.round.claims import bounded_weights, trimmed_mean
+from flwr_ctma.strategy.round import selection
+from flwr_ctma.strategy.round.metrics import clip_to_honest_range, trimmed_mean
 from flwr_ctma.strategy.round.tolerance import Tolerance, effective_f, min_replies
+from flwr_ctma.strategy.round.weights import bounded_weights
 
 SENT = np.linspace(-1, 1, 30, dtype=np.float32)
 
@@ -39,7 +41,7 @@ def rows(n, seed=0):
 
 
 class Echo(FedAvg):
-    """FedAvg that keeps what it is given."""
+    """FedAvg that keeps the replies it sees: a class of one's own."""
 
     def aggregate_train(self, server_round, replies):
         self.seen = list(replies)
@@ -101,22 +103,151 @@ def test_the_result_is_the_rule_applied_to_the_updates(rule):
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_the_strategy_inside_sees_one_good_reply():
-    strategy = RobustStrategy(Echo(), num_malicious_nodes=1)
+def test_flowers_own_strategy_sees_one_robust_reply(monkeypatch):
+    seen = []
+    average = flower.FedAvg.aggregate_train
+
+    def aggregate_train(self, server_round, replies):
+        seen.extend(replies)
+        return average(self, server_round, seen)
+
+    aggregate_train.__module__ = average.__module__
+    monkeypatch.setattr(flower.FedAvg, "aggregate_train", aggregate_train)
+    strategy = RobustStrategy(FedAvg(), num_malicious_nodes=1)
     messages = configured(strategy, 5)
     said = [{"num-examples": 10 + i, "loss": float(i)} for i in range(5)]
     aggregate(strategy, messages, answers(messages, rows(5), said))
-    (reply,) = strategy.strategy.seen
+    (reply,) = seen
     assert set(reply.content) == {"arrays", "metrics"}
     assert reply.content["metrics"] == {"num-examples": 12.0, "loss": 2.0}
     assert reply.metadata.reply_to_message_id in {"asked-0"}
+
+
+def test_a_class_of_ones_own_sees_a_reply_for_each_accepted_one():
+    """Robust arrays, metrics in the honest range, errors, and no rejected reply."""
+    strategy = RobustStrategy(Echo(), num_malicious_nodes=2)
+    messages = configured(strategy, 9)
+    said = [{"num-examples": 10, "loss": float(i)} for i in range(9)]
+    said[8]["loss"] = 1e30
+    sent = rows(9)
+    sent[1] = np.nan
+    replies = answers(messages, sent, said)
+    replies[0] = Message(Error(3, "out of memory"), reply_to=messages[0])
+    for i, reply in enumerate(replies[1:], 1):
+        reply.content["info"] = ConfigRecord({"i": i})
+    found, metrics = aggregate(strategy, messages, replies)
+    *good, error = strategy.strategy.seen
+    assert error.has_error() and len(good) == metrics["replies-accepted"] == 7
+    assert [reply.content["info"]["i"] for reply in good] == list(range(2, 9))
+    for reply in good:
+        assert (reply.content["arrays"]["w"].numpy() == found).all()
+    losses = [reply.content["metrics"]["loss"] for reply in good]
+    assert losses == [4.0, 4.0, 4.0, 5.0, 6.0, 6.0, 6.0]
+    assert metrics["loss"] == pytest.approx(np.mean(losses))
+
+
+@pytest.mark.parametrize("n", [3, 7, 30])
+def test_an_average_of_equal_copies_is_the_aggregate_to_the_bit(n):
+    """FedAvg on one reply, and a class of one's own on n of them."""
+    results = []
+    for kind in (FedAvg, Echo):
+        strategy = RobustStrategy(kind(), num_malicious_nodes=1)
+        messages = configured(strategy, n)
+        said = [{"num-examples": 10 + i} for i in range(n)]
+        replies = answers(messages, rows(n), said)
+        results.append(aggregate(strategy, messages, replies)[0])
+    assert results[0].tobytes() == results[1].tobytes()
+
+
+def test_a_step_of_ones_own_after_the_average_is_kept():
+    """Even a short one."""
+
+    class Stepping(Echo):
+        def aggregate_train(self, server_round, replies):
+            arrays, metrics = super().aggregate_train(server_round, replies)
+            return record(arrays["w"].numpy() + np.float32(1e-4)), metrics
+
+    found = []
+    for kind in (Echo, Stepping):
+        strategy = RobustStrategy(kind(), num_malicious_nodes=1)
+        messages = configured(strategy, 5)
+        found.append(aggregate(strategy, messages, answers(messages, rows(5)))[0])
+    np.testing.assert_allclose(found[1] - found[0], 1e-4, rtol=0.01)
+
+
+def test_a_metrics_function_that_counts_and_takes_a_spread_sees_each_client():
+    """In training and evaluation; a liar widens the spread no further than honest."""
+
+    def spread(contents, key):
+        losses = [content["metrics"]["loss"] for content in contents]
+        return MetricRecord({"n": len(losses), "spread": max(losses) - min(losses)})
+
+    inside = FedAvg(train_metrics_aggr_fn=spread, evaluate_metrics_aggr_fn=spread)
+    strategy = RobustStrategy(inside, num_malicious_nodes=1)
+    messages = configured(strategy, 5)
+    said = [{"loss": loss} for loss in (1.0, 2.0, 3.0, 4.0, 1e30)]
+    _, metrics = aggregate(strategy, messages, answers(messages, rows(5), said))
+    assert metrics["n"] == 5 and metrics["spread"] == 2.0
+    grid = InProcessGrid(ClientApp(), 5)
+    asked = strategy.configure_evaluate(1, record(SENT), ConfigRecord(), grid)
+    for i, message in enumerate(asked):
+        message.metadata.__dict__["_message_id"] = f"evaluate-{i}"
+    replies = [
+        Message(RecordDict({"metrics": MetricRecord(s)}), reply_to=m)
+        for m, s in zip(asked, said[-len(asked) :], strict=True)
+    ]
+    metrics = strategy.aggregate_evaluate(1, replies)
+    assert metrics["n"] == len(asked)
+    assert inside.train_metrics_aggr_fn is spread
+    assert inside.evaluate_metrics_aggr_fn is spread
+
+
+@given(
+    st.lists(st.floats(-5, 5), min_size=1, max_size=9),
+    st.lists(st.dictionaries(st.just("loss"), st.floats()), max_size=8),
+)
+def test_clipped_metrics_stay_in_the_honest_range(honest, lies):
+    lies = lies[: len(honest) - 1]
+    records = [MetricRecord({"loss": x}) for x in honest]
+    records += [MetricRecord(said) for said in lies]
+    averages, _ = trimmed_mean(records, f=len(lies))
+    for clipped in clip_to_honest_range(records, averages, f=len(lies)):
+        assert min(honest) <= clipped["loss"] <= max(honest)
+
+
+def test_models_that_differ_between_clients_are_refused():
+    class PerClient(FedAvg):
+        def configure_train(self, server_round, arrays, config, grid):
+            messages = super().configure_train(server_round, arrays, config, grid)
+            for i, message in enumerate(messages):
+                own = {"arrays": record(arrays["w"].numpy()[: 10 + i])}
+                message.content = RecordDict(own)
+            return messages
+
+    strategy = RobustStrategy(PerClient(), num_malicious_nodes=1)
+    with pytest.raises(ValueError, match="sends the same model to all clients"):
+        configured(strategy, 5)
+
+
+def test_clients_that_send_part_of_the_model_end_the_run_in_the_first_round():
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        content = {"arrays": record(SENT), "metrics": MetricRecord({"loss": 1.0})}
+        return Message(RecordDict(content), reply_to=message)
+
+    model = ArrayRecord({"w": Array(SENT), "head": Array(SENT)})
+    strategy = RobustStrategy(FedAvg(), num_malicious_nodes=2)
+    with pytest.raises(ValueError, match=r"5 of 5 replies do not fit.*'head'.*FedPer"):
+        strategy.start(InProcessGrid(app, 5), model, num_rounds=2)
 
 
 def test_names_of_records_and_keys_are_those_of_the_app():
     """A custom average of metrics finds them under the name that clients use."""
 
     def average(contents, key):
-        (content,) = contents
+        content = contents[0]
         return MetricRecord({"seen": content["scores"]["loss"], "n": len(contents)})
 
     inside = Echo(arrayrecord_key="model", weighted_by_key="size")
@@ -131,7 +262,7 @@ def test_names_of_records_and_keys_are_those_of_the_app():
         for asked, w in zip(messages, rows(5), strict=True)
     ]
     _, metrics = aggregate(strategy, messages, replies)
-    assert metrics["seen"] == 3.0 and metrics["n"] == 1
+    assert metrics["seen"] == 3.0 and metrics["n"] == 5
     assert strategy.strategy.seen[0].content["scores"]["size"] == 1.0
 
 
@@ -161,7 +292,8 @@ def test_only_first_replies_to_what_was_asked_count():
     late = answers(old, far)
     twice = answers(messages[:1], far)
     found, metrics = aggregate(strategy, messages, [*late, *good, *twice, *twice])
-    expected, _ = aggregate(strategy, messages, good)
+    messages = configured(strategy, 9)
+    expected, _ = aggregate(strategy, messages, answers(messages, rows(9)))
     assert (found == expected).all()
     assert metrics["replies-accepted"] == 9 and metrics["nodes-rejected"] == []
 
@@ -203,16 +335,38 @@ def test_too_few_replies_leave_the_model_as_it_is(warnings):
     assert any("Skipped" in warning for warning in warnings)
 
 
-def test_a_run_without_a_good_round_returns_the_initial_model():
+@pytest.mark.accepts_nothing
+@pytest.mark.parametrize("num_rounds", [1, 3])
+def test_a_run_without_an_aggregated_round_raises_with_the_reasons(num_rounds):
     app = ClientApp()
 
     @app.train()
     def train(message, context):
-        return Message(RecordDict(), reply_to=message)
+        if context.node_config["partition-id"] < 2:
+            raise RuntimeError("no data here")
+        nan = {"arrays": record(SENT * np.nan), "metrics": MetricRecord()}
+        return Message(RecordDict(nan), reply_to=message)
 
     strategy = RobustStrategy(FedAvg(fraction_evaluate=0.0), num_malicious_nodes=2)
+    with pytest.raises(RuntimeError) as error:
+        strategy.start(InProcessGrid(app, 5), record(SENT), num_rounds=num_rounds)
+    text = str(error.value)
+    assert f"No round of {num_rounds} was aggregated" in text
+    assert f"{3 * num_rounds} × not-finite: 'w'" in text
+    assert f"{2 * num_rounds} × error" in text and "no data here" in text
+
+
+def test_a_run_that_trains_nothing_on_purpose_does_not_raise():
+    app = ClientApp()
+
+    @app.evaluate()
+    def evaluate(message, context):
+        metrics = MetricRecord({"num-examples": 1, "loss": 0.5})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    strategy = RobustStrategy(FedAvg(fraction_train=0.0), num_malicious_nodes=1)
     result = strategy.start(InProcessGrid(app, 5), record(SENT), num_rounds=2)
-    assert (result.arrays["w"].numpy() == SENT).all()
+    assert result.evaluate_metrics_clientapp[2]["loss"] == 0.5
 
 
 def test_liars_that_give_themselves_away_do_not_stop_the_others():
@@ -232,6 +386,8 @@ def test_a_rule_that_needs_more_replies_skips_the_round(warnings):
     messages = configured(strategy, 11)
     replies = answers(messages, rows(11))
     assert (aggregate(strategy, messages, replies)[0] != SENT).any()
+    messages = configured(strategy, 11)
+    replies = answers(messages, rows(11))
     assert (aggregate(strategy, messages, replies[1:])[0] == SENT).all()
     assert any("Skipped" in warning for warning in warnings)
 
@@ -279,12 +435,102 @@ def test_samples_that_are_too_small_are_told_before_the_run(warnings):
     assert not warnings and strategy.f == 21
 
 
-def test_the_first_round_that_asks_too_few_is_told(warnings):
-    configured(RobustStrategy(Echo(), num_malicious_nodes=8), 2)
-    assert any("17 are needed against 8" in warning for warning in warnings)
+class Filling(InProcessGrid):
+    """A grid on which a node more is connected each time one looks."""
+
+    def __init__(self, app, n):
+        super().__init__(app, n)
+        self.connected = 0
+
+    def get_node_ids(self):
+        self.connected += 1
+        return super().get_node_ids()[: self.connected]
 
 
-@pytest.mark.parametrize("f", [-1, True, 0.5, -0.1, "3", None, float("nan")])
+@pytest.fixture
+def seconds(monkeypatch):
+    """Sleeps that end at once, by their lengths."""
+    slept = []
+    monkeypatch.setattr(selection.time, "sleep", slept.append)
+    monkeypatch.setattr(selection.time, "monotonic", lambda: sum(slept))
+    monkeypatch.setattr(selection, "_is_fixed", lambda grid: False)
+    return slept
+
+
+@pytest.mark.parametrize(("rule", "needed"), [("ctma(gm)", 7), ("bulyan", 15)])
+def test_a_run_waits_for_the_nodes_that_the_rule_needs(rule, needed, seconds, caplog):
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        i = context.node_config["partition-id"]
+        content = {"arrays": record(rows(20)[i]), "metrics": MetricRecord()}
+        return Message(RecordDict(content), reply_to=message)
+
+    strategy = RobustStrategy(
+        FedAvg(fraction_evaluate=0.0), rule, num_malicious_nodes=3
+    )
+    result = strategy.start(Filling(app, 20), record(SENT), num_rounds=1)
+    assert result.train_metrics_clientapp[1]["replies-accepted"] >= needed
+    assert len(seconds) == needed - 1
+    assert f"2 connected ({rule} needs {needed} against 3 malicious" in caplog.text
+
+
+def test_a_run_that_gets_too_few_nodes_ends_with_a_sentence(seconds):
+    strategy = RobustStrategy(FedAvg(), num_malicious_nodes=3, node_timeout=30)
+    sentence = r"2 nodes are connected; ctma\(gm\) needs 7 .* num-supernodes=7"
+    with pytest.raises(RuntimeError, match=sentence):
+        strategy.start(InProcessGrid(ClientApp(), 2), record(SENT), num_rounds=3)
+    assert sum(seconds) == 30
+
+
+def test_too_few_nodes_in_this_process_are_refused_at_once():
+    strategy = RobustStrategy(Echo(), num_malicious_nodes=8)
+    with pytest.raises(RuntimeError, match=r"2 nodes are connected; .* needs 17"):
+        configured(strategy, 2)
+
+
+def test_nodes_that_leave_a_run_under_way_cost_a_warning(seconds, warnings):
+    strategy = RobustStrategy(Echo(), num_malicious_nodes=2, node_timeout=3)
+    messages = configured(strategy, 5)
+    aggregate(strategy, messages, answers(messages, rows(5)))
+    messages = configured(strategy, 4)
+    assert any("4 nodes are connected" in warning for warning in warnings)
+
+
+def test_a_sample_that_is_too_small_for_the_rule_is_refused_before_round_1():
+    """Bulyan needs 4f + 3 of the 11 nodes; the strategy samples 10."""
+    strategy = RobustStrategy(Echo(), "bulyan", num_malicious_nodes=2)
+    strategy.strategy.min_train_nodes = 10
+    strategy.strategy.fraction_train = 10 / 11
+    grid = InProcessGrid(ClientApp(), 11)
+    with pytest.raises(ValueError, match=r"n.*11"):
+        strategy.configure_train(1, record(SENT), ConfigRecord(), grid)
+
+
+@pytest.mark.parametrize("number", [np.int64(3), np.float32(0.25), np.uint8(0)])
+def test_numpy_numbers_of_malicious_nodes_are_taken(number):
+    assert Tolerance(number) == Tolerance(number.item())
+    assert type(Tolerance(number).of(17)) is int
+    strategy = RobustStrategy(FedAvg(), num_malicious_nodes=number)
+    assert type(strategy.num_malicious_nodes) is type(number.item())
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        -1,
+        True,
+        np.bool_(1),
+        np.int64(-1),
+        np.float64(0.5),
+        0.5,
+        -0.1,
+        "3",
+        None,
+        float("nan"),
+    ],
+)
 def test_a_number_of_malicious_nodes_that_is_none(f):
     with pytest.raises(ValueError, match="Parameter `num_malicious_nodes` should be"):
         RobustStrategy(FedAvg(), num_malicious_nodes=f)

@@ -6,12 +6,13 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
-from flwr_ctma.engine.cpu import CpuStack
 from flwr_ctma.engine.stack import Moments
 from flwr_ctma.messages.schema import ReplySchema
 from flwr_ctma.simulation.clock import ArrivalGrid, FixedDurations
 from flwr_ctma.strategy import GracePeriodGrid, RobustStrategy
-from flwr_ctma.strategy.backends.streaming import Strips
+from flwr_ctma.strategy.backends import streaming
+from flwr_ctma.strategy.backends.streaming import StreamedRows, Streaming
+from flwr_ctma.strategy.round.replies import Round
 
 N, SHAPES = 21, {"a": (300, 20), "b": (7,)}
 SENT = {key: np.full(shape, 5, np.float32) for key, shape in SHAPES.items()}
@@ -36,59 +37,97 @@ def replies(n=N, scale=1.0, spread=1.0):
     return found
 
 
-def stack_of(model, messages):
-    read = [model.read(message.content) for message in messages]
-    return model.updates(read, model.measured).stack
+def read_all(schema, messages):
+    return [schema.read(message.content) for message in messages]
 
 
-@pytest.mark.parametrize("pulls", [[1] * N, [N], [3, 18], [10, 10, 1], [0, 20, 1]])
-def test_strips_are_the_gram_matrix(pulls):
-    """In whatever portions replies come, and in whatever order they are wanted."""
-    model, messages = ReplySchema(record(SENT)), replies()
-    strips, at = Strips(model, model.read), 0
-    for size in pulls:
-        strips.arrive(messages[at : at + size])
-        at += size
+def stack_of(schema, messages):
+    read = read_all(schema, messages)
+    return schema.updates(read, schema.measured).stack
+
+
+def streamed(messages, order=None):
+    """Add messages one after the other, each under its number in the list."""
+    schema = ReplySchema(record(SENT))
+    rows = StreamedRows(schema)
+    read = read_all(schema, messages)
+    for i in order if order is not None else range(len(messages)):
+        rows.add(str(i), read[i])
+    return schema, rows
+
+
+def test_streamed_products_are_the_gram_matrix():
+    messages = replies()
+    schema, rows = streamed(messages)
+    keys = [str(i) for i in range(3, N)][::-1]
     wanted = messages[3:][::-1]
-    rows = strips.place(stack_of(model, wanted))
-    assert isinstance(vars(rows)["moments"], Moments)
-    expected = stack_of(model, wanted).products(None, None)
-    np.testing.assert_allclose(rows.moments.inner(), expected, rtol=1e-5)
+    placed = rows.place(stack_of(schema, wanted), keys)
+    assert isinstance(vars(placed)["moments"], Moments)
+    expected = stack_of(schema, wanted).products(None, None)
+    np.testing.assert_allclose(placed.moments.inner(), expected, rtol=1e-5)
 
 
-def test_a_reply_that_was_put_in_the_place_of_one_is_measured_anew():
-    model, messages = ReplySchema(record(SENT)), replies()
-    strips = Strips(model, model.read)
-    strips.arrive(messages)
+def test_the_order_of_arrival_changes_no_bit():
+    messages, keys = replies(), [str(i) for i in range(N)]
+    found = []
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(N)
+        schema, rows = streamed(messages, order)
+        placed = rows.place(stack_of(schema, messages), keys)
+        found.append(placed.moments.inner())
+    for products in found:
+        np.testing.assert_array_equal(products, found[0])
+        np.testing.assert_array_equal(products, products.T)
+
+
+def test_a_reply_in_the_place_of_another_is_measured_anew():
+    messages = replies()
+    schema, rows = streamed(messages)
+    messages[4] = replies(scale=9.0)[4]
+    rows.add("4", schema.read(messages[4].content))
+    keys = [str(i) for i in range(N)]
+    placed = rows.place(stack_of(schema, messages), keys)
+    expected = stack_of(schema, messages).products(None, None)
+    np.testing.assert_allclose(placed.moments.inner(), expected, rtol=1e-5)
+
+
+def test_a_round_inspects_each_reply_once_unless_it_was_exchanged():
+    messages, schema = replies(), ReplySchema(record(SENT))
+    read, asked = [], [Message(RecordDict(), 2 + i, "train") for i in range(N)]
+    for i, message in enumerate(asked):
+        message.metadata.__dict__["_message_id"] = str(i)
+    messages = [
+        Message(m.content, reply_to=a) for m, a in zip(messages, asked, strict=True)
+    ]
+
+    def counted(content):
+        read.append(content)
+        return schema.read(content)
+
+    rows = Streaming().open_round(schema)
+    round_ = Round("train", asked, 4, counted, schema=schema, rows=rows)
+    round_.receive(messages[:15])
+    round_.receive(messages[10:])
     messages[4].content["arrays"] = replies(scale=9.0)[4].content["arrays"]
-    rows = strips.place(stack_of(model, messages))
-    assert "moments" not in vars(rows)
-    expected = stack_of(model, messages).products(None, None)
-    np.testing.assert_array_equal(rows.moments.inner(), expected)
-
-
-def test_bad_replies_leave_no_strip():
-    model, messages = ReplySchema(record(SENT)), replies()
-    messages[2].content["arrays"]["b"] = Array(np.full(7, np.nan, np.float32))
-    messages[5].content["arrays"]["b"] = Array(np.zeros(8, np.float32))
-    strips = Strips(model, model.read)
-    strips.arrive(messages)
-    good = [m for i, m in enumerate(messages) if i not in (2, 5)]
-    assert "moments" in vars(strips.place(stack_of(model, good)))
+    found = round_.inspect(messages[::-1])
+    assert len(read) == N + 1 and len(found.accepted) == N
+    (exchanged,) = (one for one in found.accepted if one.key == "4")
+    expected = schema.read(messages[4].content).rows[0]
+    np.testing.assert_array_equal(exchanged.reply.rows[0], expected)
 
 
 @pytest.mark.parametrize(("scale", "spread"), [(1e3, 1e-2), (1e14, 1e12)])
-def test_digits_that_strips_would_lose_are_kept(scale, spread):
-    """Far from zero, or near float32's limit, all rows are taken again, with care."""
-    model, messages = ReplySchema(record(SENT)), replies(scale=scale, spread=spread)
-    strips = Strips(model, model.read)
-    strips.arrive(messages)
-    found = strips.place(stack_of(model, messages)).moments.about_pivot()
-    expected = stack_of(model, messages).moments.about_pivot()
-    np.testing.assert_array_equal(found, expected)
+def test_products_that_lose_digits_are_computed_again(scale, spread):
+    """Far from zero, and near float32's limit."""
+    messages = replies(scale=scale, spread=spread)
+    schema, rows = streamed(messages)
+    keys = [str(i) for i in range(N)]
+    placed = rows.place(stack_of(schema, messages), keys)
+    expected = stack_of(schema, messages).moments.about_pivot()
+    np.testing.assert_array_equal(placed.moments.about_pivot(), expected)
 
 
-def run(backend, rule, monkeypatch):
+def run(backend, rule, monkeypatch, durations=range(1, N + 1)):
     app = ClientApp()
 
     @app.train()
@@ -102,24 +141,33 @@ def run(backend, rule, monkeypatch):
         return Message(RecordDict(content), reply_to=message)
 
     calls = []
-    strip = CpuStack.products_with
+    products_from = streaming.products_from
     monkeypatch.setattr(
-        CpuStack, "products_with", lambda *given: calls.append(1) or strip(*given)
+        streaming,
+        "products_from",
+        lambda *given: calls.append(1) or products_from(*given),
     )
     inner = FedAvg(fraction_evaluate=0.0, min_available_nodes=N)
     strategy = RobustStrategy(inner, rule, num_malicious_nodes=4, backend=backend)
-    arrivals = ArrivalGrid(app, N, FixedDurations(tuple(range(1, N + 1))))
+    arrivals = ArrivalGrid(app, N, FixedDurations(tuple(durations)))
     monkeypatch.setattr("flwr_ctma.strategy.grace_period.sleep", lambda seconds: None)
-    # What `prepare` does for Flower's grids, which take real time.
-    grid = GracePeriodGrid(arrivals, 4, strategy.grace_period, strategy._arrive)
+    # As `prepare_grid` does for Flower's grids, which take real time.
+    grid = GracePeriodGrid(arrivals, 4, strategy.grace_period, strategy.receive)
     result = strategy.start(grid, record(SENT), num_rounds=2)
+    monkeypatch.setattr(streaming, "products_from", products_from)
     arrays = [array.numpy().ravel() for array in result.arrays.values()]
     return np.concatenate(arrays), len(calls)
 
 
 @pytest.mark.parametrize("rule", ["ctma(gm)", "nnm(ctma(cwmed))", "krum", "cwtm"])
 def test_a_run_that_streams_is_the_run_that_does_not(rule, monkeypatch):
-    found, strips = run("streaming", rule, monkeypatch)
+    found, visits = run("streaming", rule, monkeypatch)
     expected, none = run("local", rule, monkeypatch)
-    assert strips == 2 * 2 and none == 0  # after 8 replies, 16 and all
+    assert visits == 2 * 3 and none == 0  # after 8 replies, 16 and all
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_run_that_streams_ends_with_the_same_bits_in_any_order(monkeypatch):
+    forth, _ = run("streaming", "ctma(gm)", monkeypatch)
+    back, _ = run("streaming", "ctma(gm)", monkeypatch, range(N, 0, -1))
+    np.testing.assert_array_equal(forth, back)

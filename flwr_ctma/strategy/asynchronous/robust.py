@@ -109,6 +109,7 @@ class AsyncRobustStrategy(Strategy):
     """
 
     needs_all_replies = True
+    is_asynchronous = True
 
     def __init__(
         self,
@@ -169,8 +170,9 @@ class AsyncRobustStrategy(Strategy):
         log(INFO, "\t│\t└── Client weighting: %s", clients.client_weighting)
         self.step.summary()
 
-    def start(
+    def run_rounds(
         self,
+        strategy: Strategy,
         grid: Grid,
         initial_arrays: ArrayRecord,
         num_rounds: int = 3,
@@ -179,7 +181,7 @@ class AsyncRobustStrategy(Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Evaluate | None = None,
     ) -> Result:
-        """Run the training; see `flwr.serverapp.strategy.Strategy.start`.
+        """Run the rounds of the outermost strategy; see `Strategy.start`.
 
         A round is a number of counted updates; at its end the model is evaluated on the
         server. Clients find in "server-round" how many messages they were sent.
@@ -196,29 +198,6 @@ class AsyncRobustStrategy(Strategy):
         RuntimeError
             If the run ends without a step.
         """
-        return self.loop(
-            self,
-            grid,
-            initial_arrays,
-            num_rounds,
-            timeout,
-            train_config,
-            evaluate_config,
-            evaluate_fn,
-        )
-
-    def loop(
-        self,
-        outer: Strategy,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int,
-        timeout: float,
-        train_config: ConfigRecord | None,
-        evaluate_config: ConfigRecord | None,
-        evaluate_fn: Evaluate | None,
-    ) -> Result:
-        """Run the rounds of the outermost strategy around this one."""
         if evaluate_config is not None:
             raise parameter_error(
                 "evaluate_config",
@@ -229,8 +208,8 @@ class AsyncRobustStrategy(Strategy):
         self._timeout = timeout
         grid = bound_replies(grid, self.reply_limit)
         try:
-            result = run_rounds(
-                outer,
+            return run_rounds(
+                strategy,
                 grid,
                 initial_arrays,
                 num_rounds,
@@ -240,11 +219,6 @@ class AsyncRobustStrategy(Strategy):
             )
         finally:
             self._pending.abandon(grid)
-        if num_rounds > 0 and not self.clients.steps:
-            raise RuntimeError(
-                f"The run ended without a step: {self.clients.why_no_step()}."
-            )
-        return result
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -299,6 +273,14 @@ class AsyncRobustStrategy(Strategy):
     ) -> MetricRecord | None:
         """Return None: no node evaluates."""
         return None
+
+    def end_run(self, result: Result) -> Result:
+        """Return the result; raise an error if no step was taken in the whole run."""
+        if not self.clients.steps and not math.isnan(self._began):
+            raise RuntimeError(
+                f"The run ended without a step: {self.clients.why_no_step()}."
+            )
+        return result
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs.

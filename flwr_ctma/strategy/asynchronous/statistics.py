@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from flwr.app import MetricRecord
 
-from flwr_ctma.strategy.round.claims import trimmed_mean
+from flwr_ctma.strategy.round.metrics import trimmed_mean
 from flwr_ctma.tracking.ledger import Ledger
 
 __all__ = ["RoundStatistics"]

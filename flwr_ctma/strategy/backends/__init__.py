@@ -1,51 +1,50 @@
-"""Where the rows of a round are held, by name."""
+"""The places that hold the rows of a round, by name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from flwr.app import Message
+from typing import Protocol
 
 from flwr_ctma.engine.cpu import CpuStack
 from flwr_ctma.engine.ray import RayBackend
 from flwr_ctma.engine.stack import Stack
 from flwr_ctma.errors import parameter_error
+from flwr_ctma.messages.schema import Reply, ReplySchema
 from flwr_ctma.spec import parse
 from flwr_ctma.strategy.backends.streaming import Streaming
 
-__all__ = ["Backend", "Local", "RoundStore", "parse_backend"]
+__all__ = ["Backend", "Local", "RoundRows", "parse_backend"]
 
 
-class RoundStore(Protocol):
-    """The rows of a round."""
+class RoundRows(Protocol):
+    """The rows of one round."""
 
-    def arrive(self, messages: Sequence[Message]) -> None:
-        """Take notice of replies that came, before all are there."""
+    def add(self, key: str, reply: Reply) -> None:
+        """Take a reply as it arrives; the key is the id of the message it answers."""
 
-    def place(self, rows: CpuStack) -> Stack:
-        """Hold the rows that count, and answer what rules ask of them."""
+    def place(self, rows: CpuStack, keys: Sequence[str] = ()) -> Stack:
+        """Return the stack of the rows that count; their keys are in their order."""
 
 
 class Backend(Protocol):
-    """What holds rows, round after round."""
+    """A place for the rows of every round."""
 
-    def begin(self, sent: Any, read: Any) -> RoundStore:
-        """Begin a round, in which this model was sent."""
+    def open_round(self, schema: ReplySchema) -> RoundRows:
+        """Return the place for the rows of a round in which this model was sent."""
 
 
 @dataclass(frozen=True)
 class Local:
-    """Hold rows in this process, viewed as they came, and wait for all of them."""
+    """Hold the rows in this process, and compute when all have arrived."""
 
-    def begin(self, sent: Any, read: Any) -> "Local":
-        """Begin a round."""
+    def open_round(self, schema: ReplySchema) -> "Local":
+        """Return this backend: it keeps nothing."""
         return self
 
-    def arrive(self, messages: Sequence[Message]) -> None:
-        """Wait for the others."""
+    def add(self, key: str, reply: Reply) -> None:
+        """Do nothing."""
 
-    def place(self, rows: CpuStack) -> CpuStack:
-        """Leave them where they are."""
+    def place(self, rows: CpuStack, keys: Sequence[str] = ()) -> CpuStack:
+        """Return the rows as they are."""
         return rows
 
 
@@ -53,7 +52,7 @@ _BACKENDS = {"local": Local, "ray": RayBackend, "streaming": Streaming}
 
 
 def parse_backend(backend: Backend | str) -> Backend:
-    """Give the backend that was named.
+    """Return the backend of this name, or the backend itself.
 
     Examples
     --------
@@ -65,7 +64,7 @@ def parse_backend(backend: Backend | str) -> Backend:
     if isinstance(backend, str):
         found: Backend = parse(backend, _BACKENDS, "backend")
         return found
-    if not hasattr(backend, "begin"):
+    if not hasattr(backend, "open_round"):
         raise parameter_error(
             "backend", '"local", "streaming", "ray" or a RayBackend', backend
         )

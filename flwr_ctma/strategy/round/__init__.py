@@ -1,1 +1,1 @@
-"""One synchronous round: select nodes, inspect replies, aggregate them, report."""
+"""One round: nodes are selected, replies inspected and aggregated, and reported."""

@@ -1,4 +1,4 @@
-"""From good replies to the next model."""
+"""The robust aggregate of accepted replies."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,14 +12,14 @@ from flwr_ctma.aggregators import Aggregator, Budget, CwTM
 from flwr_ctma.engine.stack import Stack
 from flwr_ctma.messages.schema import Reply, ReplySchema
 
-__all__ = ["Step", "aggregate_replies"]
+__all__ = ["RobustAggregate", "aggregate_replies"]
 
 Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
-    """What a rule made of the replies of a round.
+class RobustAggregate:
+    """The aggregate of the replies of a round.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Step:
 
     @property
     def trimmed(self) -> list[int]:
-        """Index of every client that does not count."""
+        """Indices of the clients with influence 0."""
         if self.influence is None:
             return []
         return [int(i) for i in np.flatnonzero(self.influence == 0)]
@@ -53,25 +53,25 @@ def aggregate_replies(
     budget: Budget,
     reference: Sequence[NDArray[Any]] | None = None,
     place: Callable[[Any], Stack] | None = None,
-) -> Step:
-    """Aggregate replies, and add the result to what was sent.
+) -> RobustAggregate:
+    """Aggregate replies, and add the result to the model that was sent.
 
-    Tensors that are not measured are aggregated on their own, by a trimmed mean: who
-    is near the others in what is measured may still lie in what is not.
+    Buffers are aggregated on their own, by a trimmed mean: a client whose parameters
+    are near the others' may still lie in the buffers.
 
     Parameters
     ----------
     rule : Aggregator
-        For the tensors that are measured.
-    sent : Model
-        What the replies answer.
+        The rule for the parameters.
+    sent : ReplySchema
+        The model that was sent.
     replies : sequence of n Reply
     budget : Budget
-        How much of them may be Byzantine.
+        How many of them, or which share of their weight, may be Byzantine.
     reference : list of ndarray, optional
         An earlier update, for a rule that starts from one.
     place : callable, optional
-        Holds the measured rows elsewhere: maps a `CpuStack` to a `Stack`.
+        It maps a `CpuStack` to the `Stack` of the backend.
 
     Raises
     ------
@@ -92,4 +92,4 @@ def aggregate_replies(
         update.update(zip(sent.buffers, found, strict=True))
     weights = point.weights()
     influence = None if weights is None else weights[: rows.n]
-    return Step(sent.write(update), vector, distances, influence)
+    return RobustAggregate(sent.write(update), vector, distances, influence)

@@ -1,28 +1,52 @@
-"""A round of messages: who was asked, who answered, and which answers count."""
+"""A round of messages: the nodes that are asked, and their inspected replies."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 
 from flwr_ctma.engine import threads as parallel
 from flwr_ctma.errors import parameter_error
-from flwr_ctma.messages.schema import Rejection, Reply, quote
+from flwr_ctma.messages.schema import Rejection, Reply, ReplySchema, quote
+from flwr_ctma.strategy.round.tolerance import effective_f
 
-__all__ = ["Round", "SortedReplies", "read_one"]
+__all__ = ["Accepted", "InspectedReplies", "Round", "read_one"]
 
 Read = Callable[[RecordDict], Reply | Rejection]
 
 
-@dataclass
-class SortedReplies:
-    """What came back, by node, each list in the order in which nodes were asked.
+@dataclass(frozen=True, eq=False)
+class Accepted:
+    """An accepted reply.
 
     Attributes
     ----------
-    accepted : list of (node id, Reply)
-        In an order that follows from what they hold, so that the same replies give
-        the same bits.
+    key : str
+        Id of the message that it answers.
+    node : int
+        Node that was sent the message.
+    reply : Reply
+        Views of its arrays, and its metrics.
+    message : Message
+        The reply as it arrived.
+    """
+
+    key: str
+    node: int
+    reply: Reply
+    message: Message
+
+
+@dataclass
+class InspectedReplies:
+    """The replies of a round by result, each list in the order of the messages.
+
+    Attributes
+    ----------
+    accepted : list of Accepted
+        In an order that follows from the numbers in the replies, so that the same
+        replies give the same bits.
     rejected : list of (node id, Rejection)
         Replies that do not count. `Rejection.proof` says whether that proves anything.
     missing : list of (node id, why)
@@ -33,52 +57,66 @@ class SortedReplies:
         Replies to no message of this round, and replies after a first one.
     """
 
-    accepted: list[tuple[int, Reply]] = field(default_factory=list)
+    accepted: list[Accepted] = field(default_factory=list)
     rejected: list[tuple[int, Rejection]] = field(default_factory=list)
     missing: list[tuple[int, str]] = field(default_factory=list)
-    misreported: list[tuple[int, Rejection]] = field(default_factory=list)
+    errors: list[Message] = field(default_factory=list)
     ignored: int = 0
 
     @property
     def nodes(self) -> list[int]:
-        """Whose replies were accepted."""
-        return [node for node, _ in self.accepted]
+        """The nodes whose replies were accepted."""
+        return [one.node for one in self.accepted]
 
     @property
     def replies(self) -> list[Reply]:
-        """What was accepted."""
-        return [reply for _, reply in self.accepted]
+        """The accepted replies."""
+        return [one.reply for one in self.accepted]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Round:
-    """What was asked in a round, and of how many malicious nodes at most.
+    """All that is known of a round between its configuration and its aggregation.
 
-    Parameters
+    Attributes
     ----------
+    phase : str
+        "train" or "evaluate".
     asked : list of Message
-        The Grid writes an id into each when it sends it.
+        The messages that are sent. The Grid writes an id into each as it sends it.
     f : int
-        Malicious nodes there may be among those asked and those excluded.
+        The most malicious nodes among the asked and the excluded ones.
+    read : callable
+        Inspects the content of a reply.
+    arrays : ArrayRecord
+        The model of the server when the round began.
+    schema : ReplySchema | None
+        The arrays that were sent; None in an evaluation.
+    rows : RoundRows | None
+        Where the backend holds the rows of the replies.
     excluded : list of node ids
         Not asked, after `max_rejections` proofs and faults: that often a node breaks
         for good, so each of them counts as one of the f.
     """
 
+    phase: str
     asked: list[Message]
     f: int
+    read: Read
+    arrays: ArrayRecord = field(default_factory=ArrayRecord)
+    schema: ReplySchema | None = None
+    rows: Any = None
     excluded: list[int] = field(default_factory=list)
+    _inspected: dict[str, "_Inspected"] = field(default_factory=dict)
 
-    def sort(self, replies: Iterable[Message], read: Read) -> SortedReplies:
-        """Read every reply on its own and sort it by what became of it.
-
-        A reply belongs to the node that the message it answers was sent to. What it
-        says about its source is not used: Flower reports a node that died as node 1.
+    @property
+    def nodes(self) -> dict[str, int]:
+        """The node of each message, by the id of the message.
 
         Raises
         ------
         ValueError
-            If the messages have no ids to tell the replies by.
+            If the messages have no ids of their own.
         """
         nodes = {m.metadata.message_id: m.metadata.dst_node_id for m in self.asked}
         if len(nodes) < len(self.asked):
@@ -88,31 +126,98 @@ class Round:
                 list(nodes),
                 "Use a Grid that writes ids into the messages it sends, as Flower's.",
             )
-        outcome = SortedReplies()
+        return nodes
+
+    def receive(self, replies: Iterable[Message]) -> None:
+        """Inspect replies while others are still missing."""
+        nodes = self.nodes
+        self._inspect(r for r in replies if r.metadata.reply_to_message_id in nodes)
+
+    def inspect(self, replies: Iterable[Message]) -> InspectedReplies:
+        """Inspect each reply on its own, and sort the replies by result.
+
+        A reply belongs to the node that was sent the message it answers. Its own
+        source is not used: Flower reports a node that died as node 1.
+        """
+        nodes, found = self.nodes, InspectedReplies()
         first: dict[str, Message] = {}
         for reply in replies:
             key = reply.metadata.reply_to_message_id
             if key in nodes and key not in first:
                 first[key] = reply
             else:
-                outcome.ignored += 1
-        answered = [key for key in nodes if key in first]
-        reads = parallel.run(lambda key: read_one(first[key], read), answered)
-        known = dict(zip(answered, reads, strict=True))
+                found.ignored += 1
+        self._inspect(first.values())
         for key, node in nodes.items():
-            found = known.get(key, "no reply")
-            if isinstance(found, Reply):
-                outcome.accepted.append((node, found))
-            elif isinstance(found, Rejection):
-                outcome.rejected.append((node, found))
+            inspected = self._inspected.get(key) if key in first else None
+            result = inspected.result if inspected else "no reply"
+            if isinstance(result, Reply):
+                found.accepted.append(Accepted(key, node, result, first[key]))
+            elif isinstance(result, Rejection):
+                found.rejected.append((node, result))
             else:
-                outcome.missing.append((node, found))
-        outcome.accepted.sort(key=lambda accepted: accepted[1].sample)
-        return outcome
+                found.missing.append((node, result))
+                found.errors += [first[key]] if key in first else []
+        found.accepted.sort(key=lambda accepted: accepted.reply.sample)
+        return found
+
+    def effective_f(self, found: InspectedReplies) -> int | None:
+        """Return f for the rule, or None if too few replies are accepted."""
+        proven, faulty = self.evidence(found)
+        return effective_f(self.f, len(found.accepted), proven, faulty)
+
+    def evidence(self, found: InspectedReplies) -> tuple[int, int]:
+        """Return the numbers of proofs and of faults; an excluded node is a proof."""
+        proven = sum(rejection.proof for _, rejection in found.rejected)
+        faulty = sum(rejection.fault for _, rejection in found.rejected)
+        return proven + len(self.excluded), faulty
+
+    def _inspect(self, replies: Iterable[Message]) -> None:
+        """Inspect the replies that are new, or have changed since they arrived."""
+        fresh = {}
+        for reply in replies:
+            key = reply.metadata.reply_to_message_id
+            known = self._inspected.get(key)
+            if known is None or not known.is_of(reply):
+                fresh.setdefault(key, reply)
+        results = parallel.run(lambda r: read_one(r, self.read), fresh.values())
+        for (key, reply), result in zip(fresh.items(), results, strict=True):
+            self._inspected[key] = _Inspected(result, _parts(reply))
+            if self.rows is not None and isinstance(result, Reply):
+                self.rows.add(key, result)
+
+
+@dataclass(frozen=True, eq=False)
+class _Inspected:
+    """The result of an inspection, and the objects that it inspected."""
+
+    result: Reply | Rejection | str
+    parts: list[Any]
+
+    def is_of(self, reply: Message) -> bool:
+        """Whether a reply holds the same objects: a wrapper may have exchanged some."""
+        parts = _parts(reply)
+        return len(parts) == len(self.parts) and all(map(_is, parts, self.parts))
+
+
+def _is(a: object, b: object) -> bool:
+    return a is b
+
+
+def _parts(reply: Message) -> list[Any]:
+    if not reply.has_content():
+        return [reply]
+    try:
+        records = [*reply.content.values()]
+        arrays = [record for record in records if isinstance(record, ArrayRecord)]
+        data = [array.data for record in arrays for array in record.values()]
+    except Exception:
+        return [object()]  # what breaks here breaks the inspection as well
+    return [*records, *data]
 
 
 def read_one(reply: Message, read: Read) -> Reply | Rejection | str:
-    """Read a reply: what counts, why it is rejected, or why there is nothing."""
+    """Return an inspected reply, a rejection, or the reason why there is nothing."""
     try:
         if reply.has_error():
             return f"error {reply.error.code}: {quote(reply.error.reason)}"
@@ -120,5 +225,5 @@ def read_one(reply: Message, read: Read) -> Reply | Rejection | str:
     except MemoryError:
         return "no memory on the server to read the reply"
     except Exception as error:
-        # Whatever a client thinks of that the inspection did not: it costs this reply.
+        # Any fault that the inspection does not foresee costs this reply alone.
         return Rejection("malformed", f"{type(error).__name__}: {quote(error)}")

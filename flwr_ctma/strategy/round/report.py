@@ -1,4 +1,4 @@
-"""What a user is told of a round: in the log, and in its metrics."""
+"""The report of a round to the user: in the log, and in its metrics."""
 
 from collections.abc import Iterable
 from logging import INFO, WARNING
@@ -6,16 +6,17 @@ from logging import INFO, WARNING
 from flwr.app import Message, MetricRecord
 
 from flwr_ctma.compat import log
-from flwr_ctma.strategy.round.replies import Round, SortedReplies
+from flwr_ctma.messages.schema import Rejection
+from flwr_ctma.strategy.round.replies import InspectedReplies, Round
 from flwr_ctma.strategy.round.tolerance import Tolerance, min_replies
 
-__all__ = ["bytes_of", "evidence", "log_outcome", "report", "warn_of_majority"]
+__all__ = ["bytes_of", "log_misreported", "log_replies", "report", "warn_of_majority"]
 
 
 def warn_of_majority(
     phase: str, asked: int, connected: int, tolerance: Tolerance
 ) -> None:
-    """Warn, before anything is sent, where no rule protects a round of this size."""
+    """Warn, before anything is sent, if no rule protects a round of this size."""
     f = tolerance.among(asked, connected)
     enough = tolerance.too_small(asked, connected)
     if asked < min_replies(f):
@@ -35,59 +36,63 @@ def warn_of_majority(
         )
 
 
-def log_outcome(phase: str, round_: Round, outcome: SortedReplies) -> None:
-    """Log how many replies count, and of every other one why it does not."""
-    good, rejected = len(outcome.accepted), len(outcome.rejected)
+def log_replies(round_: Round, found: InspectedReplies) -> None:
+    """Log how many replies are accepted, and the reason for each other one."""
+    accepted, rejected = len(found.accepted), len(found.rejected)
     log(
         INFO,
         "aggregate_%s: %d of %d replies accepted, %d rejected, %d missing",
-        *(phase, good, len(round_.asked), rejected, len(outcome.missing)),
+        *(round_.phase, accepted, len(round_.asked), rejected, len(found.missing)),
     )
-    for node, why in outcome.rejected:
-        log(WARNING, "\t> Rejected the reply of node %d: %s", node, why)
-    for node, why_missing in outcome.missing:
-        log(INFO, "\t> Nothing from node %d: %s", node, why_missing)
-    if outcome.ignored:
-        log(WARNING, "\t> Ignored %d replies that nobody asked for", outcome.ignored)
-    proven, faulty = evidence(round_, outcome)
+    for node, rejection in found.rejected:
+        log(WARNING, "\t> Rejected the reply of node %d: %s", node, rejection)
+    for node, reason in found.missing:
+        log(INFO, "\t> Nothing from node %d: %s", node, reason)
+    if found.ignored:
+        log(WARNING, "\t> Ignored %d replies to no message", found.ignored)
+    proven, faulty = round_.evidence(found)
     if proven + faulty > round_.f:
         log(WARNING, "\t> More are rejected than `num_malicious_nodes` allows for")
     needed = min_replies(round_.f, proven, faulty)
-    if good < needed:
+    if accepted < needed:
         log(
             WARNING,
-            "aggregate_%s: Skipped. %d good replies are not the %d that outvote %d "
+            "aggregate_%s: Skipped. %d accepted replies are not the %d that outvote %d "
             "malicious nodes.",
-            *(phase, good, needed, needed // 2),
+            *(round_.phase, accepted, needed, needed // 2),
         )
 
 
-def evidence(round_: Round, outcome: SortedReplies) -> tuple[int, int]:
-    """Count the proofs and the faults of a round; an excluded node is a proof."""
-    proven = sum(why.proof for _, why in outcome.rejected)
-    faulty = sum(why.fault for _, why in outcome.rejected)
-    return proven + len(round_.excluded), faulty
+def log_misreported(misreported: Iterable[tuple[int, Rejection]]) -> None:
+    """Log the nodes of which a metric does not count."""
+    for node, reason in misreported:
+        log(
+            WARNING, "\t> Misreporting node %d: of its metrics, %s", node, reason.detail
+        )
 
 
 def report(
-    round_: Round, outcome: SortedReplies, metrics: MetricRecord | None = None
+    round_: Round,
+    found: InspectedReplies,
+    misreported: Iterable[tuple[int, Rejection]] = (),
+    metrics: MetricRecord | None = None,
 ) -> MetricRecord:
-    """Add what became of the replies to a round's metrics."""
+    """Return the metrics of a round with the counts of its replies."""
     return MetricRecord(
         {
             **(metrics or {}),
-            "replies-accepted": len(outcome.accepted),
-            "replies-rejected": len(outcome.rejected),
-            "replies-missing": len(outcome.missing),
-            "nodes-rejected": [node for node, _ in outcome.rejected],
-            "nodes-misreporting": [node for node, _ in outcome.misreported],
+            "replies-accepted": len(found.accepted),
+            "replies-rejected": len(found.rejected),
+            "replies-missing": len(found.missing),
+            "nodes-rejected": [node for node, _ in found.rejected],
+            "nodes-misreporting": [node for node, _ in misreported],
             **({"nodes-excluded": round_.excluded} if round_.excluded else {}),
         }
     )
 
 
 def bytes_of(messages: Iterable[Message]) -> int:
-    """Sum up the sizes of all arrays, whatever they hold."""
+    """Return the total size of all arrays."""
     return sum(
         len(array.data)
         for message in messages

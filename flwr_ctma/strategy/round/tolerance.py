@@ -1,7 +1,9 @@
-"""How many malicious nodes a round may meet, and what it needs to bear them."""
+"""How many nodes of a round may be malicious, and how many replies outvote them."""
 
 import math
 from dataclasses import dataclass
+
+import numpy as np
 
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.sampling import min_sample_size, tolerated
@@ -11,21 +13,22 @@ __all__ = ["Tolerance", "effective_f", "min_replies"]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """From malicious nodes in the system to f among the nodes of a round.
+    """The number of malicious nodes, in the system and in a sample of it.
 
     Parameters
     ----------
     num_malicious_nodes : int | float
-        A count, or a share in [0, 0.5) of the nodes that are connected.
+        A count, or a share in [0, 0.5) of the connected nodes. NumPy's numbers become
+        Python's.
     rounds : int (default: 100)
         Rounds in which samples are drawn.
     confidence : float (default: 0.99)
-        With which no round's sample holds more than f.
+        Probability that no sample of any round holds more than f.
 
     Raises
     ------
     ValueError
-        For a count or share that is none.
+        If num_malicious_nodes is neither a count nor a share.
 
     Examples
     --------
@@ -38,32 +41,40 @@ class Tolerance:
     confidence: float = 0.99
 
     def __post_init__(self) -> None:
-        f = self.num_malicious_nodes
-        count = isinstance(f, int) and not isinstance(f, bool) and f >= 0
-        if not count and not (isinstance(f, float) and 0 <= f < 0.5):
+        given = self.num_malicious_nodes
+        number = given.item() if isinstance(given, np.number) else given
+        count = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+        if not count and not (isinstance(number, float) and 0 <= number < 0.5):
             raise parameter_error(
                 "num_malicious_nodes",
                 "a count, or a share in [0, 0.5) of the nodes",
-                f,
+                given,
                 "No rule holds against a majority.",
             )
+        object.__setattr__(self, "num_malicious_nodes", number)
 
     def of(self, connected: int) -> int:
-        """Give b: a share is rounded up, but leaves the honest a majority."""
-        f = self.num_malicious_nodes
-        if isinstance(f, int):
-            return f
-        return min(math.ceil(f * connected - 1e-9), max(connected - 1, 0) // 2)
+        """Return b, the count in the system.
+
+        A share is rounded up, but leaves the honest nodes a majority.
+        """
+        number = self.num_malicious_nodes
+        if isinstance(number, int):
+            return number
+        return min(math.ceil(number * connected - 1e-9), max(connected - 1, 0) // 2)
 
     def among(self, asked: int, connected: int) -> int:
-        """Give f: what a sample of this size may hold, but not half of it."""
+        """Return f, the most that a sample of this size may hold, below half of it."""
         b = self.of(connected)
         if 2 * b >= connected or asked >= connected:
             return b
         return min(self._tolerated(asked, connected), (asked - 1) // 2)
 
     def too_small(self, asked: int, connected: int) -> int | None:
-        """Give the size to sample, if samples of this one may hold a majority of b."""
+        """Return the sample size to use, if samples of this size may hold a majority.
+
+        Return None if the size is large enough.
+        """
         b = self.of(connected)
         if 2 * b >= connected or 2 * self._tolerated(asked, connected) < asked:
             return None

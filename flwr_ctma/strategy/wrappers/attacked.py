@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from logging import INFO, WARNING
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -63,6 +64,7 @@ class AttackedStrategy(StrategyWrapper):
     """
 
     needs_all_replies = True
+    repeatable = False
 
     def __init__(
         self,
@@ -114,6 +116,10 @@ class AttackedStrategy(StrategyWrapper):
         """Replace the replies of the malicious, and let the strategy inside go on."""
         attacked = self._attacked(server_round, list(replies))
         return super().aggregate_train(server_round, attacked)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the malicious nodes follow from their ids."""
+        return {}
 
     def _attacked(self, server_round: int, replies: list[Message]) -> list[Message]:
         asked = {message.metadata.message_id: message for message in self._asked}

@@ -17,7 +17,7 @@ from flwr.app import (
     RecordDict,
 )
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Strategy
 
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.strategy.wrappers.base import StrategyWrapper, inside, is_asynchronous
@@ -113,20 +113,8 @@ class Audited(StrategyWrapper):
         self._connected: list[int] = []
         self._asked: list[Message] = []
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Result:
-        """Run the rounds; see `flwr.serverapp.strategy.Strategy.start`."""
-        self._num_rounds = num_rounds
-        return super().start(grid, initial_arrays, num_rounds, *args, **kwargs)
-
-    def prepare(self, grid: Grid, num_rounds: int) -> Grid:
-        """Remember how many rounds there are."""
+    def prepare_grid(self, grid: Grid, num_rounds: int) -> Grid:
+        """Record the number of rounds."""
         self._num_rounds = num_rounds
         return grid
 

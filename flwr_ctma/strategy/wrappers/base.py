@@ -1,50 +1,31 @@
-"""A strategy around a strategy."""
+"""The base of every strategy of this project that holds another strategy."""
 
-from collections.abc import Callable, Iterable, Iterator
+from abc import ABCMeta
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from flwr_ctma.errors import parameter_error
+from flwr_ctma.strategy.wrappers.run import Hooks, inside, run_strategy
+from flwr_ctma.strategy.wrappers.state import plain_attributes, set_attributes
+
 __all__ = [
     "Evaluate",
+    "HookedStrategy",
     "StrategyWrapper",
-    "close_round_of",
     "inside",
     "is_asynchronous",
-    "loop_of",
-    "prepared",
     "setting",
 ]
 
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
-class StrategyWrapper(Strategy):
-    """Do as the strategy inside does; derive from it to do more.
-
-    Parameters
-    ----------
-    strategy : Strategy
-        The one inside.
-
-    Examples
-    --------
-    >>> from flwr.serverapp.strategy import FedAvg
-    >>> class Timid(StrategyWrapper):
-    ...     def configure_evaluate(self, server_round, arrays, config, grid):
-    ...         return []
-    >>> Timid(FedAvg()).strategy.fraction_train
-    1.0
-    """
-
-    def __init__(self, strategy: Strategy) -> None:
-        self.strategy = strategy
-
-    def summary(self) -> None:
-        """Let the strategy inside tell its settings."""
-        self.strategy.summary()
+class HookedStrategy(Hooks, Strategy):
+    """A strategy whose `start` calls the hooks of all strategies inside it."""
 
     def start(
         self,
@@ -55,29 +36,114 @@ class StrategyWrapper(Strategy):
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Evaluate | None = None,
+        **settings: Any,
     ) -> Result:
-        """Run the rounds on the grid that the strategies inside ask for."""
+        """Run the rounds; see `flwr.serverapp.strategy.Strategy.start`.
 
-        def evaluate(number: int, arrays: ArrayRecord) -> MetricRecord | None:
-            metrics = evaluate_fn(number, arrays) if evaluate_fn else None
-            close_round_of(self, number, metrics)
-            return metrics
-
-        return loop_of(self.strategy)(
+        If a strategy inside has a `start` of its own, that runs the rounds; it also
+        gets further keyword arguments.
+        """
+        start = self.run_rounds if self._run is not None else run_strategy
+        result: Result = start(
             self,
-            prepared(self.strategy, grid, num_rounds),
+            grid,
             initial_arrays,
             num_rounds,
             timeout,
             train_config,
             evaluate_config,
-            evaluate if _listens(self) else evaluate_fn,
+            evaluate_fn,
+            **settings,
         )
+        return result
+
+
+class _Constructed(ABCMeta):
+    """Mark each object when its constructor is done."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        made = super().__call__(*args, **kwargs)
+        vars(made)["_is_constructed"] = True
+        return made
+
+
+class StrategyWrapper(HookedStrategy, metaclass=_Constructed):
+    """Do as the strategy inside does; derive from this class to do more.
+
+    Attributes and methods that the wrapper lacks are those of the strategy inside; to
+    assign such an attribute changes it there.
+
+    Parameters
+    ----------
+    strategy : Strategy
+        The strategy inside.
+
+    Raises
+    ------
+    ValueError
+        If that is no Strategy, or holds a wrapper that may occur only once.
+
+    Examples
+    --------
+    >>> from flwr.serverapp.strategy import FedAvg
+    >>> class NoEvaluation(StrategyWrapper):
+    ...     def configure_evaluate(self, server_round, arrays, config, grid):
+    ...         return []
+    >>> strategy = NoEvaluation(FedAvg())
+    >>> strategy.fraction_train = 0.5
+    >>> strategy.strategy.fraction_train
+    0.5
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        if not isinstance(strategy, Strategy):
+            raise parameter_error(
+                "strategy", "a Strategy of Flower's Message API", strategy
+            )
+        kind = next(k for k in type(self).__mro__ if "repeatable" in vars(k))
+        if not self.repeatable and any(isinstance(s, kind) for s in inside(strategy)):
+            name = kind.__name__
+            raise parameter_error(
+                "strategy",
+                f"without another {name}",
+                type(strategy).__name__,
+                f"Two in one chain have no meaning: keep one {name}.",
+            )
+        self.strategy = strategy
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the strategy inside."""
+        held = vars(self).get("strategy")
+        if held is None or name.startswith("_"):
+            kind = type(self).__name__
+            raise AttributeError(f"{kind!r} object has no attribute {name!r}")
+        return getattr(held, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute here, or inside if only the strategy inside has it."""
+        known = vars(self)
+        own = name in known or hasattr(type(self), name) or name.startswith("_")
+        if not own and "_is_constructed" in known and hasattr(known["strategy"], name):
+            setattr(known["strategy"], name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def summary(self) -> None:
+        """Let the strategy inside log its settings."""
+        self.strategy.summary()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the strategy inside configure the round."""
+        if self.needs_run and self._run is None:
+            kind = type(self).__name__
+            raise parameter_error(
+                "strategy",
+                f"started by {kind}, or by a wrapper of flwr-ctma around it",
+                "a loop that calls no hooks",
+                f"Put {kind} outermost and call its `start`.",
+            )
         return self.strategy.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -98,65 +164,24 @@ class StrategyWrapper(Strategy):
         """Let the strategy inside aggregate the evaluation."""
         return self.strategy.aggregate_evaluate(server_round, replies)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return all attributes of this layer; override it for other state."""
+        return plain_attributes(self)
 
-def inside(strategy: Any) -> Iterator[Any]:
-    """Give a strategy, the one it wraps, the one that one wraps.
-
-    Examples
-    --------
-    >>> from flwr.serverapp.strategy import FedAvg
-    >>> [type(s).__name__ for s in inside(FedAvg())]
-    ['FedAvg']
-    """
-    while isinstance(strategy, Strategy):
-        yield strategy
-        strategy = getattr(strategy, "strategy", None)
-
-
-def prepared(strategy: Strategy, grid: Grid, num_rounds: int) -> Grid:
-    """Give the grid that a strategy, or what it wraps, asks to run its rounds on.
-
-    For wrappers: Flower's loop calls the outermost strategy's `start` alone.
-    """
-    for part in inside(strategy):
-        if hasattr(part, "prepare"):
-            grid = part.prepare(grid, num_rounds)
-    return grid
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state that `state_dict` returned."""
+        set_attributes(self, state)
 
 
 def setting(strategy: Strategy, name: str, default: Any) -> Any:
-    """Find a setting of a strategy, or of what it wraps."""
-    for part in inside(strategy):
-        if hasattr(part, name):
-            return getattr(part, name)
+    """Return a setting of a strategy, or of a strategy inside it."""
+    for layer in inside(strategy):
+        if hasattr(layer, name):
+            return getattr(layer, name)
     return default
 
 
 def is_asynchronous(strategy: Strategy) -> bool:
-    """Tell whether a strategy, or what it wraps, has a loop of its own for rounds."""
-    return setting(strategy, "loop", None) is not None
-
-
-def close_round_of(
-    strategy: Strategy, server_round: int, metrics: MetricRecord | None
-) -> None:
-    """Tell a strategy and those inside that a round is over, the innermost first.
-
-    Each that has a `close_round` is told what the server measured, or None.
-    """
-    for part in reversed([*inside(strategy)]):
-        if hasattr(part, "close_round"):
-            part.close_round(server_round, metrics)
-
-
-def loop_of(strategy: Strategy) -> Callable[..., Result]:
-    """Give what runs the rounds: Flower's loop, or that of the strategy inside.
-
-    It is called with the outermost strategy, then as `Strategy.start` is.
-    """
-    loop: Callable[..., Result] = setting(strategy, "loop", Strategy.start)
-    return loop
-
-
-def _listens(strategy: Strategy) -> bool:
-    return any(hasattr(part, "close_round") for part in inside(strategy))
+    """Return whether a strategy, or a strategy inside it, has no rounds of replies."""
+    hooked = (layer for layer in inside(strategy) if isinstance(layer, Hooks))
+    return any(layer.is_asynchronous for layer in hooked)

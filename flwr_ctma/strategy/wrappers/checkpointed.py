@@ -1,26 +1,21 @@
-"""Runs that go on where they were killed."""
+"""Runs that resume after the last round that they finished."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Sequence
 from logging import INFO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
-from flwr_ctma.strategy.wrappers.base import (
-    Evaluate,
-    StrategyWrapper,
-    close_round_of,
-    inside,
-    loop_of,
-    prepared,
-)
-from flwr_ctma.strategy.wrappers.state import restore, state_of
+from flwr_ctma.strategy.wrappers.base import StrategyWrapper
+from flwr_ctma.strategy.wrappers.run import Run
+from flwr_ctma.strategy.wrappers.state import attributes, changes, restore
 from flwr_ctma.tracking.checkpoint import latest, write
 
 __all__ = ["Checkpointed"]
@@ -29,24 +24,41 @@ __all__ = ["Checkpointed"]
 class Checkpointed(StrategyWrapper):
     """Save a run after every round, and resume it at the next one.
 
-    Model, state of the strategies inside, the random state that nodes are sampled from
-    and history are on disk before a round counts as finished. A run that is started
-    again with the same folder goes on after its last finished round and ends as it
-    would have ended.
+    Before the next round begins, these are on disk: the model, the state of all
+    strategies in the chain, the configs that they send, Python's and NumPy's global
+    random state, and the history. A run that is started again with the same folder
+    continues after its last finished round and ends as it would have ended.
 
     Parameters
     ----------
     strategy : Strategy
-        Any strategy. Of Flower's own, the attributes that hold arrays are its state:
-        moments of the server optimisers, the current model. Ours say what theirs is, by
-        `state_dict` and `load_state_dict`.
+        Any strategy.
     folder : str | Path
-        Of this run alone.
+        The folder of this run alone.
+
+    Raises
+    ------
+    ValueError
+        At the first save, for an attribute of a strategy that cannot be saved; at the
+        start, for a folder with another run: of another model or other strategies.
 
     Notes
     -----
-    On an `InProcessGrid` what clients keep in `context.state`, and what is on its way,
-    is saved as well. In Flower's own runtimes it is not: clients start a new run.
+    The state of a strategy is what its `state_dict` returns, and `load_state_dict`
+    restores it. A strategy without these is saved by its attributes: those that are
+    plain data and have changed since the run began. Numbers, text, bytes, arrays,
+    records, random generators and containers of these are plain data. Functions and
+    loggers are settings, as long as they stay the same objects.
+
+    A config entry that differs from that of the first start replaces the saved one.
+
+    A strategy inside with a `start` of its own counts the rounds of each process from
+    1; what it assigns to its attributes before the first round of a resumed run is
+    replaced by the saved state.
+
+    On an `InProcessGrid` the `context.state` of all clients and the messages on their
+    way are saved as well. In Flower's own runtimes they are not: clients start a new
+    run.
 
     Examples
     --------
@@ -54,138 +66,128 @@ class Checkpointed(StrategyWrapper):
     >>> strategy = Checkpointed(FedAvg(), "runs/weekend/checkpoints")
     """
 
+    end_order = 2
+    needs_run = True
+    repeatable = False
+
     def __init__(self, strategy: Strategy, folder: str | Path) -> None:
         super().__init__(strategy)
         self.folder = Path(folder)
-        self._finished = 0
         self._history = Result()
+        self._initial: list[tuple[str, str, tuple[int, ...]]] = []
+        self._begun: list[dict[str, Any]] = []
+        self._configs: dict[str, ConfigRecord] = {}
+        self._saved_configs: dict[str, ConfigRecord] = {}
+        self._first_configs: dict[str, dict[str, Any]] = {}
+        self._to_restore: dict[str, Any] | None = None
 
     def summary(self) -> None:
-        """Log the folder and the round to go on from, then the strategy inside."""
+        """Log the folder and the finished rounds, then the settings inside."""
         log(INFO, "\t├──> Checkpoints:")
         log(INFO, "\t│\t├── Folder: %s", self.folder)
-        log(INFO, "\t│\t└── Finished rounds: %d", self._finished)
+        finished = self._run.finished if self._run else 0
+        log(INFO, "\t│\t└── Finished rounds: %d", finished)
         super().summary()
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Evaluate | None = None,
-    ) -> Result:
-        """Run what is left of the rounds; see `flwr.serverapp.strategy.Strategy`.
-
-        Flower's loop counts the rounds of this call from 1; the strategies inside, the
-        clients, `evaluate_fn` and the result see the numbers that go on.
-
-        Raises
-        ------
-        ValueError
-            If the folder holds another run: of another model or another strategy.
-        CheckpointError
-            If a round cannot be saved.
-        """
-        # Prepared for all rounds, not for those left: the f of a sample depends on
-        # them, and a resumed run is to be the same.
-        self._grid = grid = prepared(self.strategy, grid, num_rounds)
-        arrays = self._resume(initial_arrays)
-        first = self._finished == 0
-
-        def close_round(number: int, arrays: ArrayRecord) -> MetricRecord | None:
-            if number == 0 and not first:
-                return None
-            number += self._offset
-            metrics = evaluate_fn(number, arrays) if evaluate_fn else None
-            if metrics is not None:
-                self._history.evaluate_metrics_serverapp[number] = metrics
-            self._history.arrays = arrays
-            close_round_of(self.strategy, number, metrics)
-            self._save(number)
-            return metrics
-
-        self._offset = self._finished
-        left = num_rounds - self._finished
-        if left > 0:
-            loop_of(self.strategy)(
-                self,
-                grid,
-                arrays,
-                left,
-                timeout,
-                train_config,
-                evaluate_config,
-                close_round,
-            )
-        return self._history
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Delegate, with the number of the round in the whole run."""
-        number = server_round + self._offset
-        return super().configure_train(number, arrays, config, grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Delegate, and keep the metrics."""
-        number = server_round + self._offset
-        arrays, metrics = super().aggregate_train(number, replies)
-        if metrics is not None:
-            self._history.train_metrics_clientapp[number] = metrics
-        return arrays, metrics
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Delegate, with the number of the round in the whole run."""
-        number = server_round + self._offset
-        return super().configure_evaluate(number, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Delegate, and keep the metrics."""
-        number = server_round + self._offset
-        metrics = super().aggregate_evaluate(number, replies)
-        if metrics is not None:
-            self._history.evaluate_metrics_clientapp[number] = metrics
-        return metrics
-
-    _offset = 0
-    _grid: Any
-
-    def _save(self, number: int) -> None:
-        history = self._history
-        write(
-            self.folder,
-            number,
-            {
-                "arrays": history.arrays,
-                "strategies": [
-                    {"kind": type(part).__name__, "state": state_of(part)}
-                    for part in inside(self.strategy)
-                ],
-                "random": random.getstate(),
-                "grid": self._grid.state_dict() if _is_simulated(self._grid) else None,
-                "train": _plain(history.train_metrics_clientapp),
-                "evaluate": _plain(history.evaluate_metrics_clientapp),
-                "server": _plain(history.evaluate_metrics_serverapp),
-            },
-        )
-        self._finished = number
-
-    def _resume(self, initial_arrays: ArrayRecord) -> ArrayRecord:
+    def begin_run(self, run: Run) -> None:
+        """Restore the last checkpoint, if there is one."""
+        self._history = Result()
+        self._configs, self._saved_configs, self._first_configs = {}, {}, {}
+        self._begun = [attributes(layer) for layer in self._layers(run)]
+        # The first model: Flower's averages change dtypes, and bagging changes shapes.
+        self._initial = _shapes(run.arrays)
         found = latest(self.folder)
         if found is None:
-            return initial_arrays
+            return
         state = found.state
-        strategies = list(inside(self.strategy))
-        kinds = [type(part).__name__ for part in strategies]
+        self._check(run, state)
+        self._restore_strategies(run, state)
+        if state["grid"] is not None:
+            _as_simulated(run.grid).load_state_dict(state["grid"])
+        for name, attribute in _HISTORY.items():
+            setattr(self._history, attribute, dict(state["history"][name]))
+        self._history.arrays = state["arrays"]
+        self._to_restore = state
+        measured = self._history.evaluate_metrics_serverapp.get(found.number)
+        run.resume(found.number, state["arrays"], measured)
+        log(INFO, "Resuming after round %d, from %s", found.number, self.folder)
+
+    def begin_phase(self, phase: str, server_round: int, config: ConfigRecord) -> None:
+        """Restore the config, and once more all that the first round depends on."""
+        state = self._to_restore
+        if state is not None and phase == "train" and self._run is not None:
+            # A `start` inside may have assigned attributes and drawn numbers.
+            self._restore_strategies(self._run, state)
+            random.setstate(state["random"])
+            np.random.set_state(state["numpy"])  # noqa: NPY002, the global state
+            self._to_restore = None
+            self._first_configs = state["first-configs"]
+            self._saved_configs = dict(state["configs"])
+        first = self._first_configs.setdefault(phase, dict(config))
+        saved = self._saved_configs.pop(phase, None)
+        if saved is not None:
+            given = {k: v for k, v in config.items() if first.get(k) != v}
+            config.clear()
+            config.update({**saved, **given})
+        self._configs[phase] = config
+
+    def aggregated(
+        self, phase: str, replies: Sequence[Message], metrics: MetricRecord | None
+    ) -> None:
+        """Keep the metrics of the clients."""
+        if metrics is not None and self._run is not None:
+            history = getattr(self._history, _HISTORY[phase])
+            history[self._run.number] = metrics
+
+    def end_round(self, server_round: int, metrics: MetricRecord | None) -> None:
+        """Keep the metrics of the server, and save all."""
+        run, history = self._run, self._history
+        if run is None:
+            return
+        if metrics is not None:
+            history.evaluate_metrics_serverapp[server_round] = metrics
+        history.arrays = run.arrays
+        grid = _as_simulated(run.grid)
+        layers = zip(self._layers(run), self._begun, strict=True)
+        write(
+            self.folder,
+            server_round,
+            {
+                "initial": self._initial,
+                "arrays": run.arrays,
+                "strategies": [
+                    {"kind": type(layer).__name__, "state": changes(layer, begun)}
+                    for layer, begun in layers
+                ],
+                "configs": self._configs,
+                "first-configs": self._first_configs,
+                "random": random.getstate(),
+                "numpy": np.random.get_state(),  # noqa: NPY002, the global state
+                "grid": None if grid is None else grid.state_dict(),
+                "history": {k: getattr(history, v) for k, v in _HISTORY.items()},
+            },
+        )
+
+    def end_run(self, result: Result) -> Result:
+        """Return the history of the whole run."""
+        if self._run is not None:
+            self._history.arrays = self._run.arrays
+        return self._history
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: checkpoints hold the state of the others."""
+        return {}
+
+    def _layers(self, run: Run) -> list[Strategy]:
+        return [layer for layer in run.layers if layer is not self]
+
+    def _restore_strategies(self, run: Run, state: dict[str, Any]) -> None:
+        for layer, saved in zip(self._layers(run), state["strategies"], strict=True):
+            restore(layer, saved["state"])
+
+    def _check(self, run: Run, state: dict[str, Any]) -> None:
+        """Raise a ValueError if a checkpoint is of another run."""
+        kinds = [type(layer).__name__ for layer in self._layers(run)]
         if [saved["kind"] for saved in state["strategies"]] != kinds:
             raise parameter_error(
                 "strategy",
@@ -194,33 +196,20 @@ class Checkpointed(StrategyWrapper):
                 kinds,
                 "Resume with the same strategies, or start in another folder.",
             )
-        if (state["grid"] is not None) != _is_simulated(self._grid):
+        if (state["grid"] is None) != (_as_simulated(run.grid) is None):
             raise parameter_error(
                 "grid",
-                f"of the kind that the run in {self.folder} was on",
-                type(self._grid).__name__,
-                "Resume where it ran, in one process or in Flower's own runtimes.",
+                f"of the same kind as that of the run in {self.folder}",
+                type(run.grid).__name__,
+                "Resume in the runtime of the run: in one process, or Flower's own.",
             )
-        if _frame(state["arrays"]) != _frame(initial_arrays):
+        if state["initial"] != self._initial:
             raise parameter_error(
                 "initial_arrays",
                 f"of the model that {self.folder} holds",
                 "another model",
                 "Resume with the same model, or start in another folder.",
             )
-        for part, saved in zip(strategies, state["strategies"], strict=True):
-            restore(part, saved["state"])
-        random.setstate(state["random"])
-        if state["grid"] is not None:
-            self._grid.load_state_dict(state["grid"])
-        for name in ("train", "evaluate", "server"):
-            rounds = {k: MetricRecord(v) for k, v in state[name].items()}
-            setattr(self._history, _HISTORY[name], rounds)
-        self._history.arrays = state["arrays"]
-        self._finished = found.number
-        log(INFO, "Resuming after round %d, from %s", found.number, self.folder)
-        arrays: ArrayRecord = state["arrays"]
-        return arrays
 
 
 _HISTORY = {
@@ -230,14 +219,10 @@ _HISTORY = {
 }
 
 
-def _is_simulated(grid: Any) -> bool:
-    """Whether the nodes are in this process, and what they keep can be saved."""
-    return hasattr(grid, "state_dict")
+def _as_simulated(grid: Grid) -> Any | None:
+    """Return a grid whose nodes are in this process and can be saved, or None."""
+    return grid if hasattr(grid, "state_dict") else None
 
 
-def _plain(rounds: dict[int, MetricRecord]) -> dict[int, dict[str, Any]]:
-    return {number: dict(record.items()) for number, record in rounds.items()}
-
-
-def _frame(arrays: ArrayRecord) -> list[tuple[str, str, tuple[int, ...]]]:
+def _shapes(arrays: ArrayRecord) -> list[tuple[str, str, tuple[int, ...]]]:
     return [(key, array.dtype, tuple(array.shape)) for key, array in arrays.items()]

@@ -84,6 +84,7 @@ class DivergenceGuard(StrategyWrapper):
     """
 
     needs_all_replies = True
+    repeatable = False
 
     def __init__(
         self,
@@ -114,6 +115,7 @@ class DivergenceGuard(StrategyWrapper):
         self._good: _Snapshot | None = None
         self._sent_from: _Snapshot | None = None
         self._arrays = ArrayRecord()
+        self._config = ConfigRecord()
 
     def summary(self) -> None:
         """Log the settings, then those of the strategy inside."""
@@ -132,9 +134,10 @@ class DivergenceGuard(StrategyWrapper):
         else:
             self._rollbacks = 0
             if self.rollback:
-                here = _Snapshot.of(self.strategy, server_round - 1, arrays)
+                here = _Snapshot.of(self.strategy, server_round - 1, arrays, config)
                 self._good = self._sent_from or here
                 self._sent_from = here
+        self._config = config
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -163,7 +166,7 @@ class DivergenceGuard(StrategyWrapper):
         metrics = super().aggregate_evaluate(server_round, replies)
         return metrics and self._tell(self._explosions("evaluate", metrics), metrics)
 
-    def close_round(self, server_round: int, metrics: MetricRecord | None) -> None:
+    def end_round(self, server_round: int, metrics: MetricRecord | None) -> None:
         """Judge the loss that the server measured."""
         if metrics is not None:
             self._tell(self._explosions("server", metrics), metrics)
@@ -246,7 +249,7 @@ class DivergenceGuard(StrategyWrapper):
             return metrics
         self._rollbacks += not self._rolled_back
         self._rolled_back = True
-        self._good.restore(self.strategy, self._arrays)
+        self._good.restore(self.strategy, self._arrays, self._config)
         self._sent_from = self._good
         metrics["rolled-back-to"] = self._good.number
         log(
@@ -298,18 +301,26 @@ class _Snapshot:
     number: int
     arrays: ArrayRecord
     states: list[dict[str, Any]] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, strategy: Strategy, number: int, arrays: ArrayRecord) -> "_Snapshot":
+    def of(
+        cls, strategy: Strategy, number: int, arrays: ArrayRecord, config: ConfigRecord
+    ) -> "_Snapshot":
         states = [_forgetting(state_of(part)) for part in inside(strategy)]
-        return cls(number, ArrayRecord(dict(arrays)), copy.deepcopy(states))
+        model = ArrayRecord(dict(arrays))
+        return cls(number, model, copy.deepcopy(states), dict(config))
 
-    def restore(self, strategy: Strategy, arrays: ArrayRecord) -> None:
-        """Restore the state, and the model in place."""
+    def restore(
+        self, strategy: Strategy, arrays: ArrayRecord, config: ConfigRecord
+    ) -> None:
+        """Restore the state, and the model and the config in place."""
         for part, saved in zip(inside(strategy), self.states, strict=True):
             kept = {k: v for k, v in state_of(part).items() if k in _REMEMBERED}
-            restore(part, {**copy.deepcopy(saved), **kept})
+            restore(part, {**copy.deepcopy(saved), **kept}, exact=True)
         arrays.update(self.arrays)
+        config.clear()
+        config.update(self.config)
 
 
 # The ledger is evidence and no part of the model: a rollback leaves it as it is.

@@ -1,12 +1,11 @@
 """Callbacks that get a line for each round."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from logging import WARNING
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from flwr_ctma.compat import log
@@ -16,29 +15,30 @@ from flwr_ctma.strategy.wrappers.base import StrategyWrapper
 __all__ = ["Callback", "Observed"]
 
 Callback = Callable[[dict[str, Any]], object]
-"""A function of the line of a round: plain values by name."""
+"""It takes the line of a round: plain values by name."""
 
 
 class Observed(StrategyWrapper):
-    """Call functions with a line for every round; change nothing.
+    """Call functions after every round with a line about it; change nothing.
 
     Parameters
     ----------
     strategy : Strategy
-        Any strategy that works in rounds.
+        Any strategy.
     *callbacks : Callable[[dict[str, Any]], object]
-        Each is called with a line after every round. If one raises, the log has a
-        warning, and the run goes on.
+        Each is called with a line after every round. A callback that raises costs a
+        warning, not the run.
 
     Notes
     -----
-    A line has, where they are known: `round`; the metrics of the server, by their
-    names; the lists of nodes `asked`, `missing`, `rejected`, `trimmed`, `suspected` and
-    `misreporting`; the metrics of training by their names; those of the clients'
-    evaluation with the prefix `clients-`; `seconds`; `bytes-sent` and `bytes-received`,
+    A line holds, as far as known: `round`; the metrics of the server by their names;
+    `asked`, `missing`, `rejected`, `trimmed`, `suspected`, `misreporting`, which are
+    lists of nodes; metrics of training by their names, and those of the clients'
+    evaluation with the prefix `clients-`; `seconds`; `bytes-sent` and `bytes-received`
     in arrays.
 
-    Put `Checkpointed` outside: the lines of a resumed run then continue.
+    Its place in a chain of wrappers does not matter: the line is about the messages,
+    replies and metrics of the outermost strategy.
 
     Examples
     --------
@@ -51,6 +51,9 @@ class Observed(StrategyWrapper):
     >>> strategy = Observed(FedAvg(), folder.append)
     """
 
+    end_order = 1
+    needs_run = True
+
     def __init__(self, strategy: Strategy, *callbacks: Callback) -> None:
         super().__init__(strategy)
         self.callbacks = callbacks
@@ -58,23 +61,29 @@ class Observed(StrategyWrapper):
         self._line: dict[str, Any] = {}
         self._since = time.monotonic()
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Record the nodes that are asked."""
-        self._since = time.monotonic()
-        self._asked = list(super().configure_train(server_round, arrays, config, grid))
-        self._line = {
-            "asked": [message.metadata.dst_node_id for message in self._asked],
-            "bytes-sent": bytes_of(self._asked),
-        }
-        return self._asked
+    def begin_phase(self, phase: str, server_round: int, config: ConfigRecord) -> None:
+        """Start the clock of the round."""
+        if phase == "train":
+            self._since = time.monotonic()
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Record the replies and the metrics."""
-        replies = [*replies]
+    def configured(self, phase: str, messages: Sequence[Message]) -> None:
+        """Note the nodes that are asked, and the size of the messages."""
+        if phase == "train":
+            self._asked = [*messages]
+            nodes = [message.metadata.dst_node_id for message in messages]
+            self._line = {"asked": nodes, "bytes-sent": bytes_of(messages)}
+        else:
+            sent = self._line.get("bytes-sent", 0)
+            self._line["bytes-sent"] = sent + bytes_of(messages)
+
+    def aggregated(
+        self, phase: str, replies: Sequence[Message], metrics: MetricRecord | None
+    ) -> None:
+        """Note the nodes that answered, and the metrics of the clients."""
+        if phase == "evaluate":
+            for key, value in (metrics or {}).items():
+                self._line[f"clients-{key}"] = value
+            return
         answered = {
             reply.metadata.reply_to_message_id
             for reply in replies
@@ -86,35 +95,15 @@ class Observed(StrategyWrapper):
             if message.metadata.message_id not in answered
         ]
         self._line["bytes-received"] = bytes_of(replies)
-        arrays, metrics = super().aggregate_train(server_round, replies)
-        # A client's metric does not replace one of ours. If Flower's loop asked nobody,
-        # the strategy inside counted, and its numbers are taken.
-        ours = {*self._line} if self._asked else set()
+        # No metric of a client hides an entry. A round that asked nobody has none.
+        own = {*self._line} if self._asked else set()
         for key, value in (metrics or {}).items():
             name = key.removeprefix("nodes-")
-            if name != key or name not in ours:
+            if name != key or name not in own:
                 self._line[name] = value
-        return arrays, metrics
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Record the bytes that are sent."""
-        asked = list(super().configure_evaluate(server_round, arrays, config, grid))
-        self._line["bytes-sent"] = self._line.get("bytes-sent", 0) + bytes_of(asked)
-        return asked
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Record the metrics of the clients."""
-        metrics = super().aggregate_evaluate(server_round, replies)
-        for key, value in (metrics or {}).items():
-            self._line[f"clients-{key}"] = value
-        return metrics
-
-    def close_round(self, server_round: int, metrics: MetricRecord | None) -> None:
-        """Add the metrics of the server, and call the callbacks."""
+    def end_round(self, server_round: int, metrics: MetricRecord | None) -> None:
+        """Add the metrics of the server, and call the callbacks with the line."""
         if self._line:
             self._line["seconds"] = time.monotonic() - self._since
         known = {**(metrics or {}), **self._line}
@@ -126,3 +115,7 @@ class Observed(StrategyWrapper):
                 callback(line)
             except Exception as error:
                 log(WARNING, "%r: %s: %s", callback, type(error).__name__, error)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: a line is complete before a round is saved."""
+        return {}

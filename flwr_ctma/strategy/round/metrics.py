@@ -1,21 +1,18 @@
-"""What clients say about themselves, as f liars among them cannot bend it."""
+"""Metrics of clients, aggregated so that f liars cannot move them far."""
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from logging import WARNING
 from typing import Any
 
 import numpy as np
 from flwr.app import MetricRecord
 from numpy.typing import NDArray
 
-from flwr_ctma.aggregators import Budget
-from flwr_ctma.compat import log
 from flwr_ctma.messages.schema import Rejection, quote
 from flwr_ctma.strategy.round.tolerance import effective_f
 
-__all__ = ["bounded_weights", "claimed_budget", "trimmed_mean", "weight_of"]
+__all__ = ["clip_to_honest_range", "is_finite", "trimmed_mean"]
 
 _Shape = int | None  # length of a list; None for a number
 _Keyed = dict[str, tuple[_Shape, Any]]  # shape and value; None: not finite
@@ -35,14 +32,15 @@ def trimmed_mean(
     Parameters
     ----------
     records : sequence of MetricRecord
-        One of each client, n ≥ 2f + 1.
+        The records of n ≥ 2f + 1 clients.
     f : int
-        How many may lie.
+        Number of liars among them.
 
     Returns
     -------
     tuple[MetricRecord, dict[int, Rejection]]
-        The averages, as floats, and by index of the record what did not count of it.
+        The averages, as floats, and by index of the record the reason why a part of
+        it does not count.
 
     Examples
     --------
@@ -92,8 +90,52 @@ def _has(keyed: _Keyed, key: str, shape: _Shape) -> bool:
     return key in keyed and keyed[key][0] == shape
 
 
+def clip_to_honest_range(
+    records: Sequence[MetricRecord], averages: MetricRecord, f: int
+) -> list[MetricRecord]:
+    """Return the metrics of each client, clipped to a range that honest values span.
+
+    The range of a key is from the (f + 1)-th smallest value to the (f + 1)-th largest.
+    A record without the key gets the average.
+
+    Parameters
+    ----------
+    records : sequence of MetricRecord
+        The records of n ≥ 2f + 1 clients.
+    averages : MetricRecord
+        Their trimmed means.
+    f : int
+        Number of liars among them.
+
+    Examples
+    --------
+    >>> records = [MetricRecord({"loss": loss}) for loss in (1.0, 2.0, 3.0, 1e30)]
+    >>> averages, _ = trimmed_mean(records, f=1)
+    >>> [r["loss"] for r in clip_to_honest_range(records, averages, f=1)]
+    [2.0, 2.0, 3.0, 3.0]
+    """
+    readable = [_readable(record) for record in records]
+    clipped = [MetricRecord() for _ in records]
+    for key, average in averages.items():
+        shape = len(average) if isinstance(average, list) else None
+        values = [
+            keyed[key][1] if keyed.get(key, (-1,))[0] == shape else None
+            for keyed in readable
+        ]
+        given = np.sort([value for value in values if value is not None], axis=0)
+        given = given.astype(np.float64)
+        cut = min(f, (len(given) - 1) // 2) if len(given) else 0
+        for record, value in zip(clipped, values, strict=True):
+            if value is None or not len(given):
+                record[key] = average
+            else:
+                low, high = given[cut], given[len(given) - 1 - cut]
+                record[key] = np.clip(np.float64(value), low, high).tolist()
+    return clipped
+
+
 def _middle(values: NDArray[np.float64], cut: int) -> NDArray[np.float64]:
-    """Mean of the values without the smallest and the largest ones."""
+    """Return the mean of the values without the smallest and the largest ones."""
     kept = np.sort(values, axis=0)[cut : len(values) - cut]
     # Divided before they are summed: a sum of large numbers could overflow.
     mean: NDArray[np.float64] = (kept / len(kept)).sum(axis=0)
@@ -101,68 +143,21 @@ def _middle(values: NDArray[np.float64], cut: int) -> NDArray[np.float64]:
 
 
 def _readable(record: MetricRecord) -> _Keyed:
-    """Metrics that are numbers or lists of them, by key; None if one is not finite."""
+    """Return the numbers and lists of numbers by key; None if one is not finite."""
     found: _Keyed = {}
     for key, value in record.items():
         entries = value if isinstance(value, list) else [value]
         if all(isinstance(x, int | float) and not isinstance(x, bool) for x in entries):
             shape = len(value) if isinstance(value, list) else None
-            found[key] = (shape, value if all(map(_finite, entries)) else None)
+            found[key] = (shape, value if all(map(is_finite, entries)) else None)
     return found
 
 
-def _finite(value: object) -> bool:
+def is_finite(value: object) -> bool:
+    """Return whether a metric is a number that a finite float can hold."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
         return math.isfinite(value)
     except OverflowError:  # an integer that no float can hold
         return False
-
-
-def weight_of(metrics: MetricRecord, key: str) -> float:
-    """Read the weight that a client claims; NaN unless it is finite and above zero."""
-    value = metrics.get(key)
-    if isinstance(value, int | float) and _finite(value) and value > 0:
-        return float(value)
-    return math.nan
-
-
-def bounded_weights(
-    claimed: Sequence[float], f: int
-) -> tuple[NDArray[np.float64], float]:
-    """Cut claimed weights to the (f + 1)-th largest, which some honest client has.
-
-    Returns
-    -------
-    tuple[ndarray, float]
-        The weights, and the share of their sum that the f heaviest hold: what f liars
-        can have at most.
-
-    Examples
-    --------
-    >>> bounded_weights([10.0, 1e30, 30.0, 20.0], f=1)
-    (array([10., 30., 30., 20.]), 0.333...)
-    """
-    ranked = np.sort(np.asarray(claimed, np.float64))[::-1]
-    weights = np.minimum(claimed, ranked[f])
-    return weights, float(np.sort(weights)[::-1][:f].sum() / weights.sum())
-
-
-def claimed_budget(
-    metrics: Sequence[MetricRecord], f: int, weighted_by_key: str | None
-) -> Budget:
-    """Tell a rule what may be Byzantine: rows, or weight if clients claim it."""
-    if weighted_by_key is None:
-        return Budget(len(metrics), f)
-    claimed = [weight_of(record, weighted_by_key) for record in metrics]
-    weights, share = bounded_weights(claimed, f)
-    if share < 0.5:
-        return Budget(len(metrics), share, weights)
-    log(
-        WARNING,
-        "\t> The %d largest `%s` are %.0f%% of all: no rule holds against that. "
-        "All nodes count the same in this round.",
-        *(f, weighted_by_key, 100 * share),
-    )
-    return Budget(len(metrics), f)
