@@ -23,6 +23,8 @@ Span = tuple[int, int, int]  # layer, first column, end
 _BLOCK_BYTES = 2**20
 # Columns of a block of a weighted sum, which reads every row once.
 _SUM_WIDTH = 2**15
+# Columns of a block that is a view: kernels cut it into cells without a copy.
+_VIEW_WIDTH = 64 * CELL
 _MAX_LANES = 16
 
 
@@ -45,19 +47,34 @@ class CpuStack(Stack):
     def products(self, pivot: int | None, scale: Float64 | None) -> Float64:
         """Return inner products of all rows over the measured layers."""
         size = self.n + (pivot is not None)
-        return self._sum_products(size, None, lambda s: self._block(*s, pivot, scale))
+        width = None if pivot is not None or scale is not None else self._view_width
+        return self._sum_products(
+            size, None, width, lambda span: self._block(*span, pivot, scale)
+        )
 
     def products_with(self, rows: Sequence[int]) -> Float64:
         """Return inner products of some of the rows with all rows, about zero."""
-        return self._sum_products(self.n, rows, lambda span: self._block(*span))
+        return self._sum_products(
+            self.n, rows, self._view_width, lambda span: self._block(*span)
+        )
+
+    @property
+    def _view_width(self) -> int | None:
+        """The width of blocks that are views; None if some must be copied."""
+        plain = all(layer.view(0, 1) is not None for layer in self.layers)
+        return _VIEW_WIDTH if plain else None
 
     def _sum_products(
-        self, size: int, rows: Sequence[int] | None, block: Callable[[Span], Array]
+        self,
+        size: int,
+        rows: Sequence[int] | None,
+        width: int | None,
+        block: Callable[[Span], Array],
     ) -> Float64:
         def lane(spans: list[Span]) -> Float64:
             return self.primitives.products(map(block, spans), size, rows)
 
-        spans = [span for span in self.spans() if self.layers[span[0]].measured]
+        spans = [s for s in self.spans(width) if self.layers[s[0]].measured]
         found = parallel.run(lane, in_lanes(spans, size))
         shape = (size if rows is None else len(rows), size)
         return sum(found, np.zeros(shape))

@@ -231,7 +231,7 @@ def _merged(spans: Sequence[Span]) -> list[Span]:
 
 
 def _columns(layer: Layer, a: int, b: int) -> Layer:
-    """Columns of a panel, laid out so that Ray stores them with one copy."""
+    """Return columns of a layer, laid out so that Ray stores them with one copy."""
     rows = layer.rows
     cut = (
         np.ascontiguousarray(rows[:, a:b])

@@ -1,44 +1,35 @@
-"""Rules beside those of other libraries, in passes over the rows.
+"""Time rules beside those of other libraries, in passes over the rows.
 
     python -m tests.benchmark.compare                     all rules, 17 rows of 1e6
     python -m tests.benchmark.compare --n 100 --f 20 --peers
     python -m tests.benchmark.compare --messages          from Flower's messages on
-    python -m tests.benchmark.compare --scaling out.png   in n and in d, and the floor
+    python -m tests.benchmark.compare --scaling out.png   by n and by d
 
-A pass is the weighted sum `w @ X` in float32: no rule that reads all rows is quicker.
+A pass is the weighted sum `w @ X` in float32: no rule that reads all rows is faster.
 Every call is timed right after a pass, in an order that changes from round to round, so
-that what else the machine does hits all alike. Passes: the quickest call over the
-quickest pass, and the median of the ratios of neighbours. Memory: by how much a fresh
-process grew at its peak, the result included, over the size of the rows.
+that other work on the machine affects all calls alike. The table gives, in passes, the
+fastest call over the fastest pass, and the 10th to the 90th percentile of the ratios of
+neighbours. Limit: the readings of the rows that a rule needs, plus its
+arithmetic at the peak of the cores, which a large matrix product measures. Memory: the
+growth of a fresh process at its peak, result included, over the size of the rows.
 """
 
 import argparse
 import logging
 import multiprocessing
 import random
-import statistics
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from flwr_ctma import parse_aggregator
+from flwr_ctma.engine.kernels.network import network
 from tests.benchmark.peers import peers
 
-# Least to reach, in passes, at (17, 1e6) with f = 4 and at (100, 1e6) with f = 20.
-LIMITS = {
-    "ctma(gm)": (8, 12),
-    "nnm(ctma(gm))": (8, 12),
-    "ctma(nnm(gm))": (8, 12),
-    "krum": (7, 12),
-    "multikrum": (7, 12),
-    "nnm(gm)": (7, 12),
-    "cwmed": (7, 12),
-    "ctma(cwmed)": (10, 15),
-    "cwtm": (10, 15),
-    "meamed": (10, 15),
-}
+GRAM = ("ctma(gm)", "nnm(ctma(gm))", "ctma(nnm(gm))", "krum", "multikrum", "nnm(gm)")
+RANKS = ("cwmed", "ctma(cwmed)", "cwtm", "meamed")
 OTHERS = (
     *("mean", "gm", "mda", "smea", "monna", "caf", "dnc", "cge", "cclip", "fltrust"),
     *("nnm(cwmed)", "ctma(nnm(cwmed))", "bucketing(cwmed)", "arc(ctma(gm))", "bulyan"),
@@ -60,8 +51,37 @@ def ours(spec, f):
     return lambda x: rule(x, f=f)
 
 
+def limit(spec, n, d, f, floor):
+    """Return the least time of a rule in passes, or None if it is not computed here."""
+    peak, pairs = peak_flops(), n * (n + 1) / 2
+    if spec in (*GRAM, "gm"):  # multiply and add, for each pair of rows
+        return 2 + 2 * pairs * d / peak / floor
+    if spec not in RANKS:
+        return None
+    middle = {(n - 1) // 2, n // 2}
+    ranks = {
+        "cwtm": [float(f <= r < n - f) for r in range(n)],
+        "meamed": list(map(float, range(1, n + 1))),
+    }.get(spec, [float(r in middle) for r in range(n)])
+    # A multiply-add counts as two operations at the peak; a minimum takes as long.
+    steps = sum(c.keep_low + c.keep_high for c in network(tuple(ranks)))
+    if spec == "meamed":
+        steps += 4 * f
+    readings = 1
+    if spec == "ctma(cwmed)":
+        readings, steps = 2, steps + 2 * n
+    return readings + 2 * steps * d / peak / floor
+
+
+@cache
+def peak_flops():
+    """Return the float32 operations a second of a large matrix product."""
+    a = rows(512, 512)  # so short that some of the calls are not interrupted
+    return 2 * 512**3 / min(seconds(lambda: a @ a) for _ in range(100))
+
+
 def interleave(calls, floor, rounds, seed=0):
-    """Time all calls, each right after the floor; {name: [(seconds, of the floor)]}."""
+    """Time calls, each after the floor; return {name: [(seconds, floor's seconds)]}."""
     times = {name: [] for name in calls}
     order = random.Random(seed)
     for name, call in list(calls.items()):
@@ -86,20 +106,20 @@ def seconds(call):
 
 
 def summary(times):
-    """Quickest over quickest, and median of the ratios."""
+    """Return the fastest time, its ratio to the floor, and the range of ratios."""
     floor = min(least for pairs in times.values() for _, least in pairs)
     return {
         name: (
             min(t for t, _ in pairs),
             min(t for t, _ in pairs) / floor,
-            statistics.median(t / least for t, least in pairs),
+            *np.percentile([t / least for t, least in pairs], [10, 90]),
         )
         for name, pairs in times.items()
     }
 
 
 def growth(name, n, d, f):
-    """How far a call makes a fresh process grow, over the size of the rows."""
+    """Return the growth of a fresh process by a call, over the size of the rows."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_grow, (name, n, d, f))
 
@@ -114,7 +134,7 @@ def _grow(name, n, d, f):
 
 
 def peak_kilobytes():
-    """What `ru_maxrss` should be; that one is inherited from the parent (Linux)."""
+    """Return the peak memory; `ru_maxrss` would include the parent's (Linux)."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0])
 
@@ -122,7 +142,7 @@ def peak_kilobytes():
 def table(args):
     x = rows(args.n, args.d)
     weights = np.full(args.n, 1 / args.n, np.float32)
-    calls = {(spec, OURS): ours(spec, args.f) for spec in (*LIMITS, *OTHERS)}
+    calls = {(spec, OURS): ours(spec, args.f) for spec in (*GRAM, *RANKS, *OTHERS)}
     calls |= peers(args.f) if args.peers else {}
     calls = {
         name: partial(call, x)
@@ -130,25 +150,28 @@ def table(args):
         if not args.only or name[0] in args.only
     }
     times = interleave(calls, lambda: weights @ x, args.rounds)
-    column = 0 if args.n <= 50 else 1
     print(f"\n{args.n} rows of {args.d:.0e}, f = {args.f}, {args.rounds} rounds")
     print(
-        f"{'rule':18}{'library':15}{'ms':>10}{'passes':>9}{'(median)':>10}"
+        f"{'rule':18}{'library':15}{'ms':>10}{'passes':>9}{'(range)':>15}"
         f"{'limit':>7}{'memory':>8}"
     )
-    for (spec, library), found in summary(times).items():
-        limit = LIMITS.get(spec, ("", ""))[column] if library == OURS else ""
+    found = summary(times)
+    floor = min(least for pairs in times.values() for _, least in pairs)
+    for (spec, library), (fastest, passes, low, high) in found.items():
+        least = limit(spec, args.n, args.d, args.f, floor) if library == OURS else None
         memory = ""
         if args.memory:
             memory = f"{growth((spec, library), args.n, args.d, args.f):.2f}"
         print(
-            f"{spec:18}{library:15}{found[0] * 1e3:10.1f}{found[1]:9.1f}"
-            f"{found[2]:10.1f}{limit:>7}{memory:>8}"
+            f"{spec:18}{library:15}{fastest * 1e3:10.1f}{passes:9.1f}"
+            f"{f'({low:.1f}–{high:.1f})':>15}"
+            f"{'' if least is None else f'{least:.1f}':>7}{memory:>8}"
         )
+    print(f"pass: {floor * 1e3:.2f} ms; peak: {peak_flops() / 1e9:.0f} GFLOP/s")
 
 
 def messages(args):
-    """Flower's strategies and RobustStrategy, on the same replies."""
+    """Time Flower's strategies and RobustStrategy on the same replies."""
     from tests.benchmark.test_speed import FLOWER, round_of
 
     logging.getLogger("flwr").setLevel(logging.WARNING)
@@ -171,12 +194,12 @@ def messages(args):
         f"\nFrom {args.n} messages of {args.d:.0e} numbers to the model, f = {args.f}"
     )
     print(f"{'strategy':18}{'ms':>10}{'passes':>9}{'of FedAvg':>11}")
-    for name, (least, passes, _) in found.items():
+    for name, (least, passes, *_) in found.items():
         print(f"{name:18}{least * 1e3:10.1f}{passes:9.1f}{least / average:11.2f}")
 
 
 def scaling(args):
-    """Time by n and by d of a few rules, beside the floor."""
+    """Plot the time of a few rules by n and by d, beside the floor."""
     import matplotlib.pyplot as plt
 
     specs = ("ctma(gm)", "ctma(cwmed)", "nnm(cwmed)", "krum", "cwtm", "mean")
@@ -195,7 +218,7 @@ def scaling(args):
             calls = {spec: partial(ours(spec, f), x) for spec in specs}
             calls["w @ X"] = partial(np.dot, weights, x)
             found = summary(interleave(calls, calls["w @ X"], args.rounds))
-            for spec, (least, passes, _) in found.items():
+            for spec, (least, passes, *_) in found.items():
                 points.setdefault(spec, []).append((n if name == "n" else d, least))
                 print(f"{n:5} {d:10} {spec:14}{least * 1e3:10.2f} ms{passes:8.1f}")
         for spec, line in points.items():

@@ -89,6 +89,52 @@ def test_products(loops, rows, data):
     assert (error <= 4 * np.finfo(rows.dtype).eps * size[some] + 1e-300).all()
 
 
+@settings(max_examples=40, deadline=None)
+@given(rows=BLOCKS, data=st.data())
+def test_compiled_products_do_not_depend_on_order_or_other_rows(rows, data):
+    """The bits of a product follow from its two rows."""
+    n = len(rows)
+    order = data.draw(st.permutations(range(n)))
+    some = data.draw(st.lists(st.integers(0, n - 1), min_size=1, unique=True))
+    whole = COMPILED.products([rows], n)
+    again = COMPILED.products([rows[order]], n)
+    np.testing.assert_array_equal(again, whole[np.ix_(order, order)])
+    np.testing.assert_array_equal(COMPILED.products([rows], n, some), whole[some])
+
+
+@BOTH
+@pytest.mark.parametrize("n", [1, 3, 4, 9])
+@pytest.mark.parametrize("less", [False, True])
+def test_combiner_sums_rows_less_an_origin(loops, n, less):
+    rows = list(block(n, 5000, np.float32, seed=0))
+    origin = block(1, 5000, np.float32, seed=1)[0] if less else None
+    c = np.linspace(-1, 2, n)
+    out = np.empty(4990, np.float32)
+    loops.combiner(rows, rows[0].dtype)(7, 4997, origin, c, out)
+    exact = c @ (np.array(rows, float) - (origin if less else 0))[:, 7:4997]
+    np.testing.assert_allclose(out, exact, atol=1e-4)
+
+
+@BOTH
+@pytest.mark.parametrize("n", [1, 4, 17, 70])
+@pytest.mark.parametrize("width", [1, 15, 16, 33, 1024, 2049])
+def test_functions_of_columns_add_squared_distances_to_their_values(loops, n, width):
+    rows = block(n, width, np.float32, seed=n)
+    weights = np.ones(n)
+    for value in (
+        lambda squares: loops.ranked_mean(rows, weights, squares),
+        lambda squares: loops.nearest_mean(rows, max(1, n - 2), squares),
+        lambda squares: loops.weighted_median(rows, weights, None, squares),
+        lambda squares: loops.weighted_sum(rows, weights / n, squares),
+        lambda squares: loops.weighted_ranks(rows, weights, np.ones_like, squares),
+    ):
+        squares = np.ones(n)
+        values = value(squares)
+        np.testing.assert_array_equal(values, value(None))
+        exact = ((rows.astype(float) - values) ** 2).sum(axis=1) + 1
+        np.testing.assert_allclose(squares, exact, rtol=1e-5)
+
+
 @BOTH
 @settings(max_examples=60, deadline=None)
 @given(rows=BLOCKS)

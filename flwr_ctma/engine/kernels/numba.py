@@ -1,6 +1,6 @@
 """The inner loops, compiled by Numba: the fast form of those in NumPy."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -10,7 +10,6 @@ from flwr_ctma.engine.buffers import Array, Float64
 from flwr_ctma.engine.kernels import llvm, loops
 from flwr_ctma.engine.kernels import numpy as plain
 from flwr_ctma.engine.kernels.network import network
-from flwr_ctma.engine.kernels.numpy import weighted_ranks, weighted_sum
 from flwr_ctma.engine.kernels.protocol import Combine, Read
 
 __all__ = [
@@ -107,6 +106,23 @@ def squares_apart(block: Array, middle: Array) -> Float64:
         _addresses(block), _address(middle), block.shape[1], _like(block), squares
     )
     return squares
+
+
+def weighted_sum(
+    block: Array, coefficients: Float64, squares: Float64 | None = None
+) -> Array:
+    """Return `coefficients @ block`."""
+    return _measured(block, plain.weighted_sum(block, coefficients), squares)
+
+
+def weighted_ranks(
+    block: Array,
+    weights: Float64,
+    chosen: Callable[[Float64], Float64],
+    squares: Float64 | None = None,
+) -> Array:
+    """Return the mean of every column, weighted by rank, as NumPy computes it."""
+    return _measured(block, plain.weighted_ranks(block, weights, chosen), squares)
 
 
 def ranked_mean(
