@@ -35,7 +35,7 @@ def run(task: Callable[[T], R], items: Iterable[T]) -> list[R]:
 
     work = list(items)
     with one_blas_thread():
-        if len(work) <= 1:
+        if len(work) <= 1 or _threads() == 1:
             return quiet(work)
         size = -(-len(work) // _MOST_TASKS)
         batches = [work[i : i + size] for i in range(0, len(work), size)]
