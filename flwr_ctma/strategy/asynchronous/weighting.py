@@ -122,12 +122,12 @@ class Staleness(ClientWeighting):
 _WEIGHINGS: dict[str, type] = {
     "counts": Counts,
     "staleness": Staleness,
-    "alike": EqualWeights,
+    "equal": EqualWeights,
 }
 
 
 def parse_client_weighting(text: str) -> ClientWeighting:
-    """Build what a run-config spells: `counts`, `staleness(power=1)`, `alike`.
+    """Build what a run-config spells: `counts`, `staleness(power=1)`, `equal`.
 
     Raises
     ------
@@ -139,7 +139,7 @@ def parse_client_weighting(text: str) -> ClientWeighting:
     >>> parse_client_weighting("staleness(power=1)")
     Staleness(power=1.0)
     """
-    return cast(ClientWeighting, parse(text, _WEIGHINGS, "weighing"))
+    return cast(ClientWeighting, parse(text, _WEIGHINGS, "client-weighting"))
 
 
 def capped(weights: Float64, f: int, share: float) -> Float64 | None:
