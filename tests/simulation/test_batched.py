@@ -1,4 +1,4 @@
-"""Clients computed together end up where they end up one by one."""
+"""A batched simulation gives the results of one that runs client by client."""
 
 import threading
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_same_seed_same_bits(tmp_path):
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_command_line_asks_for_it(tmp_path, monkeypatch):
+def test_command_line_option_selects_the_batched_grid(tmp_path, monkeypatch):
     seen = []
 
     def played(self, num_nodes, run_config, kind):
@@ -180,7 +180,7 @@ def test_networks_with_other_weights_or_running_statistics_do_not_share_a_pass()
     assert not stacked._has_common_weights([request(network(0), batch(0))] * 2)
 
 
-def test_nonfinite_network_spoils_no_other():
+def test_nonfinite_network_leaves_the_other_gradients_finite():
     spoilt = requests()
     spoilt[0].weights.data.fill_(torch.nan)
     answers = gradients(spoilt)
@@ -211,7 +211,7 @@ def test_unsupported_layer_is_computed_client_by_client(layer):
 
 
 def gather(requests):
-    """Tell each client what all asked for."""
+    """Answer each request with the list of all requests."""
     if "spoilt" in requests:
         raise ValueError("no number")
     return [list(requests)] * len(requests)
@@ -237,7 +237,7 @@ def answer_of(message, **metrics):
     return Message(RecordDict({"said": MetricRecord(metrics)}), reply_to=message)
 
 
-def test_who_ends_raises_or_asks_less_often_holds_up_nobody():
+def test_client_that_ends_raises_or_calls_less_often_delays_no_other():
     def answer(message: Message, context: Context) -> Message | None:
         me = int(context.node_config["partition-id"])
         if me == 4:
@@ -257,7 +257,7 @@ def test_who_ends_raises_or_asks_less_often_holds_up_nobody():
     assert said(last) == {"seen": [1, 2, 3, 3, 3]}
 
 
-def test_request_that_cannot_be_computed_is_its_clients_own_error():
+def test_request_that_cannot_be_computed_is_an_error_of_its_client():
     def answer(message: Message, context: Context) -> Message:
         me = context.node_config["partition-id"]
         return answer_of(
@@ -270,7 +270,7 @@ def test_request_that_cannot_be_computed_is_its_clients_own_error():
     assert {said(reply)["n"] for reply in replies if reply.has_content()} == {1}
 
 
-def test_clients_take_turns_and_each_message_to_a_node_its_own():
+def test_clients_run_in_turns_and_messages_to_one_node_in_sequence():
     running = []
 
     def answer(message: Message, context: Context) -> Message:
