@@ -1,4 +1,4 @@
-"""The ClientApp: the first partitions are malicious, all others honest."""
+"""The ClientApp: the first partitions are malicious, the others are honest."""
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -15,8 +15,8 @@ app = ClientApp()
 @app.train()
 @app.evaluate()
 @app.query()
-def answer(message: Message, context: Context) -> Message:
-    """Let the client that this partition has answer."""
+def reply(message: Message, context: Context) -> Message:
+    """Let the client of this partition reply."""
     config = RunConfig.of(context.run_config)
     if config.is_malicious(int(context.node_config.get("partition-id", 0))):
         return malicious(config)(message, context)

@@ -1,13 +1,14 @@
-"""The run-config of the app, checked once: server and clients read the same values."""
+"""The run-config of the app: server and clients check and read the same values."""
 
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+import typing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from clients.optimizers import Optimization, parse_optimizer
 from flwr_ctma import parse_aggregator
@@ -20,194 +21,183 @@ from flwr_ctma.strategy.compatibility import resolve_aggregator
 
 __all__ = ["RunConfig"]
 
-PARTITIONERS = ("iid", "dirichlet")
-STEPPERS = ("clients", "server")
-MODELS = ("small", "paper")
-HELD_OUT = ("test", "validation")
-DEVICES = ("auto", "cpu", "cuda")
+Check = Callable[[str, Any], object]
+"""Raise a ValueError if the value of a key is out of range."""
+
+
+def _must_be(expected: str, holds: Callable[[Any], bool]) -> Check:
+    def check(key: str, value: Any) -> None:
+        if not holds(value):
+            raise parameter_error(key, expected, value)
+
+    return check
+
+
+def _one_of(*allowed: str) -> Check:
+    return _must_be(f"one of {', '.join(allowed)}", allowed.__contains__)
+
+
+def _spelling(parse: Callable[[str], Any]) -> Check:
+    return lambda key, value: parse(value)
+
+
+def _is_dataset(name: str) -> bool:
+    folder = Path(name).expanduser()
+    local = name.startswith((".", "/", "~"))
+    hub = not local and name.count("/") <= 1  # `digits` included
+    return hub or folder.is_dir()
+
+
+_AT_LEAST_1 = _must_be("at least 1", lambda x: x >= 1)
+_POSITIVE = _must_be("finite and greater than 0", lambda x: 0 < x < math.inf)
+_NOT_NEGATIVE = _must_be("finite and at least 0", lambda x: 0 <= x < math.inf)
+_DATASET = "`digits`, a name such as `ylecun/mnist`, or an existing folder"
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a user may set with ``flwr run . --run-config '…'``.
+    """The keys of ``flwr run . --run-config '…'``, with type and range of each.
 
-    The defaults are those of ``[tool.flwr.app.config]`` in ``pyproject.toml``; keys are
-    the field names in kebab case.
+    ``[tool.flwr.app.config]`` in ``pyproject.toml`` has the defaults. Keys are the
+    field names in kebab case.
 
     Parameters
     ----------
     aggregator : str
         `fedavg` for Flower's own FedAvg, or a rule such as `ctma(gm)`.
     num_nodes : int
-        n, the clients that the run waits for.
+        n, the number of clients that the run waits for.
     num_malicious_nodes : int
-        f, the first f partitions are malicious; the rule tolerates as many.
+        f: the first f partitions are malicious, and the rule tolerates f.
     attack : str
-        What malicious clients do, such as `signflip`; `none` to let them be honest.
+        Attack of the malicious clients, such as `signflip`; `none` for no attack.
     dataset : str
         `digits`, a name on the Hugging Face Hub, or a local folder in its layout.
     partitioner : str
         `iid` or `dirichlet`.
     alpha : float
-        Concentration of the Dirichlet partitioner: the smaller, the more heterogeneous.
+        Concentration of the Dirichlet partitioner; a small one makes clients differ.
     model : str
-        `small`, or `paper`: the network with batch normalisation that the paper trains.
+        `small`, or `paper`: the network of the paper, with batch normalisation.
     optimizer : str
         `mu2`, `momentum` or `sgd`, with their settings: `mu2(floored)`.
     steps_on : str
-        `clients`: each takes steps of its own and sends the model that they lead to.
-        `server`: each sends one vector for the model that it was sent, and the server
-        takes the step; so `mu2` is the exact method of the paper, `momentum` is RESAM.
+        `clients`: each client takes steps and sends the trained model. `server`: each
+        client sends one vector for the received model, and the server takes the step;
+        then `mu2` is the exact method of the paper and `momentum` is RESAM.
     local_steps : int
-        Mini-batches of a client in one round: a step for each, or one vector for all.
+        Mini-batches of a client in a round: one step for each, or one vector for all.
     batch_size : int
-        Examples of one mini-batch.
+        Examples in a mini-batch.
     learning_rate : float
         Size of the steps.
     weight_decay : float
-        λ, in [0, ∞): steps go along d + λx.
+        λ ≥ 0: steps go along d + λx.
     clip_norm : float
-        Largest norm of a gradient; 0 for none.
+        Largest norm of a gradient; 0 for no clipping.
     num_server_rounds : int
         Rounds of federated learning.
     evaluate_every : int
-        Rounds between two evaluations of the model on the server; the last counts too.
+        Rounds between two evaluations on the server; the last round has one, too.
     evaluate_on : str
-        `test`, or `validation`: a tenth of the training data, which no client has then.
+        `test`, or `validation`: a tenth of the training data, withheld from clients.
     fraction_train : float
         Share of the clients that train in a round, in (0, 1].
     fraction_evaluate : float
         Share of the clients that evaluate after a round, in [0, 1].
     asynchronous : bool
-        Whether the server takes a step at every arrival in place of rounds; a round is
-        then as many arrivals as there are nodes.
-    weighing : str
-        What the clients' latest updates count there: `counts`, `equal` (as in rules
-        without weights) or `staleness`.
+        Whether the server takes a step at every arrival, without rounds. n arrivals
+        then count as a round.
+    client_weighting : str
+        Weights of the clients' latest updates if `asynchronous`: `counts`, `equal` or
+        `staleness(power=0.5)`.
     malicious_share : float
-        λ in [0, 0.5), the share of all updates that malicious clients deliver: taken on
-        trust (of clients that count alike, they are num-malicious-nodes). If 0, any
+        λ in [0, 0.5): the share of all updates that malicious clients deliver, which
+        the rule trusts. With equal weights, num-malicious-nodes decides. If 0, any
         num-malicious-nodes clients are held below half of the weight.
     arrivals : str
-        `real`, or how fast clients answer on a virtual clock, in one process:
-        `uniform`, `id`, `id2` (in proportion to it), `straggler`, or a CSV file.
+        `real`, or a model of how fast clients reply on a virtual clock, in one process:
+        `uniform`, `id`, `id2` (in proportion to the id), `straggler`, or a CSV file.
     backend : str
         Where the server holds the replies of a round: `local`, `streaming` or `ray`,
-        with its settings: `ray(workers=2, cpus=0)`.
+        with settings: `ray(workers=2, cpus=0)`.
     seed : int
-        Fixes partitions, initial model, mini-batches and noise.
+        Seed of partitions, initial model, mini-batches and noise.
     device : str
         `auto`, `cpu` or `cuda`.
     output : str
-        Folder for configuration and metrics by round; empty for none.
+        Folder for configuration, metrics and final model; empty for none.
 
     Raises
     ------
     ValueError
-        At the first key that is unknown, missing or out of its range.
+        At the first key that is unknown, missing, of a wrong type or out of range.
     """
 
     aggregator: str
-    num_nodes: int
+    num_nodes: Annotated[int, _AT_LEAST_1]
     num_malicious_nodes: int
-    attack: str
-    dataset: str
-    partitioner: str
-    alpha: float
-    model: str
-    optimizer: str
-    steps_on: str
-    local_steps: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    clip_norm: float
-    num_server_rounds: int
-    evaluate_every: int
-    evaluate_on: str
-    fraction_train: float
-    fraction_evaluate: float
+    attack: Annotated[str, _spelling(parse_attack)]
+    dataset: Annotated[str, _must_be(_DATASET, _is_dataset)]
+    partitioner: Annotated[str, _one_of("iid", "dirichlet")]
+    alpha: Annotated[float, _POSITIVE]
+    model: Annotated[str, _one_of("small", "paper")]
+    optimizer: Annotated[str, _spelling(parse_optimizer)]
+    steps_on: Annotated[str, _one_of("clients", "server")]
+    local_steps: Annotated[int, _AT_LEAST_1]
+    batch_size: Annotated[int, _AT_LEAST_1]
+    learning_rate: Annotated[float, _POSITIVE]
+    weight_decay: Annotated[float, _NOT_NEGATIVE]
+    clip_norm: Annotated[float, _NOT_NEGATIVE]
+    num_server_rounds: Annotated[int, _AT_LEAST_1]
+    evaluate_every: Annotated[int, _AT_LEAST_1]
+    evaluate_on: Annotated[str, _one_of("test", "validation")]
+    fraction_train: Annotated[float, _must_be("in (0, 1]", lambda x: 0 < x <= 1)]
+    fraction_evaluate: Annotated[float, _must_be("in [0, 1]", lambda x: 0 <= x <= 1)]
     asynchronous: bool
-    weighing: str
-    malicious_share: float
-    arrivals: str
-    backend: str
-    seed: int
-    device: str
+    client_weighting: Annotated[str, _spelling(parse_client_weighting)]
+    malicious_share: Annotated[float, _must_be("in [0, 0.5)", lambda x: 0 <= x < 0.5)]
+    arrivals: Annotated[str, _spelling(parse_arrival_model)]
+    backend: Annotated[str, _spelling(parse_backend)]
+    seed: Annotated[int, _must_be("in [0, 2**32)", lambda x: 0 <= x < 2**32)]
+    device: Annotated[str, _one_of("auto", "cpu", "cuda")]
     output: str
 
     @classmethod
     def of(cls, run_config: Mapping[str, Any]) -> "RunConfig":
-        """Build it from the run-config of a Flower context; once from the same one."""
-        return _built(tuple((k, type(v), v) for k, v in run_config.items()))
+        """Return the checked run-config of a Flower context, from a cache if seen."""
+        return _cached(tuple((k, type(v), v) for k, v in run_config.items()))
 
     @classmethod
     def _of(cls, run_config: Mapping[str, Any]) -> "RunConfig":
-        kinds = {_key(field.name): field.type for field in dataclasses.fields(cls)}
+        declared = {_key(f.name): _declaration(f) for f in dataclasses.fields(cls)}
         for key in run_config:
-            if key not in kinds:
-                close = difflib.get_close_matches(key, kinds, n=1)
+            if key not in declared:
+                close = difflib.get_close_matches(key, declared, n=1)
                 remedy = f"Did you mean `{close[0]}`?" if close else ""
-                allowed = f"one of the run-config's keys: {', '.join(kinds)}"
+                allowed = f"one of the run-config's keys: {', '.join(declared)}"
                 raise parameter_error("run-config key", allowed, key, remedy)
-        for key, kind in kinds.items():
+        for key, (kind, _) in declared.items():
             if key not in run_config:
-                raise parameter_error(
-                    key, f"set, to a value of type {_name(kind)}", None
-                )
+                expected = f"set, to a value of type {kind.__name__}"
+                raise parameter_error(key, expected, None)
             value = run_config[key]
-            fits = (int, float) if kind is float else kind
-            if not isinstance(value, fits) or isinstance(value, bool) != (kind is bool):  # type: ignore[arg-type]
-                raise parameter_error(key, f"of type {_name(kind)}", value)
-        return cls(**{key.replace("-", "_"): run_config[key] for key in kinds})
+            kinds = (int, float) if kind is float else (kind,)
+            if not isinstance(value, kinds) or isinstance(value, bool) != (
+                kind is bool
+            ):
+                raise parameter_error(key, f"of type {kind.__name__}", value)
+        return cls(**{key.replace("-", "_"): run_config[key] for key in declared})
 
     def __post_init__(self) -> None:
-        """Check ranges, then what must fit together."""
-        for name in (
-            "num_nodes",
-            "local_steps",
-            "batch_size",
-            "num_server_rounds",
-            "evaluate_every",
-        ):
-            self._require(name, "at least 1", getattr(self, name) >= 1)
-        for name in ("weight_decay", "clip_norm"):
-            value = getattr(self, name)
-            self._require(name, "finite and at least 0", 0 <= value < math.inf)
-        for name in ("learning_rate", "alpha"):
-            value = getattr(self, name)
-            self._require(
-                name, "finite and greater than 0", math.isfinite(value) and value > 0
-            )
-        self._require("fraction_train", "in (0, 1]", 0 < self.fraction_train <= 1)
-        self._require(
-            "fraction_evaluate", "in [0, 1]", 0 <= self.fraction_evaluate <= 1
-        )
-        self._require("seed", "in [0, 2**32)", 0 <= self.seed < 2**32)
-        for name, allowed in (
-            ("partitioner", PARTITIONERS),
-            ("model", MODELS),
-            ("steps_on", STEPPERS),
-            ("evaluate_on", HELD_OUT),
-            ("device", DEVICES),
-        ):
-            self._require(
-                name, f"one of {', '.join(allowed)}", getattr(self, name) in allowed
-            )
-        self._require(
-            "dataset",
-            "`digits`, a name such as `ylecun/mnist`, or an existing folder",
-            self.dataset == "digits" or _is_folder_or_name(self.dataset),
-        )
-        parse_attack(self.attack)
-        parse_optimizer(self.optimizer)
-        parse_client_weighting(self.weighing)
-        parse_arrival_model(self.arrivals)
-        parse_backend(self.backend)
-        self._require_tolerable()
-        self._require_served()
+        """Check each key, then combinations of keys."""
+        for field in dataclasses.fields(self):
+            for check in _declaration(field)[1]:
+                check(_key(field.name), getattr(self, field.name))
+        self._check_malicious_nodes()
+        self._check_asynchronous()
 
-    def _require_tolerable(self) -> None:
+    def _check_malicious_nodes(self) -> None:
         if self.aggregator == "fedavg":
             self._require(
                 "num_malicious_nodes",
@@ -223,11 +213,10 @@ class RunConfig:
             "No rule withstands a malicious half.",
         )
 
-    def _require_served(self) -> None:
-        """Check what only one of rounds and single arrivals has."""
-        self._require("malicious_share", "in [0, 0.5)", 0 <= self.malicious_share < 0.5)
+    def _check_asynchronous(self) -> None:
+        """Check the keys that have a meaning only in rounds, or only without."""
         if not self.asynchronous:
-            for name, value in (("malicious_share", 0), ("weighing", "counts")):
+            for name, value in (("malicious_share", 0), ("client_weighting", "counts")):
                 self._require(
                     name, f"{value} in rounds", getattr(self, name) == value, _SWITCH
                 )
@@ -245,35 +234,35 @@ class RunConfig:
             "aggregator",
             "a rule with a weighted form where `asynchronous` is true",
             weighted,
-            "Such are mean, cwmed, cwtm, gm, and ctma over these.",
+            "These are mean, cwmed, cwtm, gm, and ctma over them.",
         )
 
     def keys(self) -> dict[str, Any]:
-        """Spell it as a run-config."""
+        """Return the run-config: values by key."""
         return {_key(name): value for name, value in dataclasses.asdict(self).items()}
 
     @property
     def folder(self) -> Path | None:
-        """Where to write, if anywhere."""
+        """The output folder, or None."""
         return Path(self.output).expanduser() if self.output else None
 
     @cached_property
     def optimization(self) -> Optimization:
-        """What `optimizer` spells."""
+        """The optimizer that `optimizer` spells."""
         return parse_optimizer(self.optimizer)
 
     def evaluates(self, server_round: int) -> bool:
-        """Tell whether the server evaluates the model after this round."""
+        """Return whether the server evaluates the model after this round."""
         last = server_round == self.num_server_rounds
         return last or server_round % self.evaluate_every == 0
 
     def is_malicious(self, partition: int) -> bool:
-        """Tell whether the client with this partition is malicious."""
+        """Return whether the client of this partition is malicious."""
         return partition < self.num_malicious_nodes
 
     @property
     def num_sampled(self) -> int:
-        """Clients that train in a round."""
+        """Number of clients that train in a round."""
         return max(int(self.num_nodes * self.fraction_train), 1)
 
     def _require(self, name: str, expected: str, holds: bool, remedy: str = "") -> None:
@@ -281,7 +270,7 @@ class RunConfig:
             raise parameter_error(_key(name), expected, getattr(self, name), remedy)
 
 
-_SWITCH = "It is for `asynchronous=true`."
+_SWITCH = "Other values need `asynchronous=true`."
 
 
 def _takes_weights(aggregator: str) -> bool:
@@ -292,21 +281,19 @@ def _takes_weights(aggregator: str) -> bool:
     return True
 
 
-# The apps ask at every message. Types are part of the key, as 1 equals True.
+# Clients read it at every message. Types are part of the key, as 1 equals True.
 @lru_cache(maxsize=8)
-def _built(items: tuple[tuple[str, type, Any], ...]) -> RunConfig:
+def _cached(items: tuple[tuple[str, type, Any], ...]) -> RunConfig:
     return RunConfig._of({key: value for key, _, value in items})
-
-
-def _is_folder_or_name(dataset: str) -> bool:
-    folder = Path(dataset).expanduser()
-    local = dataset.startswith((".", "/", "~"))
-    return folder.is_dir() if local else folder.is_dir() or dataset.count("/") <= 1
 
 
 def _key(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _name(kind: Any) -> str:
-    return str(getattr(kind, "__name__", kind))
+def _declaration(field: "dataclasses.Field[Any]") -> tuple[type, tuple[Check, ...]]:
+    """Return the type and the checks that the annotation of a field declares."""
+    if typing.get_origin(field.type) is Annotated:
+        kind, *checks = typing.get_args(field.type)
+        return kind, tuple(checks)
+    return typing.cast(type, field.type), ()

@@ -1,13 +1,18 @@
-"""A network whose weights are one vector, as optimizers and messages take them."""
+"""A network whose parameters are views of one vector."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import Array, ArrayRecord
 from torch import Tensor, nn
-from torch.nn import functional
 
-from clients.stacked import Asked, gradients, kind_of
+from clients.stacked import (
+    GradientRequest,
+    architecture_of,
+    gradients,
+    parameter_views,
+)
 from clients.task import Examples
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.arrays import numbers, to_array
@@ -17,10 +22,10 @@ __all__ = ["FlatNetwork"]
 
 
 class FlatNetwork:
-    """A network to load models into: one will do for all clients of a process.
+    """A network that loads models; all clients of a process can use the same one.
 
-    Its parameters are views of one vector, so that an optimizer has one tensor to step
-    along and to keep, where it would have dozens.
+    Its parameters are views of one vector, so an optimizer updates and keeps one tensor
+    in place of dozens.
 
     Parameters
     ----------
@@ -30,84 +35,95 @@ class FlatNetwork:
     ----------
     weights : nn.Parameter of shape (d,)
         All parameters of the model.
-    kind : str | None
-        What networks that can be computed together have in common.
+    buffers : tuple[Tensor, ...]
+        Buffers of the model.
+    architecture : str | None
+        Description of the architecture if clients of it can be computed in groups.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        # On a CPU, pooling takes a third of the time so, and convolutions two thirds.
+        # On a CPU, pooling takes a third of the time so, convolutions two thirds.
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
-        self._parameters = tuple(model.parameters())
-        like = self._parameters[0]
-        self.weights = nn.Parameter(
-            like.new_empty(sum(map(torch.numel, model.parameters())))
-        )
-        for view, parameter in zip(
-            self._views(self.weights.data), self._parameters, strict=True
-        ):
+        parameters = tuple(model.parameters())
+        like = parameters[0]
+        self.weights = nn.Parameter(like.new_empty(sum(x.numel() for x in parameters)))
+        views = parameter_views(self.weights.data, parameters)
+        for view, parameter in zip(views, parameters, strict=True):
             parameter.data = view.copy_(parameter.data)
         self.buffers = tuple(model.buffers())
-        self.kind = kind_of(model)
-        self._state = model.state_dict()  # the very tensors, by name
+        self.architecture = architecture_of(model)
+        self._state = model.state_dict()  # the tensors themselves, by name
+        named = dict(model.named_parameters())
+        self._parameters = {name: named[name] for name in self._state if name in named}
+        self._buffers = {k: v for k, v in self._state.items() if k not in named}
 
     def load(self, record: ArrayRecord) -> None:
-        """Take over a model as it was sent.
+        """Load a model from a record.
 
         Raises
         ------
         ValueError
-            If it is one of another network.
+            If the record is of another network.
         """
         if record.keys() != self._state.keys():
             raise parameter_error(
                 "arrays", f"those of {list(self._state)}", list(record)
             )
-        for name, tensor in self._state.items():
+        arrays = tuple(_fields(record[name]) for name in self._parameters)
+        layout = tuple((x.shape, x.stride()) for x in self._parameters.values())
+        self.weights.data.copy_(_read_vector(arrays, layout))
+        for name, tensor in self._buffers.items():
             sent = torch.from_numpy(numbers(record[name]).copy())
             tensor.copy_(sent.view(tensor.shape))
 
     def record(self) -> ArrayRecord:
-        """Give the model as it is sent."""
+        """Return the model as a record."""
         record = ArrayRecord()
         for name, tensor in self._state.items():
             record[name] = to_array(tensor.cpu().numpy())
         return record
 
     def evaluate(self, batches: Sequence[Examples], clip_norm: float) -> float:
-        """Find the mean loss of some batches; its gradient is put into the weights.
+        """Return the mean loss of batches, and set `weights.grad` to its gradient.
 
-        The gradient is clipped to a norm, if that is not 0. In a `BatchedGrid` it is
-        computed along with those of other clients.
+        The gradient is clipped to `clip_norm` if that is not 0. In a `BatchedGrid` it
+        is computed together with the gradients of other clients.
         """
-        total, gradient = 0.0, torch.zeros_like(self.weights, requires_grad=False)
-        for batch in batches:
-            loss, found = (
-                run_batched(gradients, Asked(self, batch))
-                if self.kind
-                else self.gradient(batch)
-            )
-            gradient.add_(found, alpha=1 / len(batches))
-            total += loss / len(batches)
+        losses, found = zip(*map(self._gradient, batches), strict=True)
+        gradient: Tensor = sum(found[1:], start=found[0]) / len(found)
         if clip_norm > 0:
             norm = torch.linalg.vector_norm(gradient)
             gradient *= (clip_norm / (norm + 1e-6)).clamp(max=1)
         self.weights.grad = gradient
-        return total
+        return float(sum(losses) / len(losses))
 
-    def gradient(self, batch: Examples) -> tuple[float, Tensor]:
-        """Find the loss of a batch and the gradient, of shape (d,)."""
-        loss = functional.cross_entropy(self.model(batch.images), batch.labels)
-        found = torch.autograd.grad(loss, self._parameters)
-        gradient = torch.empty_like(self.weights, requires_grad=False)
-        for view, part in zip(self._views(gradient), found, strict=True):
-            view.copy_(part)
-        return loss.item(), gradient
+    def _gradient(self, batch: Examples) -> tuple[float, Tensor]:
+        """Return the loss of a batch and its gradient, of shape (d,)."""
+        request = GradientRequest(self.model, self.weights, self.architecture, batch)
+        if self.architecture is None:
+            return gradients([request])[0]
+        return run_batched(gradients, request)
 
-    def _views(self, vector: Tensor) -> list[Tensor]:
-        """View a vector as the parameters, each as it lies in memory."""
-        parts = torch.split(vector, [x.numel() for x in self._parameters])
-        return [
-            part.as_strided(x.shape, x.stride())
-            for part, x in zip(parts, self._parameters, strict=True)
-        ]
+
+_Fields = tuple[str, tuple[int, ...], str, bytes]
+
+
+def _fields(array: Array) -> _Fields:
+    return array.dtype, tuple(array.shape), array.stype, array.data
+
+
+# All clients of a round receive the same bytes.
+@lru_cache(maxsize=1)
+def _read_vector(
+    arrays: tuple[_Fields, ...],
+    layout: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...],
+) -> Tensor:
+    """Write arrays into one vector, each as the parameter lies in memory."""
+    parts = []
+    for fields, (shape, stride) in zip(arrays, layout, strict=True):
+        sent = torch.from_numpy(numbers(Array(*fields)).copy()).view(shape)
+        part = sent.new_empty(sent.numel())
+        part.as_strided(shape, stride).copy_(sent)
+        parts.append(part)
+    return torch.cat(parts)

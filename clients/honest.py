@@ -1,4 +1,4 @@
-"""The honest client: it trains the model that it is sent on its own examples."""
+"""The honest client: it trains the received model on its own examples."""
 
 import threading
 from functools import lru_cache, partial
@@ -21,19 +21,19 @@ app = ClientApp()
 
 
 @app.query()
-def introduce(message: Message, context: Context) -> Message:
-    """Tell which partition this is, for the server's report."""
+def report_partition(message: Message, context: Context) -> Message:
+    """Reply with the partition of this node, for the server's report."""
     partition, _ = partition_of(context)
     return _reply(message, {"partition-id": partition})
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Reply with the model that this client's steps lead to, or one with its vector."""
+    """Reply with the trained model, or with the received model minus the vector d."""
     config = RunConfig.of(context.run_config)
     examples, network = _load(message, context, config)
     sent = message.content.config_records["config"]
-    images, labels = poison(examples.images, examples.labels, sent)  # if ordered to
+    images, labels = poison(examples.images, examples.labels, sent)  # if attacked
     examples = Examples(images, labels, examples.num_classes)
     partition, _ = partition_of(context)
     rng = np.random.default_rng([config.seed, partition, int(sent["server-round"])])  # type: ignore[arg-type]
@@ -64,7 +64,7 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def test(message: Message, context: Context) -> Message:
-    """Measure the model on this client's examples: its share of the objective."""
+    """Evaluate the received model on this client's examples."""
     config = RunConfig.of(context.run_config)
     examples, network = _load(message, context, config)
     loss, accuracy = evaluate(network.model, examples)
@@ -80,14 +80,14 @@ def _batch(examples: Examples, size: int, rng: np.random.Generator) -> Examples:
 def _load(
     message: Message, context: Context, config: RunConfig
 ) -> tuple[Examples, FlatNetwork]:
-    """Load the client's examples, and the model that the server sent."""
-    # One core a client: Ray runs as many clients as there are cores, and sums of
-    # floats come out the same wherever they run.
+    """Load the examples of this client and the received model."""
+    # One core for each client: Ray runs as many clients as there are cores, and sums
+    # of floats have the same bits everywhere.
     torch.set_num_threads(1)
     device = find_device(config.device)
     examples = load_train(config, *partition_of(context))
     shape = examples.images.shape[1:]
-    thread = threading.get_ident()  # in a BatchedGrid, clients take turns
+    thread = threading.get_ident()  # clients of a BatchedGrid have a thread each
     network = _network(shape, examples.num_classes, config, device, thread)
     network.load(message.content.array_records["arrays"])
     return examples.to(device), network
@@ -106,7 +106,7 @@ def _network(
 
 
 def partition_of(context: Context) -> tuple[int, int]:
-    """Tell which partition of how many this node has."""
+    """Return the partition of this node and the number of partitions."""
     for key in ("partition-id", "num-partitions"):
         if key not in context.node_config:
             raise parameter_error(

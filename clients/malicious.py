@@ -1,4 +1,4 @@
-"""The malicious client: what it answers is up to an attack."""
+"""The malicious client: an attack decides its replies."""
 
 from functools import lru_cache
 
@@ -16,7 +16,7 @@ __all__ = ["MaliciousClient", "malicious"]
 
 
 class _Idle(ClientApp):
-    """Reply with what was sent to train: colluders put theirs in its place, unseen."""
+    """Reply with the received model, which `AttackedStrategy` replaces unread."""
 
     def __call__(self, message: Message, context: Context) -> Message:
         if message.metadata.message_type != MessageType.TRAIN:
@@ -30,17 +30,17 @@ class _Idle(ClientApp):
 
 
 class MaliciousClient(ClientApp):
-    """A client that does as an honest one does, but for what its attack overrides.
+    """An honest client with the replies that an attack changes.
 
     Parameters
     ----------
     attack : Attack | str
-        What it does, or how that is spelled: `signflip`, `labelflip`, `noise`,
+        The attack or its spelling: `signflip`, `labelflip`, `noise`,
         `scaling(factor=10)`, `nonfinite`, …
     seed : int (default: 0)
-        Fixes what the attack leaves to chance.
+        Seed of the attack's random numbers.
     client : ClientApp (default: honest.app)
-        The client that it would be.
+        The honest client.
     """
 
     def __init__(
@@ -51,14 +51,15 @@ class MaliciousClient(ClientApp):
         self._client = client
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Answer a message as the attack does."""
+        """Reply to a message as the attack decides."""
         return self._mod(message, context, self._client)
 
 
 @lru_cache(maxsize=1)
 def malicious(config: RunConfig) -> MaliciousClient:
-    """Build the client that the run-config asks for."""
+    """Build the malicious client of a run-config."""
     attack = parse_attack(config.attack)
-    # What they would send themselves, those who see everything have no use for.
-    blind = getattr(type(attack), "collude", None) is not Omniscient.collude
-    return MaliciousClient(attack, config.seed, honest.app if blind else _Idle())
+    # An omniscient attack that forges from the honest updates needs no own update.
+    needs_training = getattr(type(attack), "collude", None) is not Omniscient.collude
+    client = honest.app if needs_training else _Idle()
+    return MaliciousClient(attack, config.seed, client)

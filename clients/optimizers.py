@@ -1,36 +1,101 @@
-"""How the model is trained: double momentum, momentum or neither, and who steps.
+"""Optimizers of the app: double momentum, momentum, or plain SGD.
 
-Each kind builds two torch optimizers. With `local` a client takes steps of its own and
-sends the model that they lead to. With `vector` it takes one step of size 1, which
-leaves x - d: the model that it was sent, less the vector d that the server steps along.
+Each kind builds two optimizers. `local` is for clients that take steps of their own and
+send the resulting model. `vector` takes one step of size 1, which leaves x - d: the
+received model minus the vector d, along which the server steps.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import inf
-from typing import cast
+from typing import Any, Protocol, cast
 
+import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
 
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.optim.mu2sgd import Mu2SGD
 from flwr_ctma.optim.schedules import Fixed, Floored, Paper, Schedule, Unaveraged
+from flwr_ctma.optim.state import HasState
 from flwr_ctma.spec import check_fields, parse, spell
 
-__all__ = ["Momentum", "Mu2", "Optimization", "Plain", "parse_optimizer"]
+__all__ = [
+    "Momentum",
+    "Mu2",
+    "Optimization",
+    "Optimizer",
+    "PlainSGD",
+    "VectorSGD",
+    "parse_optimizer",
+]
+
+
+class Optimizer(HasState, Protocol):
+    """An optimizer with a state, which steps with a closure."""
+
+    def step(self, closure: Callable[[], Any]) -> Any:
+        """Compute the gradient, take a step, and return the loss."""
+
+
+class VectorSGD:
+    """SGD with damped momentum for one vector: m ← β m + (1 - β) g.
+
+    It equals `torch.optim.SGD` with `momentum=β` and `dampening=β`. torch's optimizers
+    import its compiler, which takes longer than many a simulation.
+
+    Parameters
+    ----------
+    x : Tensor
+        The vector.
+    lr : float
+        Learning rate.
+    beta : float (default: 0.0)
+        β; with 0 the optimizer has no state.
+    weight_decay : float (default: 0.0)
+        λ: λx is added to the gradient.
+
+    Examples
+    --------
+    >>> x = torch.tensor([2.0])
+    >>> x.grad = torch.tensor([1.0])
+    >>> VectorSGD(x, lr=0.5).step(lambda: 0.0), x
+    (0.0, tensor([1.5000]))
+    """
+
+    def __init__(
+        self, x: Tensor, lr: float, beta: float = 0.0, weight_decay: float = 0.0
+    ) -> None:
+        self.param_groups = [{"params": [x]}]
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+        self._x, self._lr, self._beta, self._weight_decay = x, lr, beta, weight_decay
+
+    def step(self, closure: Callable[[], Any]) -> Any:
+        """Call the closure, which sets the gradient, and take a step."""
+        loss, x = closure(), self._x
+        with torch.no_grad():
+            direction = cast(Tensor, x.grad)
+            if self._weight_decay:
+                direction = direction.add(x, alpha=self._weight_decay)
+            if self._beta and x in self.state:
+                momentum = self.state[x]["momentum"]
+                momentum.mul_(self._beta).add_(direction, alpha=1 - self._beta)
+                direction = momentum
+            elif self._beta:
+                self.state[x] = {"momentum": direction.clone()}
+            x.sub_(direction, alpha=self._lr)
+        return loss
 
 
 class Optimization(ABC):
-    """What a client's vector is made of, and how the server averages its steps.
+    """The vector that a client computes, and how the server averages its steps.
 
     Attributes
     ----------
     schedule : Schedule
-        α and γ of the server's steps.
+        Source of α and γ for the server's steps.
     radius : float
-        The server's iterate is projected on the ball of this radius.
+        The server projects its iterate on the ball of this radius.
     """
 
     schedule: Schedule = Fixed(storm_beta=1.0, gamma=1.0)
@@ -43,14 +108,14 @@ class Optimization(ABC):
     def local(
         self, x: Tensor, buffers: Iterable[Tensor], lr: float, weight_decay: float
     ) -> Optimizer:
-        """Build what takes the client's own steps; x is all of the model's weights."""
+        """Build the optimizer for steps on the client; x holds all weights."""
 
     @abstractmethod
     def vector(self, x: Tensor, buffers: Iterable[Tensor]) -> Optimizer:
-        """Build what leaves x - d in one step."""
+        """Build the optimizer whose one step leaves x - d."""
 
     def __str__(self) -> str:
-        """Spell it as `parse_optimizer` reads it."""
+        """Return the spelling that `parse_optimizer` reads."""
         return spell(self, {**_OPTIMIZERS, **_SCHEDULES})
 
 
@@ -61,7 +126,8 @@ class Mu2(Optimization):
     Parameters
     ----------
     schedule : Schedule (default: Fixed())
-        α, β and γ. On the server α and γ count its rounds, β the client's own.
+        α, β and γ. With steps on the server, α and γ count the server's rounds, and β
+        counts the rounds of the client.
     radius : float (default: inf)
         The iterate is projected on the ball of this radius around the origin.
 
@@ -82,7 +148,7 @@ class Mu2(Optimization):
     def local(
         self, x: Tensor, buffers: Iterable[Tensor], lr: float, weight_decay: float
     ) -> Optimizer:
-        """Build it with its iterate and its average on the client."""
+        """Build Mu2SGD, with iterate and average on the client."""
         return Mu2SGD(
             [x],
             lr,
@@ -93,7 +159,7 @@ class Mu2(Optimization):
         )
 
     def vector(self, x: Tensor, buffers: Iterable[Tensor]) -> Optimizer:
-        """Build its corrected momentum, at the client's own last query point."""
+        """Build the corrected momentum at this client's last query point."""
         schedule = Unaveraged(self.schedule)
         return Mu2SGD([x], 1.0, schedule, buffers=buffers)
 
@@ -125,52 +191,46 @@ class Momentum(Optimization):
     def local(
         self, x: Tensor, buffers: Iterable[Tensor], lr: float, weight_decay: float
     ) -> Optimizer:
-        """Build PyTorch's SGD, damped."""
-        return SGD(
-            [x],
-            lr,
-            momentum=self.beta,
-            dampening=self.beta,
-            weight_decay=weight_decay,
-        )
+        """Build SGD with damped momentum."""
+        return VectorSGD(x, lr, self.beta, weight_decay)
 
     def vector(self, x: Tensor, buffers: Iterable[Tensor]) -> Optimizer:
-        """Build the same with steps of size 1; the server decays the weights."""
+        """Build the optimizer with steps of size 1; the server decays the weights."""
         return self.local(x, buffers, 1.0, weight_decay=0.0)
 
 
 @dataclass(frozen=True)
-class Plain(Optimization):
+class PlainSGD(Optimization):
     """SGD: the vector is the gradient.
 
     Examples
     --------
     >>> parse_optimizer("sgd")
-    Plain()
+    PlainSGD()
     """
 
     def local(
         self, x: Tensor, buffers: Iterable[Tensor], lr: float, weight_decay: float
     ) -> Optimizer:
-        """Build PyTorch's SGD."""
-        return SGD([x], lr, weight_decay=weight_decay)
+        """Build SGD without momentum."""
+        return VectorSGD(x, lr, weight_decay=weight_decay)
 
     def vector(self, x: Tensor, buffers: Iterable[Tensor]) -> Optimizer:
-        """Build the same with steps of size 1; the server decays the weights."""
+        """Build the optimizer with steps of size 1; the server decays the weights."""
         return self.local(x, buffers, 1.0, weight_decay=0.0)
 
 
-_OPTIMIZERS: dict[str, type] = {"mu2": Mu2, "momentum": Momentum, "sgd": Plain}
+_OPTIMIZERS: dict[str, type] = {"mu2": Mu2, "momentum": Momentum, "sgd": PlainSGD}
 _SCHEDULES: dict[str, type] = {"paper": Paper, "fixed": Fixed, "floored": Floored}
 
 
 def parse_optimizer(text: str) -> Optimization:
-    """Build what a run-config spells: `mu2(floored)`, `momentum(beta=0.99)`, `sgd`.
+    """Build an optimizer from its spelling: `mu2(floored)`, `momentum`, `sgd`.
 
     Raises
     ------
     ValueError
-        If the text spells none.
+        If the text is not the spelling of an optimizer.
     """
     if text.partition("(")[0].strip() not in _OPTIMIZERS:
         raise parameter_error("optimizer", f"one of {', '.join(_OPTIMIZERS)}", text)

@@ -1,9 +1,14 @@
-"""Gradients of many networks at once: side by side, as groups of channels of one."""
+"""Gradients of many networks of one architecture in few calls of torch.
+
+Clients that received the same model share the forward pass and the gradients of the
+activations: their batches form one large batch. Networks with different weights become
+groups of channels of one network.
+"""
 
 from collections import defaultdict
 from collections.abc import Sequence
 from math import ceil
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,69 +16,223 @@ from torch.nn import functional
 
 from clients.task import Examples
 
-if TYPE_CHECKING:
-    from clients.flat import FlatNetwork
+__all__ = ["GradientRequest", "architecture_of", "gradients", "parameter_views"]
 
-__all__ = ["Asked", "gradients", "kind_of"]
-
-# Images are computed together as long as what the layers make of them is in the cache.
+# Pixels of the images of one call, so that the activations stay in the cache.
 _PIXELS = 32_768
 
+_aten = torch.ops.aten
 
-class Asked(NamedTuple):
-    """A network and a batch."""
 
-    network: "FlatNetwork"
+class GradientRequest(NamedTuple):
+    """A network and a batch.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The network; its parameters are views of `weights`.
+    weights : Tensor of shape (d,)
+        All parameters.
+    architecture : str | None
+        Description that equal architectures share; None for an unsupported one.
+    batch : Examples
+        Images and labels.
+    """
+
+    model: nn.Module
+    weights: Tensor
+    architecture: str | None
     batch: Examples
 
-    @property
-    def alike(self) -> tuple[object, ...]:
-        """What those that are computed together have in common."""
-        images = self.batch.images
-        return self.network.kind, images.shape, images.device
 
+def architecture_of(model: nn.Module) -> str | None:
+    """Describe an architecture that `gradients` can compute in groups, or return None.
 
-def kind_of(model: nn.Module) -> str | None:
-    """Describe a network that can stand beside others such as itself.
-
-    Such may have convolutions, batch normalisation, pooling, and linear layers at the
-    end; nothing random, such as dropout, which would fall on other examples.
+    Supported are convolutions, batch normalisation, pooling, and linear layers at the
+    end. Random layers such as dropout are not: they would draw other numbers.
     """
-    return repr(model) if all(map(_stacks, _layers(model))) else None
+    return repr(model) if all(map(_is_supported, _layers(model))) else None
 
 
-def gradients(asked: Sequence[Asked]) -> list[tuple[float, Tensor]]:
-    """Find for each the loss of its batch and the gradient, of shape (d,)."""
-    torch.set_num_threads(1)  # in whatever thread this is
-    by_kind = defaultdict(list)
-    for place, one in enumerate(asked):
-        by_kind[one.alike].append(place)
+def parameter_views(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """View a vector as parameters, each with the strides of that parameter."""
+    parts = torch.split(vector, [x.numel() for x in parameters])
+    return [
+        part.as_strided(x.shape, x.stride())
+        for part, x in zip(parts, parameters, strict=True)
+    ]
+
+
+def gradients(requests: Sequence[GradientRequest]) -> list[tuple[float, Tensor]]:
+    """Return for each request the mean loss of the batch and its gradient, (d,)."""
+    torch.set_num_threads(1)  # of the thread that calls this
+    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for i, request in enumerate(requests):
+        images = request.batch.images
+        alone = i if request.architecture is None else None
+        key = (request.architecture, images.shape, images.device, alone)
+        groups[key].append(i)
     found: dict[int, tuple[float, Tensor]] = {}
-    for places in by_kind.values():
-        for some in _split(places, asked[places[0]].batch.images):
-            answers = _side_by_side([asked[place] for place in some])
+    for members in groups.values():
+        for some in _split(members, requests[members[0]].batch.images):
+            answers = _group_gradients([requests[i] for i in some])
             found |= zip(some, answers, strict=True)
-    return [found[place] for place in range(len(asked))]
+    return [found[i] for i in range(len(requests))]
 
 
-def _split(places: list[int], images: Tensor) -> list[list[int]]:
-    """Split clients with batches like this into parts of equal size."""
+def _split(members: list[int], images: Tensor) -> list[list[int]]:
+    """Split clients with batches of this shape into parts of equal size."""
     pixels = images.numel() // images.shape[1]
-    most = len(places) if images.is_cuda else max(_PIXELS // pixels, 1)
-    parts = ceil(len(places) / most)
-    return [places[part::parts] for part in range(parts)]
+    most = len(members) if images.is_cuda else max(_PIXELS // pixels, 1)
+    parts = ceil(len(members) / most)
+    return [members[part::parts] for part in range(parts)]
 
 
-def _side_by_side(asked: Sequence[Asked]) -> list[tuple[float, Tensor]]:
-    if len(asked) == 1:
-        return [asked[0].network.gradient(asked[0].batch)]
-    n, models = len(asked), [_layers(one.network.model) for one in asked]
-    matrix = torch.stack([one.network.weights.detach() for one in asked])
+def _group_gradients(
+    requests: Sequence[GradientRequest],
+) -> list[tuple[float, Tensor]]:
+    first = requests[0]
+    if first.architecture is not None and _has_common_weights(requests):
+        return _common_weights(requests)
+    if len(requests) == 1:
+        return [_autograd(first)]
+    return _grouped_channels(requests)
+
+
+def _has_common_weights(requests: Sequence[GradientRequest]) -> bool:
+    """Return whether all weights are equal, in networks without running statistics."""
+    first = requests[0]
+    if any(True for _ in first.model.buffers()):
+        return False
+    return all(torch.equal(first.weights, r.weights) for r in requests[1:])
+
+
+def _autograd(request: GradientRequest) -> tuple[float, Tensor]:
+    """Compute one gradient with autograd: works for every network."""
+    model, batch = request.model, request.batch
+    parameters = tuple(model.parameters())
+    loss = functional.cross_entropy(model(batch.images), batch.labels)
+    found = torch.autograd.grad(loss, parameters)
+    gradient = torch.empty_like(request.weights, requires_grad=False)
+    for view, part in zip(parameter_views(gradient, parameters), found, strict=True):
+        view.copy_(part)
+    return loss.item(), gradient
+
+
+@torch.no_grad()
+def _common_weights(
+    requests: Sequence[GradientRequest],
+) -> list[tuple[float, Tensor]]:
+    """Backpropagate by hand: all but the gradients of weights is one large batch."""
+    n, model = len(requests), requests[0].model
+    x = torch.cat([request.batch.images for request in requests])
+    labels = torch.cat([request.batch.labels for request in requests])
+    # Strides tell torch the layout also where there is one channel.
+    _, channels, height, width = x.shape
+    strides = (channels * height * width, 1, channels * width, channels)
+    x = x.contiguous(memory_format=torch.channels_last).as_strided(x.shape, strides)
+    tape: list[tuple[nn.Module, Tensor, Any]] = []
+    for layer in _layers(model):
+        out, kept = _forward(layer, x)
+        tape.append((layer, x, kept))
+        x = out
+    logs = functional.log_softmax(x, dim=1)
+    losses = functional.nll_loss(logs, labels, reduction="none").view(n, -1).mean(dim=1)
+    g = logs.exp_()
+    g[torch.arange(len(g), device=g.device), labels] -= 1
+    g /= len(g) // n
+    d = requests[0].weights.numel()
+    matrix = torch.empty(n, d, dtype=x.dtype, device=x.device)
+    parameters = tuple(model.parameters())
+    views = [parameter_views(row, parameters) for row in matrix]
+    index = len(parameters)
+    for place in reversed(range(len(tape))):
+        layer, x, kept = tape[place]
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            index -= 2
+            pairs = zip(x.chunk(n), g.chunk(n), views, strict=True)
+            for own_x, own_g, (weight, bias) in (
+                (a, b, view[index : index + 2]) for a, b, view in pairs
+            ):
+                _weight_gradients(layer, own_x, own_g, weight, bias)
+        if place:
+            g = _backward(layer, x, kept, g)
+    return list(zip(losses.tolist(), matrix, strict=True))
+
+
+def _forward(layer: nn.Module, x: Tensor) -> tuple[Tensor, Any]:
+    """Apply a layer; return what its backward pass needs as well."""
+    if isinstance(layer, nn.MaxPool2d):
+        out, indices = _aten.max_pool2d_with_indices(x, *_pooling(layer))
+        return out, indices
+    out = layer(x)
+    return out, out if isinstance(layer, nn.ReLU) else None
+
+
+def _backward(layer: nn.Module, x: Tensor, kept: Any, g: Tensor) -> Tensor:
+    """Return the gradient of the input of a layer, given that of its output."""
+    if isinstance(layer, nn.Conv2d):
+        return _convolution_backward(layer, x, g, [True, False, False])[0]
+    if isinstance(layer, nn.Linear):
+        return g @ layer.weight
+    if isinstance(layer, nn.ReLU):
+        return cast(Tensor, _aten.threshold_backward(g, kept, 0))
+    if isinstance(layer, nn.MaxPool2d):
+        g = g.contiguous(memory_format=torch.channels_last)
+        found = _aten.max_pool2d_with_indices_backward(g, x, *_pooling(layer), kept)
+        return cast(Tensor, found)
+    return g.view(x.shape)  # nn.Flatten
+
+
+def _weight_gradients(
+    layer: nn.Conv2d | nn.Linear, x: Tensor, g: Tensor, weight: Tensor, bias: Tensor
+) -> None:
+    """Write the gradients of weight and bias."""
+    if isinstance(layer, nn.Linear):
+        torch.mm(g.T, x, out=weight)
+        torch.sum(g, dim=0, out=bias)
+    else:
+        _, own, its = _convolution_backward(layer, x, g, [False, True, True])
+        weight.copy_(own)
+        bias.copy_(its)
+
+
+def _convolution_backward(
+    layer: nn.Conv2d, x: Tensor, g: Tensor, mask: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    found = _aten.convolution_backward(
+        g,
+        x,
+        layer.weight,
+        [layer.out_channels],
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        False,
+        [0, 0],
+        1,
+        mask,
+    )
+    return cast(tuple[Tensor, Tensor, Tensor], found)
+
+
+def _pooling(layer: nn.MaxPool2d) -> tuple[Any, ...]:
+    sizes = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    pairs = [[size] * 2 if isinstance(size, int) else list(size) for size in sizes]
+    return (*pairs, layer.ceil_mode)
+
+
+def _grouped_channels(
+    requests: Sequence[GradientRequest],
+) -> list[tuple[float, Tensor]]:
+    """Compute networks with different weights as groups of channels."""
+    n, models = len(requests), [_layers(request.model) for request in requests]
+    matrix = torch.stack([request.weights.detach() for request in requests])
     matrix.requires_grad_()
-    sizes = [parameter.numel() for parameter in asked[0].network.model.parameters()]
+    sizes = [parameter.numel() for parameter in requests[0].model.parameters()]
     parts = iter(torch.split(matrix, sizes, dim=1))
-    # Of shape (batch, n × channels, height, width), and (n, batch, features) at the end
-    x = torch.cat([one.batch.images for one in asked], dim=1)
+    # Shape (batch, n × channels, height, width); (n, batch, features) at the end.
+    x = torch.cat([request.batch.images for request in requests], dim=1)
     x = x.contiguous(memory_format=torch.channels_last)
     for index, layer in enumerate(models[0]):
         if isinstance(layer, nn.Conv2d):
@@ -91,7 +250,7 @@ def _side_by_side(asked: Sequence[Asked]) -> list[tuple[float, Tensor]]:
             )
         elif isinstance(layer, nn.BatchNorm2d):
             norms = [cast(nn.BatchNorm2d, model[index]) for model in models]
-            x = _normalised(x, norms, next(parts).reshape(-1), next(parts).reshape(-1))
+            x = _normalize(x, norms, next(parts).reshape(-1), next(parts).reshape(-1))
         elif isinstance(layer, nn.Flatten):
             x = x.reshape(len(x), n, -1).transpose(0, 1)
         elif isinstance(layer, nn.Linear):
@@ -99,16 +258,16 @@ def _side_by_side(asked: Sequence[Asked]) -> list[tuple[float, Tensor]]:
             x = torch.baddbmm(next(parts).unsqueeze(1), x, weight.mT)
         else:
             x = layer(x)
-    labels = torch.stack([one.batch.labels for one in asked])
+    labels = torch.stack([request.batch.labels for request in requests])
     losses = functional.cross_entropy(x.mT, labels, reduction="none").mean(dim=1)
     (found,) = torch.autograd.grad(losses.sum(), matrix)
     return list(zip(losses.tolist(), found, strict=True))
 
 
-def _normalised(
+def _normalize(
     x: Tensor, norms: Sequence[nn.BatchNorm2d], weight: Tensor, bias: Tensor
 ) -> Tensor:
-    """Normalise each network's channels, and average what its own have seen."""
+    """Normalize the channels of each network and update its running statistics."""
     first = norms[0]
     kept = [tuple(norm.buffers()) for norm in norms]  # mean, variance, batches
     means, variances = (torch.cat([one[i] for one in kept]) for i in (0, 1))
@@ -129,12 +288,16 @@ def _layers(model: nn.Module) -> list[nn.Module]:
     return list(model) if type(model) is nn.Sequential else [model]
 
 
-def _stacks(layer: nn.Module) -> bool:
+def _is_supported(layer: nn.Module) -> bool:
     if type(layer) is nn.BatchNorm2d:
         return layer.affine and layer.track_running_stats and layer.momentum is not None
     if type(layer) is nn.Conv2d:
-        plain = layer.groups == 1 and layer.padding_mode == "zeros"
-        return plain and layer.bias is not None
+        zeros = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+        return layer.groups == 1 and zeros and layer.bias is not None
     if type(layer) is nn.Linear:
         return layer.bias is not None
-    return type(layer) in (nn.ReLU, nn.MaxPool2d, nn.Flatten)
+    if type(layer) is nn.MaxPool2d:
+        return not layer.return_indices
+    if type(layer) is nn.Flatten:
+        return (layer.start_dim, layer.end_dim) == (1, -1)
+    return type(layer) is nn.ReLU

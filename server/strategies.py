@@ -67,7 +67,7 @@ def _at_every_arrival(config: RunConfig) -> Strategy:
         step,
         config.aggregator,
         num_malicious_nodes=_malicious(config),
-        client_weighting=config.weighing,
+        client_weighting=config.client_weighting,
         min_available_nodes=config.num_nodes,
     )
 
@@ -87,6 +87,6 @@ def _malicious(config: RunConfig) -> int | float:
     """Their share of the weight if it is known, or else f, which is then enforced."""
     if not config.malicious_share:
         return config.num_malicious_nodes
-    if isinstance(parse_client_weighting(config.weighing), EqualWeights):
+    if isinstance(parse_client_weighting(config.client_weighting), EqualWeights):
         return config.num_malicious_nodes / config.num_nodes
     return float(config.malicious_share)

@@ -1,6 +1,6 @@
 """Print how the runs of a sweep ended, as a Markdown table.
 
-    python examples/papers/ends.py runs/p2-digits --row aggregator weighing \
+    python examples/papers/ends.py runs/p2-digits --row aggregator client-weighting \
         --column attack --only malicious-share=0.4 --last 3
 
 Accuracy in per cent, mean of the last evaluations of each run: the mean over seeds, and

@@ -1,7 +1,7 @@
 """Draw accuracy over the rounds of a sweep's runs, or over virtual seconds.
 
     python examples/papers/lines.py runs/p2-digits p2.png --panel attack \
-        --line aggregator weighing --only malicious-share=0.4
+        --line aggregator client-weighting --only malicious-share=0.4
     python examples/papers/lines.py runs/p2-straggler time.png \
         --line asynchronous learning-rate --x virtual-seconds --goals 0.5 0.8 0.85
 

@@ -3,21 +3,28 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from logging import WARNING
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
-from torch.optim import Optimizer
 
 from flwr_ctma.compat import log
 from flwr_ctma.messages import npy
 from flwr_ctma.messages.arrays import to_array
 
-__all__ = ["load_state_record", "state_record"]
+__all__ = ["HasState", "load_state_record", "state_record"]
 
 
-def state_record(optimizer: Optimizer) -> ArrayRecord:
+class HasState(Protocol):
+    """An optimizer, as far as its state goes: torch's optimizers, for instance."""
+
+    param_groups: list[dict[str, Any]]
+    state: Any  # a mapping from parameters to tensors by name
+
+
+def state_record(optimizer: HasState) -> ArrayRecord:
     """Write an optimizer's state as a record, for `context.state`.
 
     The numbers come back exactly; those in bfloat16 travel as float32. The record holds
@@ -26,7 +33,7 @@ def state_record(optimizer: Optimizer) -> ArrayRecord:
     Parameters
     ----------
     optimizer : Optimizer
-        Any optimizer whose state is tensors: Mu2SGD, SGD with momentum, Adam.
+        Any optimizer whose state is tensors, such as Mu2SGD, SGD with momentum or Adam.
 
     Returns
     -------
@@ -47,15 +54,15 @@ def state_record(optimizer: Optimizer) -> ArrayRecord:
     """
     kind = type(optimizer).__name__
     record = ArrayRecord()
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
+    for index, x in enumerate(_parameters(optimizer)):
+        for name, value in optimizer.state.get(x, {}).items():
             if isinstance(value, Tensor):
                 kept = value.detach().cpu().to(_kept_as(value.dtype))
                 record[f"{kind}.{index}.{name}"] = to_array(kept.numpy())
     return record
 
 
-def load_state_record(optimizer: Optimizer, record: ArrayRecord | None) -> bool:
+def load_state_record(optimizer: HasState, record: ArrayRecord | None) -> bool:
     """Read an optimizer's state from a record; clear the state if it does not fit.
 
     Parameters
@@ -88,10 +95,14 @@ def _kept_as(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
+def _parameters(optimizer: HasState) -> list[Tensor]:
+    return [x for group in optimizer.param_groups for x in group["params"]]
+
+
 def _read(
-    optimizer: Optimizer, record: Mapping[str, Array]
+    optimizer: HasState, record: Mapping[str, Array]
 ) -> dict[Tensor, dict[str, Tensor]]:
-    parameters = [x for group in optimizer.param_groups for x in group["params"]]
+    parameters = _parameters(optimizer)
     state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
     for key, array in record.items():
         kind, index, name = key.split(".", 2)

@@ -1,4 +1,4 @@
-"""The clients of a round together: what they ask for at the same time is one batch."""
+"""Run the clients of a round concurrently, and batch what they compute."""
 
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -15,29 +15,29 @@ from flwr_ctma.simulation.grid import InProcessGrid
 
 __all__ = ["BatchedGrid", "run_batched"]
 
-_AT_ONCE = 64  # clients, each with a thread
+_MAX_THREADS = 64  # one for each client
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 Compute = Callable[[Sequence[Any]], Sequence[Any]]
-_Question = tuple[Compute, Any]
+_Call = tuple[Compute, Any]
 
 
 def run_batched(
     compute: Callable[[Sequence[Request]], Sequence[Answer]], request: Request
 ) -> Answer:
-    """Compute something for this client, and for all that ask at the same time.
+    """Compute something for this client in one batch with the other clients.
 
-    In a `BatchedGrid` it waits until every other client of the round has asked, too, or
-    has ended; anywhere else it is `compute([request])[0]`.
+    In a `BatchedGrid` the call waits until every other client of the round has called
+    `run_batched` or has ended. Elsewhere it returns `compute([request])[0]`.
 
     Parameters
     ----------
     compute : Callable
-        A function of a module, from requests to one answer for each. If it raises, it
-        is called again for each client alone, and that client gets the exception.
+        A module-level function that maps requests to one answer each. If it raises, it
+        runs again for each client alone, and that client gets the exception.
     request : object
-        What it needs from this client.
+        The input of this client.
 
     Returns
     -------
@@ -49,28 +49,28 @@ def run_batched(
     >>> run_batched(lambda numbers: [2 * number for number in numbers], 4)
     8
     """
-    turn: _Turn | None = getattr(_here, "turn", None)
+    turn: _Turn | None = getattr(_current, "turn", None)
     if turn is None:
         return compute([request])[0]
-    return cast(Answer, turn.ask((compute, request)))
+    return cast(Answer, turn.call((compute, request)))
 
 
 class BatchedGrid(InProcessGrid):
-    """An InProcessGrid whose clients compute together what they pass to `together`.
+    """An InProcessGrid that computes the `run_batched` calls of its clients in batches.
 
-    Each client of a round has a thread, of which only one runs at any time, always in
-    the same order: client code need not be thread-safe, and the same seed gives the
-    same result. Who ends, raises or never asks holds up nobody. What is computed in a
-    batch equals what is computed one by one, but for the rounding of floats.
+    Each client of a round has a thread. Only one thread runs at any time, always in the
+    same order: client code need not be thread-safe, and the same seed gives the same
+    result. A client that ends, raises or never calls `run_batched` delays no other
+    client. Batched results equal those computed one by one, up to rounding.
 
     Parameters
     ----------
     client_app : ClientApp
         The app that every node runs.
     num_nodes : int
-        How many nodes there are, each its own partition.
+        Number of nodes; node i has partition i.
     run_config : UserConfig | None (default: None)
-        What the clients find in `context.run_config`.
+        `context.run_config` of the clients.
 
     Examples
     --------
@@ -80,94 +80,97 @@ class BatchedGrid(InProcessGrid):
     ...     return [len(requests)] * len(requests)
     >>> app = ClientApp()
     >>> @app.query()
-    ... def who_is_there(message, context):
+    ... def count_clients(message, context):
     ...     metrics = MetricRecord({"clients": run_batched(count, None)})
     ...     return Message(RecordDict({"metrics": metrics}), reply_to=message)
     >>> grid = BatchedGrid(app, num_nodes=3)
-    >>> asked = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]
-    >>> [m.content["metrics"]["clients"] for m in grid.send_and_receive(asked)]
+    >>> nodes = grid.get_node_ids()
+    >>> messages = [Message(RecordDict(), node, "query") for node in nodes]
+    >>> [m.content["metrics"]["clients"] for m in grid.send_and_receive(messages)]
     [3, 3, 3]
     """
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(min(len(self._contexts), _AT_ONCE), "client")
+        return ThreadPoolExecutor(min(len(self._contexts), _MAX_THREADS), "client")
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Let the clients answer, up to 64 of them together."""
+        """Run the clients, up to 64 of them concurrently."""
         pushed: list[str] = []
         with self._one_at_a_time:
             for some in _waves(messages):
                 ids = [self._number(message) for message in some]
                 tasks = [partial(self._answer, message) for message in some]
-                for key, reply in zip(ids, _in_turns(tasks, self._pool), strict=True):
+                replies = _run_in_turns(tasks, self._pool)
+                for key, reply in zip(ids, replies, strict=True):
                     self._keep(key, reply)
                 pushed += ids
         return pushed
 
 
 class _Turn:
-    """A task in a thread of its own, which runs from question to question.
+    """A task in its own thread, which pauses at every call of `run_batched`.
 
-    Answers are functions that the thread calls; what they raise is raised there.
+    Answers are functions that the task's thread calls, so that exceptions are raised
+    there.
     """
 
     def __init__(self, task: Callable[[], Any]) -> None:
         self._task = task
-        self._questions: SimpleQueue[_Question | None] = SimpleQueue()
+        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self.answers: SimpleQueue[Callable[[], Any]] = SimpleQueue()
 
     def run(self) -> Any:
-        """Run the task: it is the thread's."""
+        """Run the task; called in the task's thread."""
         try:
             self.answers.get()()
-            _here.turn = self
+            _current.turn = self
             return self._task()
         finally:
-            _here.turn = None
-            self._questions.put(None)
+            _current.turn = None
+            self._calls.put(None)
 
-    def ask(self, question: _Question) -> Any:
-        """Ask, and wait for the answer: it is the task's."""
-        self._questions.put(question)
+    def call(self, call: _Call) -> Any:
+        """Pause until the answer comes; called in the task's thread."""
+        self._calls.put(call)
         return self.answers.get()()
 
-    def go_on(self, answer: Callable[[], Any]) -> _Question | None:
-        """Run up to the next question; None at the end."""
+    def resume(self, answer: Callable[[], Any]) -> _Call | None:
+        """Run up to the next call of `run_batched`; return None at the end."""
         self.answers.put(answer)
-        return self._questions.get()
+        return self._calls.get()
 
 
-class _Abandoned(BaseException):
-    """Ends a thread that nobody waits for any more."""
+class _Interrupted(BaseException):
+    """End the thread of a task after an interrupt."""
 
 
-_here = threading.local()
+_current = threading.local()
 
 
-def _in_turns(tasks: Sequence[Callable[[], Any]], pool: ThreadPoolExecutor) -> Any:
-    """Run tasks from question to question, and give what they return."""
+def _run_in_turns(tasks: Sequence[Callable[[], Any]], pool: ThreadPoolExecutor) -> Any:
+    """Run tasks from call to call of `run_batched`; return their results."""
     turns = [_Turn(task) for task in tasks]
     try:
         futures = [pool.submit(turn.run) for turn in turns]
         answers: dict[_Turn, Callable[[], Any]] = dict.fromkeys(turns, _nothing)
         while answers:
-            asked = {turn: turn.go_on(answer) for turn, answer in answers.items()}
-            answers = _answers({t: q for t, q in asked.items() if q is not None})
+            calls = {turn: turn.resume(answer) for turn, answer in answers.items()}
+            answers = _answers({t: call for t, call in calls.items() if call})
         return [future.result() for future in futures]
     finally:
-        for turn in turns:  # for an interrupt; who has ended does not look
-            turn.answers.put(_abandon)
+        for turn in turns:  # after an interrupt; tasks that have ended read no answer
+            turn.answers.put(_interrupt)
 
 
-def _answers(asked: dict[_Turn, _Question]) -> dict[_Turn, Callable[[], Any]]:
-    """Answer all questions, those for the same function together."""
+def _answers(calls: dict[_Turn, _Call]) -> dict[_Turn, Callable[[], Any]]:
+    """Answer all calls; those of one function form a batch."""
     by_compute: dict[Hashable, list[_Turn]] = {}
-    for turn, (compute, _) in asked.items():
+    for turn, (compute, _) in calls.items():
         by_compute.setdefault(compute, []).append(turn)
-    answers = dict.fromkeys(asked, _nothing)
+    answers = dict.fromkeys(calls, _nothing)
     for turns in by_compute.values():
-        compute, requests = asked[turns[0]][0], [asked[turn][1] for turn in turns]
+        compute, requests = calls[turns[0]][0], [calls[turn][1] for turn in turns]
         try:
             found = zip(turns, compute(requests), strict=True)
             answers |= {turn: partial(_identity, answer) for turn, answer in found}
@@ -190,16 +193,16 @@ def _alone(compute: Compute, request: Any) -> Any:
     return compute([request])[0]
 
 
-def _abandon() -> Any:
-    raise _Abandoned
+def _interrupt() -> Any:
+    raise _Interrupted
 
 
 def _waves(messages: Iterable[Message]) -> Iterator[list[Message]]:
-    """Split messages so that none of the parts has two for one node."""
+    """Split messages into waves with at most one message for each node."""
     wave: dict[int, Message] = {}
     for message in messages:
         node = message.metadata.dst_node_id
-        if node in wave or len(wave) == _AT_ONCE:
+        if node in wave or len(wave) == _MAX_THREADS:
             yield list(wave.values())
             wave = {}
         wave[node] = message

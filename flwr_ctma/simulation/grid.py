@@ -9,7 +9,7 @@ from logging import ERROR
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict, UserConfig
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
@@ -247,7 +247,7 @@ def _copy_arrays(record: ArrayRecord) -> ArrayRecord:
     for name, array in record.items():
         if not isinstance(array.data, bytes):
             raise TypeError(f"The data of {name} are not bytes")
-        copied[name] = copy.copy(array)
+        copied[name] = Array(array.dtype, array.shape, array.stype, array.data)
     return copied
 
 

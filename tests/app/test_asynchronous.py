@@ -56,14 +56,14 @@ def test_rounds_are_arrivals_on_a_virtual_clock_and_repeat(tmp_path) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        {"weighing": "equal"},
+        {"client_weighting": "equal"},
         {"attack": "ipm(epsilon=5)"},
         {"attack": "optimalipm", "aggregator": "cwmed"},
         {"malicious_share": 0.0, "arrivals": "uniform", "num_server_rounds": 6},
         {"arrivals": "uniform"},
         {"arrivals": "real"},
         {"optimizer": "sgd"},
-        {"steps_on": "clients", "weighing": "staleness"},
+        {"steps_on": "clients", "client_weighting": "staleness"},
     ],
 )
 def test_every_setting_acts(other, tmp_path) -> None:

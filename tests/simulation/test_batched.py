@@ -1,4 +1,4 @@
-"""Clients computed together end up where they end up one by one."""
+"""A batched simulation gives the results of one that runs client by client."""
 
 import threading
 from pathlib import Path
@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from clients import stacked
 from clients.flat import FlatNetwork
-from clients.stacked import Asked, gradients
+from clients.stacked import GradientRequest, gradients
 from clients.task import Examples
 from flwr_ctma.cli import app as command_line
 from flwr_ctma.experiments.app import FlowerApp
@@ -57,11 +57,11 @@ def simulate(folder, kind, **overrides):
 def test_model_is_that_of_one_by_one(tmp_path, monkeypatch, mode):
     sizes = []
 
-    def counted(asked, compute=stacked._side_by_side):
-        sizes.append(len(asked))
-        return compute(asked)
+    def counted(requests, compute=stacked._group_gradients):
+        sizes.append(len(requests))
+        return compute(requests)
 
-    monkeypatch.setattr(stacked, "_side_by_side", counted)
+    monkeypatch.setattr(stacked, "_group_gradients", counted)
     alone = simulate(tmp_path / "alone", InProcessGrid, **MODES[mode])
     assert set(sizes) == {1}
     batched = simulate(tmp_path / "batched", BatchedGrid, **MODES[mode])
@@ -75,7 +75,7 @@ def test_same_seed_same_bits(tmp_path):
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_command_line_asks_for_it(tmp_path, monkeypatch):
+def test_command_line_option_selects_the_batched_grid(tmp_path, monkeypatch):
     seen = []
 
     def played(self, num_nodes, run_config, kind):
@@ -110,10 +110,14 @@ def batch(seed, size=4, device="cpu"):
     return Examples(images, torch.arange(size) % 3, 3).to(torch.device(device))
 
 
-def asked(device="cpu"):
+def request(network, batch):
+    return GradientRequest(network.model, network.weights, network.architecture, batch)
+
+
+def requests(device="cpu"):
     sizes = [4, 4, 7, 4, 7, 2]
     return [
-        Asked(network(i, device=device), batch(i, n, device))
+        request(network(i, device=device), batch(i, n, device))
         for i, n in enumerate(sizes)
     ]
 
@@ -131,20 +135,55 @@ def asked(device="cpu"):
 )
 def test_gradients_and_statistics_are_those_of_each(monkeypatch, device, pixels):
     monkeypatch.setattr(stacked, "_PIXELS", pixels)
-    all_at_once, each = asked(device), asked(device)
+    all_at_once, each = requests(device), requests(device)
     answers = gradients(all_at_once)
     for one, other, (loss, found) in zip(all_at_once, each, answers, strict=True):
-        expected_loss, expected = other.network.gradient(other.batch)
+        expected_loss, expected = stacked._autograd(other)
         assert loss == pytest.approx(expected_loss, rel=1e-5)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-        for mine, its in zip(one.network.buffers, other.network.buffers, strict=True):
+        buffers = zip(one.model.buffers(), other.model.buffers(), strict=True)
+        for mine, its in buffers:
             torch.testing.assert_close(mine, its)
 
 
-def test_nonfinite_network_spoils_no_other():
-    questions = asked()
-    questions[0].network.weights.data.fill_(torch.nan)
-    answers = gradients(questions)
+def plain_network(seed, channels=2):
+    """Every layer that clients with the same weights are computed with, some twice."""
+    torch.manual_seed(seed)
+    relu = nn.ReLU()
+    layers = [nn.ReLU(), nn.Conv2d(channels, 3, 3, padding=1), relu]
+    layers += [nn.MaxPool2d(3, 2, padding=1), nn.Conv2d(3, 5, 2, dilation=2), relu]
+    layers += [nn.MaxPool2d((1, 2), ceil_mode=True), nn.Flatten(), nn.Linear(40, 6)]
+    return FlatNetwork(nn.Sequential(*layers, relu, nn.Linear(6, 3)))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("clients", [1, 5])
+def test_gradients_at_the_same_weights_are_those_of_each(channels, clients):
+    images = [batch(i).images[:, :channels, :, :11].clone() for i in range(clients)]
+    batches = [
+        Examples(x, torch.tensor([i, 0, 1, 2]) % 3, 3) for i, x in enumerate(images)
+    ]
+    same = [request(plain_network(0, channels), one) for one in batches]
+    before = [one.clone() for one in images]
+    assert stacked._has_common_weights(same)
+    for one, (loss, found) in zip(same, gradients(same), strict=True):
+        expected_loss, expected = stacked._autograd(one)
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+        assert found.norm() > 0.01
+    assert all(map(torch.equal, images, before))
+
+
+def test_networks_with_other_weights_or_running_statistics_do_not_share_a_pass():
+    one, other = (request(plain_network(i), batch(0)) for i in (0, 1))
+    assert not stacked._has_common_weights([one, other])
+    assert not stacked._has_common_weights([request(network(0), batch(0))] * 2)
+
+
+def test_nonfinite_network_leaves_the_other_gradients_finite():
+    spoilt = requests()
+    spoilt[0].weights.data.fill_(torch.nan)
+    answers = gradients(spoilt)
     finite = [bool(found.isfinite().all()) for _, found in answers]
     assert finite == [False, True, True, True, True, True]
 
@@ -158,18 +197,21 @@ def test_nonfinite_network_spoils_no_other():
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
         nn.BatchNorm2d(4, track_running_stats=False),
         nn.BatchNorm2d(4, momentum=None),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.MaxPool2d(2, return_indices=True),
+        nn.Flatten(2),
         nn.Linear(4, 4, bias=False),
         nn.Tanh(),
     ],
 )
-def test_what_has_no_place_beside_others_is_computed_alone(layer):
-    assert stacked.kind_of(nn.Sequential(nn.ReLU(), layer)) is None
-    assert network(dropout=0.5).kind is None
-    assert network().kind == network(1).kind is not None
+def test_unsupported_layer_is_computed_client_by_client(layer):
+    assert stacked.architecture_of(nn.Sequential(nn.ReLU(), layer)) is None
+    assert network(dropout=0.5).architecture is None
+    assert network().architecture == network(1).architecture is not None
 
 
 def gather(requests):
-    """Tell each client what all asked for."""
+    """Answer each request with the list of all requests."""
     if "spoilt" in requests:
         raise ValueError("no number")
     return [list(requests)] * len(requests)
@@ -195,7 +237,7 @@ def answer_of(message, **metrics):
     return Message(RecordDict({"said": MetricRecord(metrics)}), reply_to=message)
 
 
-def test_who_ends_raises_or_asks_less_often_holds_up_nobody():
+def test_client_that_ends_raises_or_calls_less_often_delays_no_other():
     def answer(message: Message, context: Context) -> Message | None:
         me = int(context.node_config["partition-id"])
         if me == 4:
@@ -215,7 +257,7 @@ def test_who_ends_raises_or_asks_less_often_holds_up_nobody():
     assert said(last) == {"seen": [1, 2, 3, 3, 3]}
 
 
-def test_request_that_cannot_be_computed_is_its_clients_own_error():
+def test_request_that_cannot_be_computed_is_an_error_of_its_client():
     def answer(message: Message, context: Context) -> Message:
         me = context.node_config["partition-id"]
         return answer_of(
@@ -228,7 +270,7 @@ def test_request_that_cannot_be_computed_is_its_clients_own_error():
     assert {said(reply)["n"] for reply in replies if reply.has_content()} == {1}
 
 
-def test_clients_take_turns_and_each_message_to_a_node_its_own():
+def test_clients_run_in_turns_and_messages_to_one_node_in_sequence():
     running = []
 
     def answer(message: Message, context: Context) -> Message:

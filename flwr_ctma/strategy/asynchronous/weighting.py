@@ -127,7 +127,7 @@ _WEIGHTINGS: dict[str, type] = {
 
 
 def parse_client_weighting(text: str) -> ClientWeighting:
-    """Return the client weighting that a text spells: `counts`, `staleness(power=1)`, `equal`.
+    """Return the client weighting that a text spells.
 
     Raises
     ------
