@@ -1,9 +1,11 @@
-"""The ServerApp: the same model under any rule, against any attack."""
+"""The ServerApp: one model, under any rule and against any attack."""
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
-from logging import INFO
+from logging import INFO, WARNING
+from typing import cast
 
 import torch
 from flwr.app import (
@@ -31,21 +33,24 @@ from flwr_ctma.attacks.grid import AttackedGrid
 from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.experiments.processes import RunFailed
-from flwr_ctma.strategy import Observed
+from flwr_ctma.messages.reply_size import ReplyLimit
+from flwr_ctma.simulation.grid import InProcessGrid
+from flwr_ctma.strategy import GracePeriodGrid, Observed
 from flwr_ctma.tracking.run_folder import RunFolder
 from server.journal import Journal
 from server.strategies import attack_of_arrivals, build_strategy
 
 __all__ = ["app"]
 
-_PATIENCE = 120.0
+# Seconds for nodes to connect, and to answer a query.
+_LONGEST_WAIT = 120.0
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Train, and measure the model on held-out examples."""
+    """Train a model, and evaluate it on held-out examples."""
     config = RunConfig.of(context.run_config)
     random.seed(config.seed)  # Flower's strategies sample nodes with it
     clock = clock_of(grid, config)
@@ -54,7 +59,7 @@ def main(grid: Grid, context: Context) -> None:
     held_out = load_held_out(config).to(device)
     stamped = with_trigger(held_out, config)
     model = build_model(held_out, config).to(device)
-    partitions = query_partitions(grid, config.num_nodes)
+    partitions = query_partitions(grid, config.num_nodes, config.num_malicious_nodes)
     began = clock() if clock else 0.0
     if config.asynchronous:
         grid = AttackedGrid(grid, attack_of_arrivals(config), seed=config.seed)
@@ -90,12 +95,12 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def clock_of(grid: Grid, config: RunConfig) -> Callable[[], float] | None:
-    """Give the virtual clock of the grid, if it has one."""
+    """Return the virtual clock of the grid, or None if it has none."""
     clock: Callable[[], float] | None = getattr(grid, "clock", None)
     if config.arrivals != "real" and clock is None:
         raise parameter_error(
             "arrivals",
-            "`real` where clients run at a pace of their own",
+            "`real` where clients run in real time",
             config.arrivals,
             "`flwr-ctma simulate` and `flwr-ctma sweep` have a virtual clock.",
         )
@@ -103,9 +108,9 @@ def clock_of(grid: Grid, config: RunConfig) -> Callable[[], float] | None:
 
 
 def with_trigger(held_out: Examples, config: RunConfig) -> Examples | None:
-    """Stamp the examples that a backdoor is to mislabel, and label them as it would.
+    """Return held-out examples with a backdoor's trigger and its target as the label.
 
-    The accuracy on these is its success rate.
+    The accuracy on these is the backdoor's success rate. None without a backdoor.
     """
     for attack in parts(parse_attack(config.attack)):
         if isinstance(attack, Backdoor):
@@ -115,30 +120,47 @@ def with_trigger(held_out: Examples, config: RunConfig) -> Examples | None:
     return None
 
 
-def query_partitions(grid: Grid, num_nodes: int) -> dict[int, int]:
-    """Wait for the nodes, and ask each which partition it has: for the report alone."""
-    deadline = time.monotonic() + _PATIENCE
+def query_partitions(
+    grid: Grid, num_nodes: int, num_malicious_nodes: int = 0
+) -> dict[int, int]:
+    """Wait for the nodes, and ask each for its partition: for the report alone.
+
+    A partition belongs to the node that the answered message was sent to. Where two
+    nodes claim the same partition, neither has it.
+    """
+    deadline = time.monotonic() + _LONGEST_WAIT
     while len(nodes := list(grid.get_node_ids())) < num_nodes:
         if time.monotonic() > deadline:
             raise parameter_error(
                 "num-nodes",
-                f"at most {len(nodes)}: no more nodes came in {_PATIENCE:.0f} s",
+                f"at most {len(nodes)}: no more nodes came in {_LONGEST_WAIT:.0f} s",
                 num_nodes,
                 "Start more SuperNodes, or the simulation with "
                 f'`--federation-config "num-supernodes={num_nodes}"`.',
             )
         time.sleep(0.5)
-    log(INFO, "Calling the roll of %d nodes", len(nodes))
-    calls = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
-    return {
-        reply.metadata.src_node_id: partition
-        for reply in grid.send_and_receive(calls, timeout=_PATIENCE)
-        if reply.has_content() and (partition := _partition_of(reply)) is not None
-    }
+    log(INFO, "Asking %d nodes for their partitions", len(nodes))
+    queries = [Message(RecordDict(), node, MessageType.QUERY) for node in nodes]
+    if not isinstance(grid, InProcessGrid):  # whose clients answer at once
+        f = min(num_malicious_nodes, (len(nodes) - 1) // 2)
+        grid = GracePeriodGrid(grid, f, reply_limit=ReplyLimit(allowance=2**20))
+    replies = list(grid.send_and_receive(queries, timeout=_LONGEST_WAIT))
+    asked = {q.metadata.message_id: q.metadata.dst_node_id for q in queries}
+    claims: dict[int, int] = {}
+    for reply in replies:
+        node = asked.get(reply.metadata.reply_to_message_id)
+        partition = _partition_of(reply) if reply.has_content() else None
+        if node is not None and partition in range(num_nodes):
+            claims.setdefault(node, cast(int, partition))
+    claimed = Counter(claims.values())
+    twice = sorted(partition for partition, n in claimed.items() if n > 1)
+    if twice:
+        log(WARNING, "Several nodes claim the partitions %s: none has them", twice)
+    return {node: p for node, p in claims.items() if claimed[p] == 1}
 
 
-def _partition_of(introduction: Message) -> int | None:
-    """Read which partition a node says it has, if that is what it says."""
-    said = introduction.content.metric_records.get("metrics", MetricRecord())
-    partition = said.get("partition-id")
-    return partition if isinstance(partition, int) else None
+def _partition_of(reply: Message) -> int | None:
+    """Return the partition that a node claims; None if the reply names none."""
+    metrics = reply.content.metric_records.get("metrics", MetricRecord())
+    partition = metrics.get("partition-id")
+    return partition if type(partition) is int else None

@@ -1,4 +1,4 @@
-"""The lines of a run: nodes by their partitions, of which the malicious are known."""
+"""The lines of a run, which name partitions in place of nodes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,16 +14,17 @@ _LISTS = ("asked", "missing", "rejected", "trimmed", "suspected", "misreporting"
 
 @dataclass(frozen=True)
 class Journal:
-    """Write a line for each round into the run's folder: a callback of `Observed`.
+    """A callback of `Observed` that writes a line for each round to the run folder.
 
     Parameters
     ----------
     folder : RunFolder
-        Where to.
+        The folder.
     config : RunConfig
         Says which partitions are malicious.
     partitions : dict[int, int]
-        The partition of each node, by node id, so that the lines name partitions.
+        The partition of each node, by node id. Partitions are known to be malicious or
+        not; a node without one is named by its id.
     """
 
     folder: RunFolder

@@ -1,4 +1,4 @@
-"""What the ServerApp aggregates with: in rounds, or at every arrival."""
+"""The strategy of the ServerApp: synchronous or asynchronous."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ __all__ = ["attack_of_arrivals", "build_strategy"]
 
 
 def build_strategy(config: RunConfig) -> Strategy:
-    """Build what averages and steps, around it a robust rule, around that an attack."""
+    """Build the strategy: averaging, inside a robust rule, inside an attack."""
     sampling: dict[str, Any] = {
         "fraction_train": config.fraction_train,
         "fraction_evaluate": config.fraction_evaluate,
@@ -33,11 +33,11 @@ def build_strategy(config: RunConfig) -> Strategy:
     }
     strategy: Strategy
     if config.asynchronous:
-        return _at_every_arrival(config)
+        return _asynchronous(config)
     if config.steps_on == "clients":
         strategy = FedAvg(**sampling)
     else:
-        strategy = _step_of_the_server(config, **sampling)
+        strategy = _server_step(config, **sampling)
     if config.aggregator != "fedavg":
         rule, f = parse_aggregator(config.aggregator), config.num_malicious_nodes
         strategy = RobustStrategy(
@@ -47,22 +47,21 @@ def build_strategy(config: RunConfig) -> Strategy:
             backend=config.backend,
         )
         rule(np.zeros((config.num_sampled, 1)), f)  # a ValueError if n is too small
-    # Attacks that see the honest updates act here, on vectors or on models as they are
-    # sent; to all others this is nothing.
+    # Attacks that see the honest updates act here; all others act on the clients.
     return AttackedStrategy(strategy, config.attack, seed=config.seed)
 
 
 def attack_of_arrivals(config: RunConfig) -> Attack:
-    """Aim the attack, if it needs that, for colluders whose replies come one by one."""
+    """Return the attack, aimed at the rule, for colluders in asynchronous runs."""
     rule = parse_aggregator(config.aggregator)
     return parse_attack(config.attack).against(rule, _malicious(config))
 
 
-def _at_every_arrival(config: RunConfig) -> Strategy:
-    if config.steps_on == "clients":  # each arrival is one of n updates of the model
+def _asynchronous(config: RunConfig) -> Strategy:
+    if config.steps_on == "clients":  # each update is one of n
         step = AnyTimeSGD(1 / config.num_nodes, Fixed(gamma=1.0))
     else:
-        step = _step_of_the_server(config)
+        step = _server_step(config)
     return AsyncRobustStrategy(
         step,
         config.aggregator,
@@ -72,8 +71,8 @@ def _at_every_arrival(config: RunConfig) -> Strategy:
     )
 
 
-def _step_of_the_server(config: RunConfig, **sampling: Any) -> AnyTimeSGD:
-    """Build the step along what clients send, where they take none of their own."""
+def _server_step(config: RunConfig, **sampling: Any) -> AnyTimeSGD:
+    """Build the server's step along what clients send."""
     return AnyTimeSGD(
         config.learning_rate,
         config.optimization.schedule,
@@ -84,7 +83,7 @@ def _step_of_the_server(config: RunConfig, **sampling: Any) -> AnyTimeSGD:
 
 
 def _malicious(config: RunConfig) -> int | float:
-    """Their share of the weight if it is known, or else f, which is then enforced."""
+    """Return their share of the weight if it is known, or f, which is then enforced."""
     if not config.malicious_share:
         return config.num_malicious_nodes
     if isinstance(parse_client_weighting(config.client_weighting), EqualWeights):

@@ -1,4 +1,4 @@
-"""Omniscient attackers under a strategy that waits for nobody."""
+"""Colluding attackers in asynchronous training."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -20,28 +20,28 @@ __all__ = ["AttackedGrid"]
 
 
 class AttackedGrid(GridWrapper):
-    """Let malicious clients collude on the way of every single reply to the server.
+    """A Grid that replaces the replies of malicious clients, which see all others.
 
-    For `AsyncRobustStrategy` and other strategies that pull replies as they come: a
-    malicious client's reply is replaced in view of the latest update of every client,
-    weighted by how many it has delivered. (Where rounds exist, use `AttackedStrategy`.)
+    For `AsyncRobustStrategy` and other strategies that pull replies as they come. The
+    attack sees the latest update of every client, weighted by the number of its
+    updates. In synchronous rounds use `AttackedStrategy`.
 
     Parameters
     ----------
     grid : Grid
-        Any, of a simulation.
+        The Grid to send and receive with.
     attack : Attack | str
-        What the colluders do. Optimal attacks have to be aimed first:
+        The colluders' attack. Optimal attacks must be aimed at a rule first:
         `OptimalALIE().against(rule, f)`.
     num_malicious_nodes : int | None (default: None)
         As for `AttackedStrategy`.
     seed : int (default: 0)
-        Fixes, with the number of the reply, all that the attack leaves to chance.
+        Seed of the attack's random numbers, together with the number of the reply.
 
     Notes
     -----
-    The weights of a strategy that caps counts, or weighs by age, are its own: colluders
-    know the counts.
+    Colluders know the counts, and not the weights of a strategy that caps counts or
+    weighs by age.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class AttackedGrid(GridWrapper):
         self._counts: Counter[int] = Counter()
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else the grid has: a clock, say; no state, as it has its own."""
+        """Return other attributes of the grid inside, such as its clock; no state."""
         if name in ("state_dict", "load_state_dict"):
             raise AttributeError(name)
         return getattr(self.grid, name)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Remember what is asked."""
+        """Push messages, and remember those that ask for training."""
         sent = list(messages)
         training = [m for m in sent if m.metadata.message_type.startswith("train")]
         self.colluders.recruit(self.grid.get_node_ids())
@@ -77,7 +77,7 @@ class AttackedGrid(GridWrapper):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replace the replies of the malicious, who see all that came with them."""
+        """Return replies; those of malicious clients are replaced."""
         replies = list(self.grid.pull_messages(message_ids))
         seen = {}
         for i, reply in enumerate(replies):
@@ -91,7 +91,7 @@ class AttackedGrid(GridWrapper):
         return replies
 
     def _note(self, one: Seen) -> None:
-        """Keep what a client would have sent, honestly, as its latest."""
+        """Keep a client's own update as its latest."""
         self.colluders.meet([one])
         if one.layout:
             self._counts[one.node] += 1

@@ -1,8 +1,8 @@
-"""Flower replies ⇄ updates: what a reply must look like, and views of what it holds.
+"""Flower replies ⇄ updates: the form of a reply, and views of its arrays.
 
-A reply is judged on its own against the model that was sent. What fits is viewed in
-place, not copied; what does not is a `Rejection` with its reason. Nothing is unpickled,
-and nothing is allocated because a header promised it.
+A reply is inspected on its own against the model that was sent. The arrays of a good
+reply are viewed in place, not copied; a bad reply becomes a `Rejection` with a reason.
+Nothing is unpickled, and no memory is allocated because a header asks for it.
 """
 
 import math
@@ -22,7 +22,7 @@ from flwr_ctma.tracking.evidence import FAULTS, PROOFS
 
 __all__ = ["BUFFER_KEYS", "Rejection", "Reply", "ReplySchema", "quote", "read_metrics"]
 
-# State that layers keep and gradients do not move: BatchNorm's, by PyTorch's names.
+# Running statistics, which gradients do not change: BatchNorm's, by PyTorch's names.
 BUFFER_KEYS = ("running_mean", "running_var", "num_batches_tracked")
 
 # Squared norms beyond this are nearer to float32's overflow than to any model.
@@ -53,14 +53,14 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a good reply holds.
+    """The arrays and metrics of a good reply.
 
     Attributes
     ----------
     metrics : MetricRecord
-        Not inspected: what a client says about itself.
+        Not inspected: the client's own claims.
     name : str
-        Under which the metrics came.
+        The name of the record of metrics.
     rows : tuple of one-dimensional arrays
         A flat view of each tensor of the model; none in a reply to evaluation.
     """
@@ -71,31 +71,34 @@ class Reply:
 
     @property
     def sample(self) -> bytes:
-        """Some of the numbers: a key to put replies in an order of their own.
+        """Some of the numbers: a key that sorts replies by their content.
 
-        Flower draws node ids anew for every run, and replies come as they come. Sums
-        of floats depend on the order, so it has to follow from what is summed.
+        Sums of floats depend on their order. Node ids are drawn anew for every run, and
+        replies arrive in any order, so that neither can give the same bits twice.
         """
         return b"".join(row[:: 1 + row.size // 100].tobytes() for row in self.rows)
 
 
 class ReplySchema:
-    """The arrays that were sent: the frame that every reply must fit.
+    """The names, shapes and dtypes of the arrays that were sent, as replies need them.
 
     Parameters
     ----------
     sent : ArrayRecord
-        Real numbers, finite, with floats among them.
+        Real numbers, with floats among them; finite, but for constants.
     buffer_keys : Collection[str] (default: BUFFER_KEYS)
         Arrays that do not count in distances, by the last part of their key: the part
         after the last dot. Integers and booleans never count.
+    constant_keys : Collection[str] (default: ())
+        Arrays that no client trains, such as masks of −inf or −3.4e38, by the last part
+        of their key. They stay as they were sent; the values in replies are not used.
 
     Attributes
     ----------
     measured : tuple[int, ...]
-        Positions of the tensors that count in distances.
+        Positions of the arrays that count in distances.
     buffers : tuple[int, ...]
-        Positions of those that do not.
+        Positions of the arrays that are aggregated and do not count in distances.
 
     Raises
     ------
@@ -116,15 +119,29 @@ class ReplySchema:
     """
 
     def __init__(
-        self, sent: ArrayRecord, buffer_keys: Collection[str] = BUFFER_KEYS
+        self,
+        sent: ArrayRecord,
+        buffer_keys: Collection[str] = BUFFER_KEYS,
+        constant_keys: Collection[str] = (),
     ) -> None:
-        self._tensors = tuple(_Tensor.of(key, array) for key, array in sent.items())
+        for name, names in (
+            ("buffer_keys", buffer_keys),
+            ("constant_keys", constant_keys),
+        ):
+            if isinstance(names, str) or not all(isinstance(n, str) for n in names):
+                raise parameter_error(name, "a collection of strings", names)
+        self._tensors = tuple(
+            _Tensor.of(key, array, key.rpartition(".")[2] in constant_keys)
+            for key, array in sent.items()
+        )
         self._keys = dict.fromkeys(sent).keys()
         counts = [
             t.dtype.kind == "f" and t.key.rpartition(".")[2] not in buffer_keys
             for t in self._tensors
         ]
-        full = [i for i, t in enumerate(self._tensors) if t.origin.size]
+        full = [
+            i for i, t in enumerate(self._tensors) if t.origin.size and not t.constant
+        ]
         self.measured = tuple(i for i in full if counts[i])
         self.buffers = tuple(i for i in full if not counts[i])
         if not self.measured:
@@ -132,8 +149,8 @@ class ReplySchema:
                 "arrays",
                 "a model with floats that count in distances",
                 list(self._keys)[:10],
-                "Integers and running statistics do not count; what is no set of "
-                "floats, such as XGBoost's trees, cannot be averaged.",
+                "Integers, running statistics and constants do not count; models that "
+                "are not made of floats, such as XGBoost's trees, cannot be averaged.",
             )
 
     def read(self, content: RecordDict) -> Reply | Rejection:
@@ -187,15 +204,16 @@ class ReplySchema:
     def restore_dtypes_and_buffers(
         self, robust: ArrayRecord, optimised: ArrayRecord
     ) -> ArrayRecord:
-        """Take what a server optimiser made of a robust result, as a model like sent.
+        """Return the server optimiser's result in the form of the model that was sent.
 
         Buffers are not parameters: a step of Adam can make a variance negative, so
-        they stay as aggregated. Floats that became wider on the way (Flower's FedAdam
-        multiplies float32 by a float64 scalar) get back the dtype that was sent.
+        they stay as aggregated; constants stay as sent. Floats that became wider on the
+        way (Flower's FedAdam multiplies float32 by a float64 scalar) get back the dtype
+        that was sent.
         """
         settled = dict(optimised.items())
         for i, t in enumerate(self._tensors):
-            if i in self.buffers:
+            if i in self.buffers or t.constant:
                 settled[t.key] = robust[t.key]
             elif t.key in settled and settled[t.key].dtype != t.dtype.name:
                 settled[t.key] = t.write(numbers(settled[t.key]))
@@ -221,7 +239,7 @@ def read_metrics(content: RecordDict) -> Reply | Rejection:
 
 
 def quote(text: object, width: int = 60) -> str:
-    r"""Show what a client wrote: escaped, on one line, short.
+    r"""Return a client's text for the log: escaped, on one line, short.
 
     Examples
     --------
@@ -246,10 +264,11 @@ class _Tensor:
     shape: tuple[int, ...]
     origin: NDArray[Any]  # flat; zeros and ones for booleans
     sent: Array
+    constant: bool = False
 
     @classmethod
-    def of(cls, key: str, sent: Array) -> "_Tensor":
-        """Take an array that the server sends."""
+    def of(cls, key: str, sent: Array, constant: bool = False) -> "_Tensor":
+        """Read an array that the server sends."""
         try:
             dtype, shape, values = _view(key, sent)
         except _Reject as reject:
@@ -259,19 +278,24 @@ class _Tensor:
                 str(reject.rejection),
                 "Convert it, or leave it out of what is averaged.",
             ) from None
-        if not np.isfinite(values).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            usable = constant or _usable(values)
+        if not usable:
             raise parameter_error(
                 f"arrays[{key!r}]",
-                "finite",
-                "NaN or infinity in the model to send",
+                "finite, and of a norm below 1e18",
+                "NaN, infinity or huge numbers in the model to send",
                 "Start from finite arrays; if training made this, lower the server's "
-                "learning rate.",
+                "learning rate. If no client trains this array, such as a mask, name "
+                "it in `constant_keys`.",
             )
         native = values.astype(values.dtype.newbyteorder("="), copy=False)
-        return cls(key, dtype.newbyteorder("="), shape, native, sent)
+        return cls(key, dtype.newbyteorder("="), shape, native, sent, constant)
 
     def read(self, array: Array) -> NDArray[Any]:
-        """View a client's array, which must be as this one is, flat."""
+        """View a client's array, flat; it must have this shape and a fitting dtype."""
+        if self.constant:
+            return self.origin[:0]
         row = _view(self.key, array, self.shape).flat
         if row.dtype != self.origin.dtype:
             if row.dtype.kind == "f" != self.dtype.kind:
@@ -283,7 +307,7 @@ class _Tensor:
         return row
 
     def write(self, values: NDArray[Any]) -> Array:
-        """Give values this array's dtype and shape."""
+        """Return values as an Array of this dtype and shape."""
         if self.dtype.kind == "b":
             values = values >= 0.5
         elif self.dtype != values.dtype:
@@ -303,7 +327,7 @@ def _view(key: str, array: Array, shape: tuple[int, ...] | None = None) -> npy.N
 
 
 def _usable(row: NDArray[Any]) -> bool:
-    """Whether all numbers are finite and small enough to be measured."""
+    """Return whether all numbers are finite and small enough for distances."""
     if row.dtype.kind != "f":
         return True
     if row.dtype.itemsize < 4:  # the squares of float16 overflow, its values do not
@@ -314,7 +338,7 @@ def _usable(row: NDArray[Any]) -> bool:
 
 
 def _range(dtype: np.dtype[Any]) -> tuple[float, float]:
-    """Smallest and largest float64 that a dtype can hold."""
+    """Return the smallest and the largest float64 that a dtype can hold."""
     if dtype.kind == "f":
         return float(np.finfo(dtype).min), float(np.finfo(dtype).max)
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max

@@ -1,4 +1,4 @@
-"""How fast clients answer in a simulation, as a run-config spells it."""
+"""Arrival models: how fast simulated clients answer, as a run-config spells it."""
 
 import csv
 from abc import ABC, abstractmethod
@@ -32,28 +32,28 @@ __all__ = [
 
 
 class ArrivalModel(ABC):
-    """How fast each of n clients answers, of which the first f may be malicious."""
+    """The speed of each of n clients, of which the first f may be malicious."""
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     @abstractmethod
     def durations(self, n: int, f: int = 0, share: float = 0.0) -> Durations:
-        """Give the durations of n clients.
+        """Return the durations of n clients.
 
         Parameters
         ----------
         n : int
         f : int (default: 0)
-            The first f clients ...
+            The number of malicious clients, which are the first.
         share : float (default: 0.0)
-            ... together make this share of all arrivals, where the pace is random and
-            the share is not 0.
+            The share of all arrivals that come from malicious clients, where durations
+            are random; 0 leaves their rates as they are.
         """
 
     def __str__(self) -> str:
-        """Spell it as `parse_arrival_model` reads it."""
-        return spell(self, _PACES)
+        """Return the text that `parse_arrival_model` reads."""
+        return spell(self, _ARRIVAL_MODELS)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Uniform(ArrivalModel):
     power: ClassVar[float] = 0.0
 
     def durations(self, n: int, f: int = 0, share: float = 0.0) -> Durations:
-        """Scale the rates of the first f to their share.
+        """Return durations with the rates of the first f scaled to their share.
 
         Raises
         ------
@@ -129,12 +129,12 @@ class Straggler(ArrivalModel):
     Parameters
     ----------
     slowdown : float (default: 10.0)
-        Seconds that it takes.
+        Seconds that the last client takes.
 
     Raises
     ------
     ValueError
-        If that is below 1, or not finite.
+        If slowdown is below 1, or not finite.
 
     Examples
     --------
@@ -150,13 +150,13 @@ class Straggler(ArrivalModel):
             raise parameter_error("slowdown", "at least 1, and finite", self.slowdown)
 
     def durations(self, n: int, f: int = 0, share: float = 0.0) -> Durations:
-        """Give the same times again and again."""
+        """Return the same durations for every answer."""
         return FixedDurations((1.0,) * (n - 1) + (float(self.slowdown),))
 
 
 @dataclass(frozen=True)
 class Traced(ArrivalModel):
-    """Times that were recorded: each answer takes one of its client's, at random.
+    """Recorded durations: each answer takes a random one of its client's.
 
     Parameters
     ----------
@@ -166,23 +166,23 @@ class Traced(ArrivalModel):
     Raises
     ------
     ValueError
-        When it is read: if it is no such file, or has no time of some client.
+        When it is read: if it is no such file, or has no time for some client.
     """
 
     path: str
 
     def durations(self, n: int, f: int = 0, share: float = 0.0) -> Durations:
-        """Read them.
+        """Return the durations in the file.
 
         Raises
         ------
         ValueError
-            If the file is none, or has no time of some client.
+            If it is no such file, or has no time for some client.
         """
         found: dict[int, list[float]] = {node: [] for node in range(n)}
         try:
             path = Path(self.path).expanduser()
-            # Excel puts a mark before the first name.
+            # Excel writes a byte order mark before the first name.
             with path.open(newline="", encoding="utf-8-sig") as file:
                 for row in csv.DictReader(file):
                     if int(row["node"]) in found:
@@ -202,7 +202,7 @@ class Traced(ArrivalModel):
         return _Drawn(tuple(tuple(times) for times in found.values()))
 
     def __str__(self) -> str:
-        """The path."""
+        """Return the path."""
         return self.path
 
 
@@ -214,7 +214,7 @@ class _Drawn(Durations):
         return float(rng.choice(self.times[node]))
 
 
-_PACES: dict[str, type] = {
+_ARRIVAL_MODELS: dict[str, type] = {
     "uniform": Uniform,
     "id": ById,
     "id2": ByIdSquared,
@@ -223,12 +223,12 @@ _PACES: dict[str, type] = {
 
 
 def parse_arrival_model(text: str) -> ArrivalModel | None:
-    """Build what a run-config spells; None for `real`, clients at a pace of their own.
+    """Return the arrival model that a run-config spells; None for `real` time.
 
     Raises
     ------
     ValueError
-        If the text spells none.
+        If the text spells no arrival model.
 
     Examples
     --------
@@ -241,12 +241,12 @@ def parse_arrival_model(text: str) -> ArrivalModel | None:
         return None
     if text.endswith(".csv"):
         return Traced(text)
-    if text.partition("(")[0].strip() not in _PACES:
-        names = ", ".join(["real", *_PACES])
+    if text.partition("(")[0].strip() not in _ARRIVAL_MODELS:
+        names = ", ".join(["real", *_ARRIVAL_MODELS])
         raise parameter_error(
             "arrivals", f"one of {names}, or a CSV file of times", text
         )
-    return cast(ArrivalModel, parse(text, _PACES, "arrivals"))
+    return cast(ArrivalModel, parse(text, _ARRIVAL_MODELS, "arrivals"))
 
 
 def grid_of(
@@ -255,24 +255,25 @@ def grid_of(
     run_config: Mapping[str, Any],
     kind: type[InProcessGrid] = InProcessGrid,
 ) -> InProcessGrid:
-    """Build a grid in this process, on a virtual clock if the run-config has a pace.
+    """Build a Grid in this process, on a virtual clock if `arrivals` names a model.
 
-    That is `arrivals`; of `num-malicious-nodes`, `malicious-share` and `seed` it takes
-    what the run-config has. On a virtual clock clients answer one by one.
+    The keys `arrivals`, `num-malicious-nodes`, `malicious-share` and `seed` of the
+    run-config are used where they are there. On a virtual clock clients answer one by
+    one.
 
     Raises
     ------
     ValueError
-        If there is a pace, and the grid is to be of another kind.
+        If `arrivals` names a model, and the Grid is to be of another kind.
     """
-    pace = parse_arrival_model(str(run_config.get("arrivals", "real")))
+    model = parse_arrival_model(str(run_config.get("arrivals", "real")))
     config = dict(run_config)
-    if pace is None:
+    if model is None:
         return kind(client_app, num_nodes, config)
     if kind is not InProcessGrid:
         expected = "`real` where the clients of a round are computed together"
-        raise parameter_error("arrivals", expected, str(pace))
+        raise parameter_error("arrivals", expected, str(model))
     f = min(int(config.get("num-malicious-nodes", 0)), num_nodes - 1)
-    durations = pace.durations(num_nodes, f, float(config.get("malicious-share", 0.0)))
+    durations = model.durations(num_nodes, f, float(config.get("malicious-share", 0.0)))
     seed = int(config.get("seed", 0))
     return ArrivalGrid(client_app, num_nodes, durations, config, seed)

@@ -1,4 +1,4 @@
-"""Clients that take their time, on a clock that takes none."""
+"""Slow and fast clients on a virtual clock, without waiting for them."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,16 +15,16 @@ from flwr_ctma.simulation.grid import InProcessGrid, from_bytes, to_bytes
 
 __all__ = ["ArrivalGrid", "Durations", "FixedDurations", "Proportional"]
 
-# Seconds that pass when a strategy asks in vain.
+# Seconds that pass where there is no reply to pull.
 _TICK = 1.0
 
 
 class Durations(ABC):
-    """How long a node takes to answer, in seconds of the virtual clock."""
+    """The time that nodes take to answer, in seconds of the virtual clock."""
 
     @abstractmethod
     def __call__(self, node: int, rng: np.random.Generator) -> float:
-        """Give the duration of the next answer of node 0, 1, and so on."""
+        """Return the duration of the next answer of a node: 0, 1, and so on."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Proportional(Durations):
     power : float (default: 1.0)
         1 and 2 are the settings of the paper.
     rates : tuple of float (default: ())
-        λ_i of the first nodes, in place of (i + 1)^power: a flood, say.
+        λ_i of the first nodes, in place of (i + 1)^power, such as for a flood.
 
     Raises
     ------
@@ -78,7 +78,7 @@ class Proportional(Durations):
 
 @dataclass(frozen=True)
 class FixedDurations(Durations):
-    """The same duration for every answer of a node: one trace, or a straggler.
+    """The same duration for every answer of a node, such as a straggler's.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class FixedDurations(Durations):
     Raises
     ------
     ValueError
-        For a time that is negative or not finite; when a node is asked that has none.
+        If a time is negative or not finite; in a call, for a node without a time.
 
     Examples
     --------
@@ -103,7 +103,7 @@ class FixedDurations(Durations):
             raise parameter_error("seconds", "at least 0, and finite", self.seconds)
 
     def __call__(self, node: int, rng: np.random.Generator) -> float:
-        """Give the node's duration."""
+        """Return the duration of the node."""
         if node >= len(self.seconds):
             raise parameter_error(
                 "seconds", f"at least {node + 1} numbers", self.seconds
@@ -112,25 +112,25 @@ class FixedDurations(Durations):
 
 
 class ArrivalGrid(InProcessGrid):
-    """Flower's Grid in one process, whose answers arrive one by one, in virtual time.
+    """A Grid in one process whose replies arrive one by one, in virtual time.
 
-    A message is answered when its node's time is over: `pull_messages` moves the clock
-    to the next arrival among the messages it is asked for and returns that one alone;
-    `send_and_receive` returns when all have answered, or at its timeout, and what is
-    not answered then never is.
+    A node answers when its duration is over. `pull_messages` moves the clock to the
+    next arrival among the given messages and returns this reply alone.
+    `send_and_receive` returns when all nodes have answered, or at its timeout; later
+    replies are dropped.
 
     Parameters
     ----------
     client_app : ClientApp
         The app that every node runs.
     num_nodes : int
-        How many nodes there are, each its own partition.
+        The number of nodes, each with its own partition.
     durations : Durations
-        How long each takes.
+        The time that each node takes.
     run_config : UserConfig | None (default: None)
-        What the clients find in `context.run_config`.
+        The `context.run_config` of the clients.
     seed : int (default: 0)
-        Of the durations.
+        Seed of the durations.
 
     Attributes
     ----------
@@ -140,7 +140,7 @@ class ArrivalGrid(InProcessGrid):
     Raises
     ------
     ValueError
-        If there is no node, or a message goes to a node that does not exist.
+        If num_nodes is below 1, or a message goes to an unknown node.
 
     Examples
     --------
@@ -174,11 +174,11 @@ class ArrivalGrid(InProcessGrid):
         self._waiting: dict[str, tuple[float, Message]] = {}
 
     def clock(self) -> float:
-        """Seconds on the virtual clock."""
+        """Return the seconds on the virtual clock."""
         return self.now
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Hand messages to their nodes, to be answered in time."""
+        """Send messages to their nodes, which answer after their durations."""
         pushed = []
         for message in messages:
             key = self._number(message)
@@ -189,7 +189,7 @@ class ArrivalGrid(InProcessGrid):
         return pushed
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Wait for the next answer among these, and return it."""
+        """Move the clock to the next reply to these messages, and return it."""
         asked = [key for key in message_ids if key in self._waiting]
         if not asked:
             self.now += _TICK
@@ -199,7 +199,7 @@ class ArrivalGrid(InProcessGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
-        """Wait for all answers, at most for the timeout."""
+        """Return all replies that arrive before the timeout."""
         start, waiting = self.now, set(self.push_messages(messages))
         replies: list[Message] = []
         while waiting:
@@ -214,7 +214,7 @@ class ArrivalGrid(InProcessGrid):
         return replies
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what a resumed run needs: clock, chance, and what is on its way."""
+        """Return the state that a resumed run needs, unanswered messages included."""
         return {
             **super().state_dict(),
             "now": self.now,
@@ -226,7 +226,7 @@ class ArrivalGrid(InProcessGrid):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave: what was on its way still is."""
+        """Restore what `state_dict` returned, unanswered messages included."""
         super().load_state_dict(state)
         self.now = state["now"]
         self._rng.bit_generator.state = state["rng"]

@@ -41,30 +41,30 @@ _FIRST_NODE_ID = SUPERLINK_NODE_ID + 1
 class InProcessGrid(Grid):
     """A Grid that calls the ClientApp directly, one node after the other.
 
-    Node i is what it is in Flower's simulation: partition i, with a `context.state`
-    that lives as long as the grid. Records are copied on the way, so neither side can
-    change what the other holds. A ClientApp that raises gives an error reply and leaves
-    its context as it was; one that returns None gives no reply. Replies come in the
-    order of the messages and at once: there is nothing that a timeout could cut short.
+    Node i has partition i, as in Flower's simulation, and a `context.state` that lives
+    as long as the grid. Records are copied on the way, so that neither side can change
+    the other's. A ClientApp that raises causes an error reply, and its context stays as
+    it was; a ClientApp that returns None causes no reply. Replies come at once, in the
+    order of the messages; a timeout has no effect.
 
     Parameters
     ----------
     client_app : ClientApp
         The app that every node runs.
     num_nodes : int
-        How many nodes there are, each its own partition.
+        The number of nodes, each with its own partition.
     run_config : UserConfig | None (default: None)
-        What the clients find in `context.run_config`.
+        The `context.run_config` of the clients.
 
     Raises
     ------
     ValueError
-        If there is no node, or a message goes to a node that does not exist.
+        If num_nodes is below 1, or a message goes to an unknown node.
 
     Notes
     -----
-    Flower lets a process create messages only once `TaskIdentity` says which task it
-    is. Creating the grid says it: create the grid before the first message.
+    Flower lets a process create messages only once it has a task. Creating the grid
+    gives it one: create the grid before the first message.
 
     Examples
     --------
@@ -127,7 +127,7 @@ class InProcessGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
-        """Get node ids: the same ones, in the order of their partitions, every time."""
+        """Return the node ids, in the order of the partitions."""
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -141,7 +141,7 @@ class InProcessGrid(Grid):
         return pushed
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Hand over the replies, each once, in the order of the ids."""
+        """Return the replies, each once, in the order of the ids."""
         return [self._replies.pop(i) for i in message_ids if i in self._replies]
 
     def send_and_receive(
@@ -151,7 +151,7 @@ class InProcessGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what a resumed run needs: what nodes keep, and replies not pulled yet.
+        """Return the state that a resumed run needs: contexts and unpulled replies.
 
         Records and messages are in Flower's own bytes.
         """
@@ -163,12 +163,12 @@ class InProcessGrid(Grid):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave.
+        """Restore what `state_dict` returned.
 
         Raises
         ------
         ValueError
-            If that had another number of nodes.
+            If the state has another number of nodes.
         """
         kept = state["kept"]
         if len(kept) != len(self._contexts):
@@ -184,7 +184,7 @@ class InProcessGrid(Grid):
             context.state = recorddict_from_proto(proto)
 
     def _number(self, message: Message) -> str:
-        """Give a message to one of the nodes an id."""
+        """Write an id into a message to one of the nodes; return it."""
         node_id = message.metadata.dst_node_id
         if node_id not in self._contexts:
             raise parameter_error(
@@ -213,7 +213,7 @@ class InProcessGrid(Grid):
         try:
             answer = self._client_app(received, context)
             if answer is not None:
-                # Built anew, so that no client answers in the name of another.
+                # A new message, so that no client answers in the name of another.
                 if answer.has_error():
                     answer = Message(answer.error, reply_to=message)
                 else:
@@ -252,7 +252,7 @@ def _copy_arrays(record: ArrayRecord) -> ArrayRecord:
 
 
 def to_bytes(message: Message) -> NDArray[np.uint8]:
-    """Write a message as bytes; `thaw` reads them.
+    """Return a message as bytes; `from_bytes` reads them.
 
     Examples
     --------
@@ -265,7 +265,7 @@ def to_bytes(message: Message) -> NDArray[np.uint8]:
 
 
 def from_bytes(data: NDArray[np.uint8]) -> Message:
-    """Read what `freeze` wrote."""
+    """Return the message that `to_bytes` wrote."""
     return message_from_proto(ProtoMessage.FromString(data.tobytes()))
 
 

@@ -1,4 +1,4 @@
-"""A Grid around a Grid."""
+"""The base of Grids that wrap another Grid."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,23 +12,24 @@ __all__ = ["GridWrapper"]
 
 
 class GridWrapper(Grid):
-    """Pass everything on to another Grid; what derives from it changes a part.
+    """A Grid that passes every call on to another; subclasses change some of them.
 
     Parameters
     ----------
     grid : Grid
+        The Grid inside.
     """
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
 
     def set_run(self, run: Run) -> None:
-        """Set the run."""
+        """Set the information on the run."""
         self.grid.set_run(run)
 
     @property
     def run(self) -> Run:
-        """The run."""
+        """Information on the run."""
         return self.grid.run
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
@@ -36,23 +37,23 @@ class GridWrapper(Grid):
         return self.grid.create_message(*args, **kwargs)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Get the nodes that are connected."""
+        """Return the ids of the nodes that are connected."""
         return self.grid.get_node_ids()
 
     def get_nodes(self) -> Iterable[Any]:
-        """Get the nodes that are connected, and what is known of them."""
+        """Return the nodes that are connected, with Flower's information on each."""
         return self.grid.get_nodes()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Push messages."""
+        """Push messages; return their ids."""
         return self.grid.push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pull replies."""
+        """Return the replies to some messages that are there."""
         return self.grid.pull_messages(message_ids)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Push messages, and pull their replies."""
+        """Push messages; return their replies."""
         return self.grid.send_and_receive(messages, timeout=timeout)

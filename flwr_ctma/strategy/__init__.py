@@ -1,5 +1,6 @@
 """Flower strategies that hold against Byzantine clients."""
 
+from flwr_ctma.messages.reply_size import ReplyLimit
 from flwr_ctma.strategy.anytime import AnyTimeSGD
 from flwr_ctma.strategy.asynchronous.robust import (
     AsyncRobustStrategy as AsyncRobustStrategy,
@@ -24,5 +25,6 @@ __all__ = [
     "GracePeriodGrid",
     "Observed",
     "OnDiskGrid",
+    "ReplyLimit",
     "RobustStrategy",
 ]

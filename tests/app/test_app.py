@@ -19,6 +19,7 @@ from flwr_ctma.experiments.runtimes import Ray
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.tracking.run_folder import RunFolder
 from server.app import query_partitions
+from tests.helpers.stub_superlink import http_grid, raw, upload, upload_objects
 
 ROOT = Path(__file__).parents[2]
 APP = FlowerApp(ROOT)
@@ -166,8 +167,8 @@ def test_omniscient_attack_is_mounted_on_the_server(tmp_path):
     assert attacked[-1]["loss"] > 2 * honest[-1]["loss"]
 
 
-def test_no_answer_to_the_roll_ends_the_run():
-    """It is for the report alone, and any client may say anything."""
+def test_strange_answer_names_no_partition():
+    """Partitions are for the report alone, and any client may say anything."""
     answers = [
         {"metrics": MetricRecord({"partition-id": 0})},
         {"metrics": MetricRecord({"partition-id": [1, 2]})},
@@ -184,6 +185,22 @@ def test_no_answer_to_the_roll_ends_the_run():
 
     grid = InProcessGrid(client, len(answers))
     assert query_partitions(grid, len(answers)) == {grid.get_node_ids()[0]: 0}
+
+
+def test_partition_belongs_to_the_node_that_was_asked():
+    """Whatever the reply says of its source; a hostile upload costs its own answer."""
+
+    def answer(node, key):
+        if node == 0:
+            name, content = raw("RecordDict", [], b"{")
+            return upload_objects(key, node, name, {name: content})
+        partition = {1: 1, 2: 3, 3: 3, 4: 7}[node]
+        metrics = MetricRecord({"partition-id": partition})
+        source = 6 if node == 1 else node
+        return upload(key, source, RecordDict({"metrics": metrics}))
+
+    grid, _ = http_grid(5, answer)
+    assert query_partitions(grid, 5, 1) == {grid.get_node_ids()[1]: 1}
 
 
 def test_clients_measure_too_if_asked(tmp_path):

@@ -86,5 +86,21 @@ def test_silent_and_killed_nodes_cost_their_replies(tmp_path):
     assert rounds[-1]["distance"] < 1 < 100 < rounds[0]["distance"]
 
 
+@pytest.mark.long
+def test_withheld_upload_costs_a_grace_period(tmp_path):
+    """One SuperNode of four announces its replies and never uploads their arrays.
+
+    Flower's own grid waits two hours for each.
+    """
+    path = tmp_path / "journal"
+    config = {"num-nodes": 4, "num-server-rounds": 4, "grace": 5.0}
+    with deployment(tmp_path, 4, withholding=[0]) as (env, _):
+        run(DEPLOYED, {**config, "journal": str(path)}, env)
+    rounds = journal(path)
+    assert [clients(r) for r in rounds] == [{1, 2, 3}] * 4
+    assert all(r["seconds"] < 300 for r in rounds)
+    assert rounds[-1]["distance"] < 30 < 100 < rounds[0]["distance"]
+
+
 def clients(line):
     return {client for client, _ in line["replied"]}

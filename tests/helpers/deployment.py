@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import time
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -18,22 +19,40 @@ from flwr_ctma.experiments.processes import (
 DEPLOYED = Path(__file__).parent / "apps" / "deployed"
 
 
+WITHHOLDING = (sys.executable, "-m", "tests.helpers.withholding_supernode")
+
+
 @contextmanager
-def deployment(folder, nodes):
-    """Yield the environment of `flwr`, and the processes of the SuperNodes."""
+def deployment(folder, nodes, withholding=()):
+    """Yield the environment of `flwr`, and the processes of the SuperNodes.
+
+    Partitions that are `withholding` never upload the arrays of their replies.
+    """
     with ExitStack() as stack:
         # Left in reverse order: a SuperNode whose SuperLink is gone hangs.
         env, address = stack.enter_context(superlink())
         join = partial(supernode, folder, env, address, num_partitions=nodes)
-        yield env, [stack.enter_context(join(partition)) for partition in range(nodes)]
+        programs = [
+            WITHHOLDING if partition in withholding else ("flower-supernode",)
+            for partition in range(nodes)
+        ]
+        yield (
+            env,
+            [
+                stack.enter_context(join(partition, program=program))
+                for partition, program in enumerate(programs)
+            ],
+        )
 
 
 @contextmanager
-def supernode(folder, env, address, partition, num_partitions):
+def supernode(
+    folder, env, address, partition, num_partitions, program=("flower-supernode",)
+):
     """Yield the process of a SuperNode that serves a partition, and log to a file."""
     host, _, port = free_address().partition(":")
     node = f"partition-id={partition} num-partitions={num_partitions}"
-    command = ["flower-supernode", "--insecure", "--superlink", address]
+    command = [*program, "--insecure", "--superlink", address]
     command += ["--host", host, "--port", port, "--node-config", node]
     log = (folder / f"node-{partition}.log").open("wb")
     with log, process(command, log, env) as running:
@@ -41,7 +60,7 @@ def supernode(folder, env, address, partition, num_partitions):
 
 
 def run(app, config, env):
-    """Run an app to its end; give what it printed."""
+    """Run an app to its end; return its output."""
     streamed = subprocess.run(
         ["flwr", "run", app, "--stream", "--run-config", spell_config(config)],
         env=env,
@@ -54,13 +73,13 @@ def run(app, config, env):
 
 
 def journal(path):
-    """Give what the app in `deployed` has noted of its rounds so far."""
+    """Return the lines of the rounds that the app in `deployed` has finished."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if "\n" in line]
 
 
 def wait_for(path, condition, seconds=300):
-    """Wait until the rounds noted so far fulfil a condition; give them."""
+    """Wait until the finished rounds fulfil a condition; return them."""
     deadline = time.monotonic() + seconds
     while not condition(rounds := journal(path)):
         assert time.monotonic() < deadline, rounds

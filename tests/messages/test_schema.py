@@ -311,3 +311,32 @@ def test_what_clients_write_stays_short_and_on_one_line():
 def test_a_model_that_cannot_be_aggregated_is_refused(arrays, part):
     with pytest.raises(ValueError, match=part):
         ReplySchema(record(arrays))
+
+
+@pytest.mark.parametrize("value", [-np.inf, -3.4e38, np.nan])
+def test_constant_of_any_value_stays_as_sent(value):
+    mask = np.full(3, value, np.float32)
+    sent = ArrayRecord(
+        {"w": Array(np.zeros(2, np.float32)), "attention.mask": Array(mask)}
+    )
+    with pytest.raises(ValueError, match="constant_keys"):
+        ReplySchema(sent)
+    schema = ReplySchema(sent, constant_keys=["mask"])
+    trained = ArrayRecord(
+        {"w": Array(np.ones(2, np.float32)), "attention.mask": Array(mask)}
+    )
+    reply = schema.read(RecordDict({"a": trained, "m": MetricRecord({"loss": 1.0})}))
+    assert (schema.measured, schema.buffers) == ((0,), ())
+    assert [row.size for row in reply.rows] == [2, 0]
+    written = schema.write({0: np.ones(2)})
+    assert written["attention.mask"].data == sent["attention.mask"].data
+    stepped = ArrayRecord({"w": trained["w"], "attention.mask": Array(np.zeros(3))})
+    kept = schema.restore_dtypes_and_buffers(written, stepped)
+    assert kept["attention.mask"].data == sent["attention.mask"].data
+
+
+@pytest.mark.parametrize("keys", ["mask", [1]])
+def test_keys_must_be_a_collection_of_strings(keys):
+    sent = ArrayRecord({"w": Array(np.zeros(2))})
+    with pytest.raises(ValueError, match="`constant_keys` should be a collection of s"):
+        ReplySchema(sent, constant_keys=keys)

@@ -256,6 +256,45 @@ def test_a_node_that_is_new_where_no_step_may_be_taken_any_more() -> None:
     assert report["steps"] > 50 and new not in report["nodes-trimmed"]
 
 
+class Reregistering(ArrivalGrid):
+    """Seven nodes at a time; the first registers anew after every second."""
+
+    def get_node_ids(self) -> list[int]:
+        nodes = super().get_node_ids()
+        return [nodes[6 + int(self.now) % (len(nodes) - 6)], *nodes[:6]]
+
+
+def test_node_that_registers_anew_leaves_no_rows_and_no_claims() -> None:
+    """There are never more rows than nodes at the same time."""
+    strategy = AsyncRobustStrategy(
+        AnyTimeSGD(0.1, "fixed(gamma=1)"), num_malicious_nodes=1
+    )
+
+    def lie(partition: int, momentum: np.ndarray) -> np.ndarray:
+        return momentum + 100 if partition >= 6 else momentum
+
+    grid = Reregistering(app(lie), 66, FixedDurations((1.0,) * 6 + (0.6,) * 60))
+    result = strategy.start(grid, arrays(np.zeros(12)), 20, timeout=100)
+    clients = strategy.clients
+    assert len(clients.clients) <= 7 and clients.latest["rows"].n <= 7
+    assert len(clients.claims()) <= 7
+    assert len(strategy._pending._messages) <= 7
+    assert np.linalg.norm(result.arrays["x"].numpy() - TARGET) < 1
+
+
+def test_claims_of_nodes_that_left_do_not_count() -> None:
+    strategy = AsyncRobustStrategy(AnyTimeSGD(0.1), num_malicious_nodes=0)
+    clients = strategy.clients
+    for node, loss in ((2, 1.0), (3, 1.0), (4, 50.0)):
+        clients.ask(node)
+        clients.clients[node].metrics = MetricRecord({"loss": loss})
+    clients.set_present({2, 3, 4})
+    assert len(clients.claims()) == 3
+    assert clients.set_present({2, 3}) == set()
+    assert [claim["loss"] for claim in clients.claims()] == [1.0, 1.0]
+    assert clients.set_present({2, 3, 9}) == {4}
+
+
 def test_same_seed_same_bits() -> None:
     first, second = (train(flipped(0))[2].arrays["x"].data for _ in range(2))
     assert first == second
@@ -297,7 +336,17 @@ def test_the_cap_holds_and_is_the_largest(counts, f, share) -> None:
         ({"num_malicious_nodes": 0.3, "max_share": 0.4}, "max_share"),
         ({"max_share": 0.5}, "max_share"),
         ({"updates_per_round": 0}, "updates_per_round"),
+        ({"updates_per_round": 2.5}, "updates_per_round"),
         ({"aggregator": "krum"}, "weights"),
+        ({"client_weighting": "alike"}, "client-weighting"),
+        ({"client_weighting": 3}, "client_weighting"),
+        ({"client_weighting": "staleness(power=-1)"}, "client-weighting"),
+        ({"max_share": "0.4"}, "max_share"),
+        ({"max_seconds": 0.0}, "max_seconds"),
+        ({"max_seconds": "60"}, "max_seconds"),
+        ({"max_seconds": float("nan")}, "max_seconds"),
+        ({"min_available_nodes": "2"}, "min_available_nodes"),
+        ({"reply_limit": 5}, "reply_limit"),
     ],
 )
 def test_wrong_settings_are_named(settings, named) -> None:

@@ -127,7 +127,9 @@ _WEIGHTINGS: dict[str, type] = {
 
 
 def parse_client_weighting(text: str) -> ClientWeighting:
-    """Return the client weighting that a text spells.
+    """Return the client weighting that a text spells, such as `staleness(power=1)`.
+
+    The names are `counts`, `staleness` and `equal`.
 
     Raises
     ------
