@@ -117,6 +117,14 @@ class AsyncRobustStrategy(HookedStrategy):
                 step,
                 'For FedAvg clients: AnyTimeSGD(1 / n, "fixed(gamma=1)").',
             )
+        for name in ("start", "configure_train", "aggregate_train"):
+            if getattr(type(step), name) is not getattr(AnyTimeSGD, name):
+                raise parameter_error(
+                    "step",
+                    f"AnyTimeSGD without a `{name}` of its own",
+                    type(step).__name__,
+                    "Asynchronous training calls `step.step` alone: override that.",
+                )
         self.contributions = Contributions(num_malicious_nodes, max_share, weighing)
         if arrivals_per_round is not None and arrivals_per_round < 1:
             raise parameter_error(
@@ -146,7 +154,7 @@ class AsyncRobustStrategy(HookedStrategy):
         log(INFO, "\t│\t└── Weighing: %s", held.weighing)
         self.step.summary()
 
-    def run_rounds(  # type: ignore[override]
+    def run_rounds(
         self,
         strategy: Strategy,
         grid: Grid,
