@@ -21,7 +21,7 @@ from flwr_ctma.mods import ByzantineMod
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy.robust import RobustStrategy
 from flwr_ctma.strategy.wrappers.attacked import AttackedStrategy
-from flwr_ctma.strategy.wrappers.base import inside
+from flwr_ctma.strategy.wrappers.base import HookedStrategy, inside
 from flwr_ctma.tracking.ledger import Ledger
 
 __all__ = ["Match", "MatchResult", "load", "read", "run_match"]
@@ -212,12 +212,12 @@ def _defended(match: Match, num_nodes: int) -> Iterator[_Ended]:
         ended.append((start(attacked, *args, **kwargs), ledger))
         return ended[-1][0]
 
-    own = RobustStrategy.start
+    own = HookedStrategy.start
     try:
-        Strategy.start = RobustStrategy.start = start_defended  # type: ignore
+        Strategy.start = HookedStrategy.start = start_defended  # type: ignore
         yield ended
     finally:
-        Strategy.start, RobustStrategy.start = start, own  # type: ignore
+        Strategy.start, HookedStrategy.start = start, own  # type: ignore
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """Robust aggregation for apps of Flower's former API.
 
-Apps with a strategy of `flwr.server.strategy` and `NumPyClient` get what
-`flwr_ctma.strategy.RobustStrategy` gives to others: results are read as replies, and
-the strategy inside sees the robust reply as a result.
+It protects apps with a strategy of `flwr.server.strategy` and `NumPyClient` as
+`flwr_ctma.strategy.RobustStrategy` protects others: results are inspected as replies,
+and the strategy inside sees the robust reply as a result.
 """
 
 from flwr_ctma.legacy.robust import RobustStrategy

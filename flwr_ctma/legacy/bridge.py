@@ -37,9 +37,9 @@ class Bridge(flower.Strategy):
     Attributes
     ----------
     instructions : list of (ClientProxy, FitIns | EvaluateIns)
-        Whom the strategy last asked, and what.
+        The last instructions of the strategy.
     loss, metrics
-        What it last made of a result; None and empty if it saw none.
+        The last results of its aggregation; None and empty if there were none.
     """
 
     def __init__(self, legacy: Strategy) -> None:
@@ -50,9 +50,9 @@ class Bridge(flower.Strategy):
         self._asked: dict[int, Message] = {}
 
     def prepare(self, parameters: Parameters, manager: ClientManager) -> Grid:
-        """Take what the next call to configure a round is about."""
+        """Keep the arguments of the next call that configures a round."""
         self._parameters, self._manager = parameters, manager
-        return cast(Grid, _Roll(manager))
+        return cast(Grid, _ConnectedNodes(manager))
 
     def summary(self) -> None:
         """Log nothing: strategies of the former API have no summary."""
@@ -60,7 +60,7 @@ class Bridge(flower.Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Delegate; the first message has what was sent."""
+        """Delegate; the first message holds the model that was sent."""
         instructions = self.legacy.configure_fit(
             server_round, self._parameters, self._manager
         )
@@ -81,7 +81,7 @@ class Bridge(flower.Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Show the strategy the robust reply as the result of a client."""
+        """Let the strategy see the robust reply as the result of a client."""
         (reply,) = replies
         _, count, metrics = claims_of(reply.content.metric_records["metrics"])
         robust = parameters_of(reply.content.array_records["arrays"])
@@ -93,7 +93,7 @@ class Bridge(flower.Strategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Show the strategy the robust metrics as those of a client."""
+        """Let the strategy see the robust metrics as those of a client."""
         (reply,) = replies
         loss, count, metrics = claims_of(reply.content.metric_records["metrics"])
         self.loss, self.metrics = self.legacy.aggregate_evaluate(
@@ -104,7 +104,7 @@ class Bridge(flower.Strategy):
     def replies(
         self, results: Iterable[_Result], failures: Iterable[_Failure]
     ) -> list[Message]:
-        """Write results and failures as replies to what was asked."""
+        """Return results and failures as replies to the messages."""
         self.loss, self.metrics = None, {}
         said = [*results, *(f for f in failures if isinstance(f, tuple))]
         return [
@@ -114,7 +114,7 @@ class Bridge(flower.Strategy):
         ]
 
     def to(self, asked: Iterable[Message]) -> list[_Instruction]:
-        """Give the instructions to those who are asked."""
+        """Return the instructions for the nodes that are asked."""
         nodes = {message.metadata.dst_node_id for message in asked}
         return [
             (proxy, what) for proxy, what in self.instructions if proxy.node_id in nodes
@@ -123,7 +123,7 @@ class Bridge(flower.Strategy):
     def _messages(
         self, instructions: Sequence[_Instruction], kind: str
     ) -> list[Message]:
-        """Write instructions as messages, with ids that no Grid is there to write."""
+        """Return instructions as messages, with the ids that a Grid would write."""
         self.instructions = instructions
         self._asked = {}
         for proxy, _ in instructions:
@@ -137,8 +137,8 @@ class Bridge(flower.Strategy):
         return self.instructions[0][0]
 
 
-class _Roll:
-    """As much of a Grid as is needed to know who is connected."""
+class _ConnectedNodes:
+    """The part of a Grid that lists the connected nodes."""
 
     def __init__(self, manager: ClientManager) -> None:
         self._manager = manager

@@ -1,4 +1,4 @@
-"""What the former API sends, as records of the Message API, and back."""
+"""Parameters and results of the former API as records of the Message API, and back."""
 
 import json
 from collections.abc import Mapping
@@ -20,18 +20,18 @@ __all__ = ["claims_of", "content_of", "parameters_of", "record_of", "scalars"]
 
 
 def record_of(parameters: Parameters) -> ArrayRecord:
-    """Write the server's own parameters as a record; arrays are named by position."""
+    """Return the server's parameters as a record; arrays are named by position."""
     arrays = parameters_to_ndarrays(parameters)
     return ArrayRecord({str(i): Array(array) for i, array in enumerate(arrays)})
 
 
 def parameters_of(arrays: ArrayRecord) -> Parameters:
-    """Write arrays as the former API does: without names, shapes and dtypes."""
+    """Return arrays as the former API does: without names, shapes and dtypes."""
     return Parameters([array.data for array in arrays.values()], "numpy.ndarray")
 
 
 def content_of(result: FitRes | EvaluateRes) -> RecordDict | Error:
-    """Write what a client sent as a reply; its arrays are not looked at."""
+    """Return a client's result as the content of a reply, its arrays as they are."""
     if result.status.code != Code.OK:
         code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         return Error(code, result.status.message)
@@ -56,7 +56,7 @@ def content_of(result: FitRes | EvaluateRes) -> RecordDict | Error:
 
 
 def claims_of(record: MetricRecord) -> tuple[float, int, dict[str, Scalar]]:
-    """Read what `content_of` wrote: loss, number of examples and metrics."""
+    """Return loss, number of examples and metrics from a record of `content_of`."""
     metrics = {
         key.removeprefix("metrics."): cast(Scalar, value)
         for key, value in record.items()
@@ -67,7 +67,7 @@ def claims_of(record: MetricRecord) -> tuple[float, int, dict[str, Scalar]]:
 
 
 def scalars(report: Mapping[str, Any] | None) -> dict[str, Scalar]:
-    """Write lists of nodes as text, since metrics of this API are scalars."""
+    """Return lists of nodes as text, because metrics of this API are scalars."""
     return {
         key: json.dumps(value) if isinstance(value, list) else value
         for key, value in (report or {}).items()

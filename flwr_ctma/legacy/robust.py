@@ -29,7 +29,7 @@ from flwr_ctma.tracking.ledger import Ledger
 
 __all__ = ["RobustStrategy"]
 
-# Deprecated names of what Flower's Message API has under another name.
+# Deprecated strategies that have another name in the Message API.
 _NOW_CALLED = {
     "DPFedAvgFixed": "DifferentialPrivacyServerSideFixedClipping",
     "DPFedAvgAdaptive": "DifferentialPrivacyServerSideAdaptiveClipping",
@@ -38,14 +38,14 @@ _NOW_CALLED = {
 
 
 class RobustStrategy(Strategy):
-    """Let a strategy of `flwr.server.strategy` see one result, made robustly from all.
+    """Replace all results by a robust one before a legacy strategy sees them.
 
     Parameters
     ----------
     strategy : flwr.server.strategy.Strategy
         Any that averages.
     aggregator : Aggregator | str (default: "ctma(gm)")
-        The rule, or how it is spelled.
+        The rule, or its name.
     num_malicious_nodes : int | float
         How many of the connected nodes may lie, break or fall silent: a count, or a
         share in [0, 0.5).
@@ -56,7 +56,9 @@ class RobustStrategy(Strategy):
         Arrays that are not parameters, such as running statistics. Arrays have no
         names in this API: give their positions as text, "3" for the fourth.
     max_rejections : int | None (default: None)
-        After how many rejected results a client is not asked again.
+        Number of rejected results after which a client is not asked again.
+    node_timeout : float (default: 600.0)
+        Seconds to wait until as many clients are connected as the rule needs.
 
     Raises
     ------
@@ -66,12 +68,14 @@ class RobustStrategy(Strategy):
 
     Notes
     -----
-    Metrics with which `fit_metrics_aggregation_fn` and its like are called are those
-    of one client: the trimmed mean of what all of them claim. Text does not count.
+    `fit_metrics_aggregation_fn` and `evaluate_metrics_aggregation_fn` get the metrics
+    of one client: the trimmed means of all. Text does not count.
 
-    What Flower's former server cannot decode, it counts as a failure before any
-    strategy sees it: such a client is missing here, not rejected. The former server
-    waits for all clients, as long as `ServerConfig(round_timeout=…)` says.
+    A result that Flower's former server cannot decode is a failure before any strategy
+    sees it: such a client is missing here, not rejected. The former server waits for
+    all clients, as long as `ServerConfig(round_timeout=…)` says. It runs the rounds
+    itself, so a run without an aggregated round does not raise an error; each skipped
+    round is a warning in the log.
 
     Examples
     --------
@@ -88,6 +92,7 @@ class RobustStrategy(Strategy):
         weighted_by_key: str | None = None,
         buffer_keys: Collection[str] = (),
         max_rejections: int | None = None,
+        node_timeout: float = 600.0,
     ) -> None:
         _refuse(strategy)
         self.strategy = strategy
@@ -99,11 +104,12 @@ class RobustStrategy(Strategy):
             weighted_by_key=weighted_by_key,
             buffer_keys=buffer_keys,
             max_rejections=max_rejections,
+            node_timeout=node_timeout,
         )
 
     @property
     def ledger(self) -> Ledger:
-        """What each node did, and how suspicious that is."""
+        """The history of each node, and how suspicious it is."""
         return self._robust.ledger
 
     def initialize_parameters(self, client_manager: ClientManager) -> Parameters | None:
@@ -120,10 +126,10 @@ class RobustStrategy(Strategy):
     def configure_fit(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, FitIns]]:
-        """Let the strategy inside sample clients; remember what it sends to whom."""
-        roll = self._bridge.prepare(parameters, client_manager)
+        """Let the strategy inside sample clients, and open the round."""
+        grid = self._bridge.prepare(parameters, client_manager)
         arrays = record_of(parameters)
-        asked = self._robust.configure_train(server_round, arrays, ConfigRecord(), roll)
+        asked = self._robust.configure_train(server_round, arrays, ConfigRecord(), grid)
         return cast(list[tuple[ClientProxy, FitIns]], self._bridge.to(asked))
 
     def aggregate_fit(
@@ -132,7 +138,7 @@ class RobustStrategy(Strategy):
         results: list[tuple[ClientProxy, FitRes]],
         failures: list[tuple[ClientProxy, FitRes] | BaseException],
     ) -> tuple[Parameters | None, dict[str, Scalar]]:
-        """Aggregate the good results and let the strategy inside go on from there."""
+        """Aggregate the accepted results, and let the strategy inside take its step."""
         _refuse_sums(results)
         replies = self._bridge.replies(results, failures)
         arrays, report = self._robust.aggregate_train(server_round, replies)
@@ -142,11 +148,11 @@ class RobustStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, parameters: Parameters, client_manager: ClientManager
     ) -> list[tuple[ClientProxy, EvaluateIns]]:
-        """Let the strategy inside sample clients; remember which."""
-        roll = self._bridge.prepare(parameters, client_manager)
+        """Let the strategy inside sample clients, and open the evaluation."""
+        grid = self._bridge.prepare(parameters, client_manager)
         arrays = ArrayRecord()
         asked = self._robust.configure_evaluate(
-            server_round, arrays, ConfigRecord(), roll
+            server_round, arrays, ConfigRecord(), grid
         )
         return cast(list[tuple[ClientProxy, EvaluateIns]], self._bridge.to(asked))
 
@@ -156,7 +162,7 @@ class RobustStrategy(Strategy):
         results: list[tuple[ClientProxy, EvaluateRes]],
         failures: list[tuple[ClientProxy, EvaluateRes] | BaseException],
     ) -> tuple[float | None, dict[str, Scalar]]:
-        """Average the good losses and metrics by a trimmed mean."""
+        """Average the accepted losses and metrics by a trimmed mean."""
         replies = self._bridge.replies(results, failures)
         report = self._robust.aggregate_evaluate(server_round, replies)
         return self._bridge.loss, self._bridge.metrics | scalars(report)
@@ -169,7 +175,7 @@ class RobustStrategy(Strategy):
 
 
 def _refuse(strategy: Strategy) -> None:
-    """Raise a ValueError for a strategy that must see single results."""
+    """Raise a ValueError for a strategy that must see the results as they are."""
     part: object = strategy
     if not isinstance(part, Strategy):
         raise parameter_error(
@@ -190,13 +196,13 @@ def _refuse(strategy: Strategy) -> None:
 def _refuse_sums(results: list[tuple[ClientProxy, FitRes]]) -> None:
     """Raise a ValueError if all results hold the very same parameters.
 
-    `SecAggPlusWorkflow` writes the average into every result: rules would find that
-    all clients agree.
+    `SecAggPlusWorkflow` writes the average into every result, so that all clients
+    would seem to agree.
     """
     if len({id(result.parameters) for _, result in results}) == 1 < len(results):
         raise parameter_error(
             "results",
-            "those of single clients",
+            "the results of single clients",
             "one average in place of all",
             "Secure aggregation hides what a robust rule compares: use one of the two.",
         )

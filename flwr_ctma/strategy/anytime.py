@@ -1,4 +1,4 @@
-"""The server's half of μ²-SGD: a step, and AnyTime averaging of the iterates."""
+"""The server side of μ²-SGD: a step, and AnyTime averaging of the iterates."""
 
 from collections.abc import Iterable, Mapping
 from logging import INFO
@@ -25,7 +25,7 @@ class AnyTimeSGD(FedAvg):
 
     Round t sends the query point x_t. A client replies with the model x_t - d_t that
     carries its momentum d_t, so that rules, attacks and metrics see replies as usual.
-    With x̂ the average of the replies, or what `RobustStrategy` makes of them::
+    With x̂ the average of the replies, or the aggregate of `RobustStrategy`::
 
         w_{t+1} = Π(w_t - η α_t (x_t - x̂ + λ x_t))
         x_{t+1} = x_t + γ_t (w_{t+1} - x_t)
@@ -35,14 +35,14 @@ class AnyTimeSGD(FedAvg):
     eta : float
         Learning rate η of the server.
     schedule : Schedule | str (default: Fixed())
-        α and γ of every round, or their spelling: `"paper"`, `"fixed(gamma=0.1)"`,
-        `"floored"`. Its β is for the clients, who count their own steps.
+        α and γ of every round, or the name: `"paper"`, `"fixed(gamma=0.1)"`,
+        `"floored"`. Its β is for the clients, which count their own steps.
     weight_decay : float (default: 0.0)
         λ.
     radius : float (default: infinity)
         Π projects on the ball of this radius around the origin.
     **fedavg : Any
-        Settings of FedAvg: whom to sample, names of records and keys.
+        Settings of FedAvg: sampling, and the names of records and keys.
 
     Raises
     ------
@@ -56,11 +56,11 @@ class AnyTimeSGD(FedAvg):
     `SGD(lr=1, momentum=β, dampening=β)` and `"fixed(gamma=1)"` it is RESAM
     (Farhadkhani et al., ICML 2022). With `eta=1` and `"fixed(gamma=1)"` it is FedAvg.
 
-    x_t - (x_t - d_t) is d_t up to half a unit in the last place of x_t: in float32 no
-    more than what storing w_t costs anyway, as long as η α_t is at most 1.
+    x_t - (x_t - d_t) is d_t up to half a unit in the last place of x_t. In float32 that
+    is no more than the rounding of a stored w_t, as long as η α_t is at most 1.
 
-    A round that is skipped is no step. Running statistics and integers are not
-    parameters; they become what the replies say.
+    A skipped round is no step. Running statistics and integers are not parameters: the
+    average of the replies replaces them.
 
     Examples
     --------
@@ -90,7 +90,7 @@ class AnyTimeSGD(FedAvg):
         self.weight_decay = weight_decay
         self.radius = radius
         self._t = 0
-        # What is kept of w is its lead over the query point, w - x.
+        # w is kept as its lead over the query point, w - x.
         self._lead: dict[str, NDArray[Any]] = {}
         self._sent = ArrayRecord()
 
@@ -113,12 +113,12 @@ class AnyTimeSGD(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average the replies, and go from the query point to the next."""
+        """Average the replies, and take the step to the next query point."""
         arrays, metrics = super().aggregate_train(server_round, replies)
         return (None if arrays is None else self.step(self._sent, arrays)), metrics
 
     def step(self, sent: ArrayRecord, average: ArrayRecord) -> ArrayRecord:
-        """Go from the query point x_t, given the average x̂ of the replies, to x_{t+1}.
+        """Return the query point x_{t+1}, given x_t and the average x̂ of the replies.
 
         Parameters
         ----------
@@ -146,7 +146,7 @@ class AnyTimeSGD(FedAvg):
         return ArrayRecord({**average, **moved})
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """Give what a resumed run needs: the count t and the lead w_t - x_t.
+        """Return the state of the optimiser: the count t and the lead w_t - x_t.
 
         Returns
         -------
@@ -157,7 +157,7 @@ class AnyTimeSGD(FedAvg):
         return {"t": np.array(self._t), **lead}
 
     def load_state_dict(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         strange = [k for k in state if k != "t" and not k.startswith("lead.")]
         if "t" not in state or strange:
             raise parameter_error("state", "what `state_dict` gave", sorted(state))
@@ -173,7 +173,7 @@ def _is_parameter(name: str, arrays: ArrayRecord) -> bool:
 def _projected(
     x: Mapping[str, NDArray[Any]], lead: Mapping[str, NDArray[Any]], radius: float
 ) -> dict[str, NDArray[Any]]:
-    """Π(x + lead) - x, all arrays together being the vector: lead, if none shrinks."""
+    """Return Π(x + lead) - x, where all arrays together are one vector."""
     norm = hypot(*(float(np.linalg.norm(x[name] + lead[name])) for name in x))
     shrink = min(1.0, radius / norm) if norm > 0 else 1.0
     return {name: shrink * lead[name] - (1 - shrink) * x[name] for name in x}

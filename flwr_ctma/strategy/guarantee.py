@@ -1,4 +1,4 @@
-"""What theory promises of a rule for this many nodes, told before the first round."""
+"""The theoretical guarantee of a rule for a number of nodes."""
 
 from collections.abc import Iterator
 from logging import INFO, WARNING
@@ -10,12 +10,12 @@ from flwr_ctma.compat import log
 
 __all__ = ["caveats", "guarantee", "log_guarantee"]
 
-# Measured: from here on CTMA loses to its own base under IPM.
+# Measured: above this share CTMA loses to its own base rule under IPM.
 _CTMA_SHARE = 0.3
 
 
 def log_guarantee(rule: Aggregator, n: int, f: int) -> None:
-    """Log the promise and the caveats, where a majority of the n is honest."""
+    """Log the guarantee and the caveats, if a majority of the n nodes is honest."""
     if 2 * f < n:
         log(INFO, "\t> %s", guarantee(rule, n, f))
         for caveat in caveats(rule, n, f):
@@ -23,7 +23,7 @@ def log_guarantee(rule: Aggregator, n: int, f: int) -> None:
 
 
 def guarantee(rule: Aggregator, n: int, f: int) -> str:
-    """Say in a sentence what is guaranteed.
+    """Return the guarantee as a sentence.
 
     Examples
     --------
@@ -46,7 +46,7 @@ def guarantee(rule: Aggregator, n: int, f: int) -> str:
 
 
 def caveats(rule: Aggregator, n: int, f: int) -> Iterator[str]:
-    """Say where the rule gives little protection.
+    """Yield a sentence for each reason why the rule gives little protection.
 
     Examples
     --------
@@ -65,4 +65,4 @@ then fails from ε = (n - 2f)/f = 0.12 on. Use nnm(cwmed), or sample more nodes.
             f"{(n - 2 * f) / f:.2g} on. Use nnm(cwmed), or sample more nodes."
         )
     if rule.kappa(n, f) == inf:
-        yield f"{rule} is not robust: liars may move it anywhere."
+        yield f"{rule} is not robust: a single liar may move the result anywhere."

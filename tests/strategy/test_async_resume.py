@@ -1,5 +1,7 @@
 """Asynchronous runs that are killed, and go on."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -56,7 +58,8 @@ def test_resumed_run_ends_with_the_same_bits_on_a_virtual_clock(
     tmp_path, rule, stop
 ) -> None:
     whole = start(None, rule=rule)
-    start(tmp_path, rounds=stop, rule=rule)
+    with suppress(RuntimeError):  # no step is taken in one round
+        start(tmp_path, rounds=stop, rule=rule)
     resumed = start(tmp_path, rule=rule)
     assert bits(resumed.arrays) == bits(whole.arrays)
     assert resumed.train_metrics_clientapp == whole.train_metrics_clientapp

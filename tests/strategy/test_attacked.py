@@ -270,9 +270,11 @@ def test_round_in_which_the_rule_cannot_work_goes_on(caplog):
         "optimalalie",
         num_malicious_nodes=2,
     )
+    silent = ByzantineMod("malformed(fault=silent)", nodes={8, 9, 10})
     logging.getLogger("flwr").addHandler(caplog.handler)
     try:
-        strategy.start(InProcessGrid(app(), 5), model(), num_rounds=1)
+        with pytest.raises(RuntimeError, match="No round of 1 was aggregated"):
+            strategy.start(InProcessGrid(app([silent]), 11), model(), num_rounds=1)
     finally:
         logging.getLogger("flwr").removeHandler(caplog.handler)
     assert "No attack in round 1" in caplog.text

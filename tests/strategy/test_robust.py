@@ -504,7 +504,7 @@ def test_a_sample_that_is_too_small_for_the_rule_is_refused_before_round_1():
     strategy.strategy.min_train_nodes = 10
     strategy.strategy.fraction_train = 10 / 11
     grid = InProcessGrid(ClientApp(), 11)
-    with pytest.raises(ValueError, match=r"n.*11"):
+    with pytest.raises(ValueError, match="n = 10 rows"):
         strategy.configure_train(1, record(SENT), ConfigRecord(), grid)
 
 

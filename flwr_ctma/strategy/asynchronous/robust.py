@@ -34,7 +34,7 @@ from flwr_ctma.tracking.ledger import Ledger
 __all__ = ["AsyncRobustStrategy"]
 
 
-class AsyncRobustStrategy(Strategy):
+class AsyncRobustStrategy(HookedStrategy):
     """Take a step at every counted update, along a robust average of the latest ones.
 
     The server keeps the latest update u_j of every client and the number s_j of its
@@ -131,6 +131,14 @@ class AsyncRobustStrategy(Strategy):
                 step,
                 'For FedAvg clients: AnyTimeSGD(1 / n, "fixed(gamma=1)").',
             )
+        for name in ("start", "configure_train", "aggregate_train"):
+            if getattr(type(step), name) is not getattr(AnyTimeSGD, name):
+                raise parameter_error(
+                    "step",
+                    f"AnyTimeSGD without a `{name}` of its own",
+                    type(step).__name__,
+                    "Asynchronous training calls `step.step` alone: override that.",
+                )
         if isinstance(client_weighting, str):
             client_weighting = parse_client_weighting(client_weighting)
         self.clients = ClientUpdates(num_malicious_nodes, max_share, client_weighting)

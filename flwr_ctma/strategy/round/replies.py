@@ -174,7 +174,7 @@ class Round:
 
     def _inspect(self, replies: Iterable[Message]) -> None:
         """Inspect the replies that are new, or have changed since they arrived."""
-        fresh = {}
+        fresh: dict[str, Message] = {}
         for reply in replies:
             key = reply.metadata.reply_to_message_id
             known = self._inspected.get(key)

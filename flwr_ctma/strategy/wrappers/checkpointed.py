@@ -103,7 +103,8 @@ class Checkpointed(StrategyWrapper):
         self._check(run, state)
         self._restore_strategies(run, state)
         if state["grid"] is not None:
-            _as_simulated(run.grid).load_state_dict(state["grid"])
+            grid: Any = run.grid
+            grid.load_state_dict(state["grid"])
         for name, attribute in _HISTORY.items():
             setattr(self._history, attribute, dict(state["history"][name]))
         self._history.arrays = state["arrays"]

@@ -294,7 +294,7 @@ def inside(strategy: Any) -> Iterator[Any]:
     """
     while isinstance(strategy, Strategy):
         yield strategy
-        strategy = vars(strategy).get("strategy")
+        strategy = getattr(strategy, "strategy", None)
 
 
 def _has_own_start(strategy: Strategy) -> bool:
@@ -327,7 +327,8 @@ def _view(strategy: Strategy, run: Run) -> Strategy:
     )
     methods: dict[str, Any] = {name: _routed(getattr(run, name)) for name in calls}
     methods["__module__"] = kind.__module__
-    view: Strategy = object.__new__(type(kind)(kind.__name__, (kind,), methods))
+    metaclass: Any = type(kind)
+    view: Strategy = object.__new__(metaclass(kind.__name__, (kind,), methods))
     object.__setattr__(view, "__dict__", vars(strategy))
     return view
 

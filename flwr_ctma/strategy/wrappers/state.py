@@ -138,7 +138,8 @@ def _same(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, np.ndarray):
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        alike = a.dtype == b.dtype and a.shape == b.shape
+        return bool(alike and a.tobytes() == b.tobytes())
     if isinstance(a, Array | ArrayRecord):
         return bool(a == b)
     if isinstance(a, Mapping):
@@ -158,5 +159,5 @@ def _is_setting(value: Any) -> bool:
         return True
     if hasattr(value, "state_dict") or hasattr(value, "__array__"):
         return False  # a torch module, an optimizer, a tensor
-    hashed = type(value).__hash__
+    hashed: Any = type(value).__hash__
     return callable(value) or hashed not in (None, object.__hash__)
