@@ -15,7 +15,7 @@ from flwr_ctma.tracking.evidence import FAULTS, PROOFS
 
 __all__ = ["Ledger", "Record"]
 
-_VARIANCE = 3 / 12  # three times that of a uniform number in [0, 1]
+_VARIANCE = 2 / 12  # twice that of a uniform number in [0, 1]
 _PRIOR = 1.0  # ρ
 _FAULTS = 3  # a node that breaks so often is a suspect
 
@@ -110,7 +110,7 @@ class Ledger:
     earlier rounds, the replies of the honest nodes are exchangeable: the nodes draw
     alike data, and no node carries its own noise from round to round.
 
-    *Theorem.* For an honest node let S = Σ u_t − T/2 and V = T/4, over its first T
+    *Theorem.* For an honest node let S = Σ u_t − T/2 and V = T/6, over its first T
     rounds, and ::
 
         E(S) = 2 √(ρ / (V + ρ)) · Φ(S / √(V + ρ)) · exp(S² / (2 (V + ρ))),    ρ = 1
@@ -122,7 +122,7 @@ class Ledger:
     the distances to a known center are exchangeable, and f liars raise it by 0 to f. So
     u ≤ (R − ½) / (n − f) =: U. This U is uniform on a grid that is symmetric about ½,
     and E exp(λ (U − ½)) = sinh(λ/2) / ((n − f) sinh(λ/2(n − f))) ≤ sinh(λ/2) / (λ/2)
-    ≤ exp(λ²/24) ≤ exp(λ²/8). Hence exp(λS − λ²V/2) is a supermartingale for every
+    ≤ exp(λ²/24) ≤ exp(λ²/12). Hence exp(λS − λ²V/2) is a supermartingale for every
     λ ≥ 0, and so is its mean over the half-normal density of λ with variance 1/ρ, which
     is E(S). By symmetry the same holds for v, and for the mean of both. By Ville's
     inequality a non-negative supermartingale that starts at 1 ever reaches 1/α with
@@ -131,7 +131,7 @@ class Ledger:
     larger than with ties broken at random. ∎
 
     The suspicion of a node is log₁₀(½ E(S_u) + ½ E(S_v)): at most one honest node in
-    100 ever comes to 2. V = T/12 would do. The factor of three is a margin for clients
+    100 ever comes to 2. V = T/12 would do. The factor of two is a margin for clients
     whose noise lasts for some rounds, as momentum makes it; it is no proof for them.
 
     Limits. The distance to the aggregate of the *same* round is no evidence: colluders
@@ -148,7 +148,7 @@ class Ledger:
     ...     distances = [*rng.normal(1, 0.1, 3), 7.0]
     ...     ledger.note([1, 2, 3, 4], distances=distances, predictable=True, f=1)
     >>> [round(ledger[node].suspicion, 1) for node in (1, 2, 3, 4)]
-    [0.0, 0.0, 0.0, 3.0]
+    [0.0, 0.0, 0.0, 4.6]
     >>> ledger.note([1, 2, 3], f=1, rejected=[(5, "shape"), (6, "not-finite")])
     >>> ledger.suspects()
     [4, 5]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from flwr_ctma import parse_aggregator
 from flwr_ctma.tracking.ledger import Ledger
 
-N, D, ROUNDS, SEEDS = 17, 300, 100, 4
+N, D, ROUNDS, SEEDS = 17, 300, 60, 3
 RULES = ("ctma(gm)", "cwmed", "caf", "nnm(cwmed)")
 COUNTS = (3, 5, 8)
 Rows = NDArray[np.float64]

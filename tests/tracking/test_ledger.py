@@ -72,14 +72,14 @@ def test_heights_by_hand(predictable):
 
 
 def test_suspicion_is_the_integral_of_the_theorem():
-    """Oracle: the half-normal mixture of exp(λS − λ²T/8), by quadrature."""
+    """Oracle: the half-normal mixture of exp(λS − λ²T/12), by quadrature."""
     lam, step = np.linspace(0, 40, 400_001, retstep=True)
     prior = 2 * np.exp(-(lam**2) / 2) / math.sqrt(2 * math.pi)
     for height, depth, rounds in [(9.0, 1.0, 10), (3.0, 8.5, 12), (5.0, 5.0, 10)]:
         record = Record(tested=rounds, tested_height=height, tested_depth=depth)
         sides = []
         for total in (height, depth):
-            values = prior * np.exp(lam * (total - rounds / 2) - lam**2 * rounds / 8)
+            values = prior * np.exp(lam * (total - rounds / 2) - lam**2 * rounds / 12)
             sides.append((values.sum() - values[0] / 2) * step)
         expected = max(math.log10(sum(sides) / 2), 0.0)
         assert record.suspicion == pytest.approx(expected, abs=1e-6)
@@ -229,9 +229,9 @@ def test_a_run_suspects_no_honest_node(rule, lie, found):
 
 
 def test_liars_that_are_far_out_are_found():
-    """5 of 17, in 80 rounds: all of them are suspects, and they come first."""
+    """5 of 17, in 60 rounds: all of them are suspects, and they come first."""
     rng, ledger = np.random.default_rng(0), Ledger()
-    for _ in range(80):
+    for _ in range(60):
         distances = [*rng.normal(1, 0.1, 12), *rng.normal(3, 0.1, 5)]
         ledger.note(range(17), distances=distances, predictable=True, f=5)
     assert sorted(ledger.suspects()) == [12, 13, 14, 15, 16]
@@ -251,9 +251,9 @@ def test_auc_against_scikit_learn():
 
 
 def test_colluders_that_are_too_near_are_found():
-    """5 of 17 send the same, near to the center, in 80 rounds."""
+    """5 of 17 send the same, near to the center, in 60 rounds."""
     rng, ledger = np.random.default_rng(0), Ledger()
-    for _ in range(80):
+    for _ in range(60):
         distances = [*rng.normal(1, 0.1, 12), *[0.3] * 5]
         ledger.note(range(17), distances=distances, predictable=True, f=5)
     assert sorted(ledger.suspects()) == [12, 13, 14, 15, 16]
