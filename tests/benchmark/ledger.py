@@ -96,7 +96,7 @@ def main() -> None:
     """Print the tables."""
     for momentum in (0.0, 0.9):
         columns = [f"`{rule}`, {f}" for rule, f in product(RULES, COUNTS)]
-        print(f"\nMomentum {momentum}\n")
+        print(f"\nMomentum {momentum}, {ROUNDS} rounds, {SEEDS} seeds\n")
         print("| attack | " + " | ".join(columns) + " |")
         print("|---" * (len(columns) + 1) + "|")
         for attack in ATTACKS:
