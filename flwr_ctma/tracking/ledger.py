@@ -15,8 +15,9 @@ from flwr_ctma.tracking.evidence import FAULTS, PROOFS
 
 __all__ = ["Ledger", "Record"]
 
-_VARIANCE = 1 / 12  # of a uniform number in [0, 1]
-_PRIOR = 1.0  # ρ: the test is sharpest after about 12 ρ rounds
+_VARIANCE = 2 / 12  # twice that of a uniform number in [0, 1]
+_PRIOR = 1.0  # ρ
+_FAULTS = 3  # a node that breaks so often is a suspect
 
 
 @dataclass
@@ -95,8 +96,9 @@ class Record:
 class Ledger:
     r"""A record of every node that was asked, with evidence against nodes.
 
-    Proofs. A reply that no honest client of the same app can send
-    (`flwr_ctma.tracking.evidence`) makes its sender a suspect at once.
+    Rejections. A reply that no honest client of the same app can send, a proof
+    (`flwr_ctma.tracking.evidence`), makes its sender a suspect at once. A fault, such
+    as NaN, makes its sender a suspect the third time.
 
     Ranks. In each round the n accepted replies are ranked by their distance to a
     center: the nearest has rank 1. The rank r of a node gives::
@@ -108,7 +110,7 @@ class Ledger:
     earlier rounds, the replies of the honest nodes are exchangeable: the nodes draw
     alike data, and no node carries its own noise from round to round.
 
-    *Theorem.* For an honest node let S = Σ u_t − T/2 and V = T/12, over its first T
+    *Theorem.* For an honest node let S = Σ u_t − T/2 and V = T/6, over its first T
     rounds, and ::
 
         E(S) = 2 √(ρ / (V + ρ)) · Φ(S / √(V + ρ)) · exp(S² / (2 (V + ρ))),    ρ = 1
@@ -120,16 +122,17 @@ class Ledger:
     the distances to a known center are exchangeable, and f liars raise it by 0 to f. So
     u ≤ (R − ½) / (n − f) =: U. This U is uniform on a grid that is symmetric about ½,
     and E exp(λ (U − ½)) = sinh(λ/2) / ((n − f) sinh(λ/2(n − f))) ≤ sinh(λ/2) / (λ/2)
-    ≤ exp(λ²/24). Hence exp(λS − λ²V/2) is a supermartingale for every λ ≥ 0, and so is
-    its mean over the half-normal density of λ with variance 1/ρ, which is E(S). By
-    symmetry the same holds for v, and for the mean of both. By Ville's inequality a
-    non-negative supermartingale that starts at 1 reaches 1/α with probability α at
-    most. Fewer than f liars make u and v smaller. Equal distances share their mean
-    rank, which by Jensen's inequality is no larger than a rank with ties broken at
-    random. ∎
+    ≤ exp(λ²/24) ≤ exp(λ²/12). Hence exp(λS − λ²V/2) is a supermartingale for every
+    λ ≥ 0, and so is its mean over the half-normal density of λ with variance 1/ρ, which
+    is E(S). By symmetry the same holds for v, and for the mean of both. By Ville's
+    inequality a non-negative supermartingale that starts at 1 ever reaches 1/α with
+    probability α at most. With fewer than f liars u and v are stochastically smaller.
+    Equal distances share their mean rank: by Jensen's inequality E exp(λu) is then no
+    larger than with ties broken at random. ∎
 
     The suspicion of a node is log₁₀(½ E(S_u) + ½ E(S_v)): at most one honest node in
-    100 ever comes to 2.
+    100 ever comes to 2. V = T/12 would do. The factor of two is a margin for clients
+    whose noise lasts for some rounds, as momentum makes it; it is no proof for them.
 
     Limits. The distance to the aggregate of the *same* round is no evidence: colluders
     who see the replies of the round pull the aggregate away from one honest node, and
@@ -145,8 +148,8 @@ class Ledger:
     ...     distances = [*rng.normal(1, 0.1, 3), 7.0]
     ...     ledger.note([1, 2, 3, 4], distances=distances, predictable=True, f=1)
     >>> [round(ledger[node].suspicion, 1) for node in (1, 2, 3, 4)]
-    [0.2, 0.0, 0.0, 8.6]
-    >>> ledger.note([1, 2, 3], f=1, rejected=[(4, "not-finite"), (5, "shape")])
+    [0.0, 0.0, 0.0, 4.6]
+    >>> ledger.note([1, 2, 3], f=1, rejected=[(5, "shape"), (6, "not-finite")])
     >>> ledger.suspects()
     [4, 5]
 
@@ -209,7 +212,7 @@ class Ledger:
             record.asked += 1
             record.rejected[reason] += 1
             if reason in PROOFS | FAULTS:
-                record.rank(1.0, 0.0, tested=True)
+                record.rank(1.0, 0.0, tested=False)
         for node in missing:
             record = self._of(node)
             record.asked += 1
@@ -275,7 +278,7 @@ class Ledger:
         return float(np.mean(np.sign(high[:, None] - low) + 1) / 2)
 
     def suspects(self, confidence: float = 0.99) -> list[int]:
-        """Return the nodes with a proof, or with ranks that an honest node never has.
+        """Return the nodes with a proof, three faults, or ranks of no honest node.
 
         Under the assumptions of `Ledger` and with this confidence no honest node in
         working order is among them in any round of the run.
@@ -293,7 +296,7 @@ class Ledger:
         return [
             node
             for node, record in self._records.items()
-            if record.proofs or record.suspicion >= limit
+            if record.proofs or record.faults >= _FAULTS or record.suspicion >= limit
         ]
 
     def to_rows(self) -> list[dict[str, Any]]:

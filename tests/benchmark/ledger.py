@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from flwr_ctma import parse_aggregator
 from flwr_ctma.tracking.ledger import Ledger
 
-N, D, ROUNDS, SEEDS = 17, 300, 30, 5
+N, D, ROUNDS, SEEDS = 17, 300, 60, 3
 RULES = ("ctma(gm)", "cwmed", "caf", "nnm(cwmed)")
 COUNTS = (3, 5, 8)
 Rows = NDArray[np.float64]
@@ -96,7 +96,7 @@ def main() -> None:
     """Print the tables."""
     for momentum in (0.0, 0.9):
         columns = [f"`{rule}`, {f}" for rule, f in product(RULES, COUNTS)]
-        print(f"\nMomentum {momentum}\n")
+        print(f"\nMomentum {momentum}, {ROUNDS} rounds, {SEEDS} seeds\n")
         print("| attack | " + " | ".join(columns) + " |")
         print("|---" * (len(columns) + 1) + "|")
         for attack in ATTACKS:

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
 from sklearn.metrics import roc_auc_score
 
 from flwr_ctma import parse_aggregator
 from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.experiments.tournament import Match, Tournament
+from flwr_ctma.simulation.grid import InProcessGrid
+from flwr_ctma.strategy import RobustStrategy
 from flwr_ctma.tracking.evidence import FAULTS, PROOFS
 from flwr_ctma.tracking.ledger import Ledger, Record
 
@@ -67,14 +72,14 @@ def test_heights_by_hand(predictable):
 
 
 def test_suspicion_is_the_integral_of_the_theorem():
-    """Oracle: the half-normal mixture of exp(λS − λ²T/24), by quadrature."""
+    """Oracle: the half-normal mixture of exp(λS − λ²T/12), by quadrature."""
     lam, step = np.linspace(0, 40, 400_001, retstep=True)
     prior = 2 * np.exp(-(lam**2) / 2) / math.sqrt(2 * math.pi)
     for height, depth, rounds in [(9.0, 1.0, 10), (3.0, 8.5, 12), (5.0, 5.0, 10)]:
         record = Record(tested=rounds, tested_height=height, tested_depth=depth)
         sides = []
         for total in (height, depth):
-            values = prior * np.exp(lam * (total - rounds / 2) - lam**2 * rounds / 24)
+            values = prior * np.exp(lam * (total - rounds / 2) - lam**2 * rounds / 12)
             sides.append((values.sum() - values[0] / 2) * step)
         expected = max(math.log10(sum(sides) / 2), 0.0)
         assert record.suspicion == pytest.approx(expected, abs=1e-6)
@@ -89,7 +94,7 @@ def test_the_uniform_grid_is_as_narrow_as_the_proof_says():
 
 def test_a_proof_makes_a_suspect_at_once_and_a_fault_does_not():
     nodes = list(range(16))
-    for reason, rounds in [("shape", 1), ("not-finite", 11), ("weight", math.inf)]:
+    for reason, rounds in [("shape", 1), ("not-finite", 3), ("weight", math.inf)]:
         ledger = Ledger()
         for number in range(1, 31):
             ledger.note(nodes, rejected=[(16, reason)])
@@ -168,10 +173,65 @@ def test_no_honest_node_is_framed(rule, predictable):
         assert ledger.suspects() == []
 
 
+ROWS, LIARS_OF_RUN, SIZE = 17, 5, 200
+
+
+def honest_row(number, client):
+    return np.random.default_rng([number, client]).normal(0.1, 1, SIZE)
+
+
+def framing(number, client):
+    """A colluder that knows all honest replies of the round, before they are sent."""
+    honest = np.stack([honest_row(number, i) for i in range(LIARS_OF_RUN, ROWS)])
+    away = honest[0] - honest.mean(0)
+    away /= np.linalg.norm(away)
+    lie = np.random.default_rng([number, client]).normal(size=SIZE)
+    return honest.mean(0) + lie - (lie @ away) * away - 8 * away
+
+
+def far_out(number, client):
+    return 2 * honest_row(number, client)
+
+
+@pytest.mark.parametrize(
+    ("rule", "lie", "found"),
+    [
+        ("ctma(gm)", framing, 0),
+        ("cwmed", framing, 0),
+        ("caf", framing, 0),
+        ("nnm(cwmed)", framing, 0),
+        ("ctma(gm)", far_out, LIARS_OF_RUN),
+    ],
+)
+def test_a_run_suspects_no_honest_node(rule, lie, found):
+    """RobustStrategy ranks about the round before: framing fails, liars are found."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        client = int(context.node_config["partition-id"])
+        number = message.content["config"]["server-round"]
+        row = (lie if client < LIARS_OF_RUN else honest_row)(number, client)
+        arrays = ArrayRecord([message.content["arrays"]["0"].numpy() + row])
+        content = {"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})}
+        return Message(RecordDict(content), reply_to=message)
+
+    inside = FedAvg(fraction_evaluate=0.0, min_available_nodes=ROWS)
+    strategy = RobustStrategy(inside, rule, num_malicious_nodes=LIARS_OF_RUN)
+    grid = InProcessGrid(app, ROWS)
+    result = strategy.start(grid, ArrayRecord([np.zeros(SIZE)]), 80)
+    nodes = grid.get_node_ids()
+    assert [strategy.ledger[node].tested for node in nodes] == [79] * ROWS
+    for metrics in result.train_metrics_clientapp.values():
+        assert metrics["replies-accepted"] == ROWS
+        assert not {*metrics["nodes-suspected"]} & {*nodes[LIARS_OF_RUN:]}
+    assert len(strategy.ledger.suspects()) >= found
+
+
 def test_liars_that_are_far_out_are_found():
-    """5 of 17, in 30 rounds: all of them are suspects, and they come first."""
+    """5 of 17, in 60 rounds: all of them are suspects, and they come first."""
     rng, ledger = np.random.default_rng(0), Ledger()
-    for _ in range(30):
+    for _ in range(60):
         distances = [*rng.normal(1, 0.1, 12), *rng.normal(3, 0.1, 5)]
         ledger.note(range(17), distances=distances, predictable=True, f=5)
     assert sorted(ledger.suspects()) == [12, 13, 14, 15, 16]
@@ -191,9 +251,9 @@ def test_auc_against_scikit_learn():
 
 
 def test_colluders_that_are_too_near_are_found():
-    """5 of 17 send the same, near to the center, in 30 rounds."""
+    """5 of 17 send the same, near to the center, in 60 rounds."""
     rng, ledger = np.random.default_rng(0), Ledger()
-    for _ in range(30):
+    for _ in range(60):
         distances = [*rng.normal(1, 0.1, 12), *[0.3] * 5]
         ledger.note(range(17), distances=distances, predictable=True, f=5)
     assert sorted(ledger.suspects()) == [12, 13, 14, 15, 16]
@@ -218,7 +278,7 @@ def test_three_of_seventeen_are_told_on_digits(attack, least):
     """Far out, or too near: all three are found, with a false alarm at most."""
     root = Path(__file__).parents[2]
     config = FlowerApp(root).run_config()
-    outcome = Tournament(str(root), config).play(Match("ctma(gm)", attack, 3, 1))
+    outcome = Tournament(str(root), config).run_match(Match("ctma(gm)", attack, 3, 1))
     assert outcome.auc >= least
     assert outcome.found == 3 and outcome.alarms <= 1
 

@@ -28,7 +28,7 @@ from flwr_ctma.strategy.asynchronous.weighting import (
     parse_client_weighting,
 )
 from flwr_ctma.strategy.compatibility import resolve_aggregator
-from flwr_ctma.strategy.wrappers.base import Evaluate
+from flwr_ctma.strategy.wrappers.base import Evaluate, HookedStrategy
 from flwr_ctma.tracking.ledger import Ledger
 
 __all__ = ["AsyncRobustStrategy"]
