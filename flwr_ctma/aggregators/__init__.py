@@ -1,7 +1,7 @@
-"""Rules that turn the updates of n clients into one, though f of them may lie.
+"""Rules that aggregate the updates of n clients, of which f may be Byzantine.
 
 A rule is an immutable value that is called with updates and f; a meta-rule holds
-another rule. `RULES` has every rule by the name that a run-config spells it with.
+another rule. `RULES` has every rule by the name that a run-config uses.
 
 Examples
 --------
@@ -14,12 +14,20 @@ array([1., 0.])
 """
 
 from flwr_ctma.aggregators.arc import ARC
-from flwr_ctma.aggregators.base import Aggregate, Aggregator, Budget
+from flwr_ctma.aggregators.base import (
+    RULES,
+    Aggregate,
+    Aggregator,
+    Budget,
+    MetaAggregator,
+    iter_rules,
+)
 from flwr_ctma.aggregators.bucketing import Bucketing
 from flwr_ctma.aggregators.bulyan import Bulyan
 from flwr_ctma.aggregators.caf import CAF
 from flwr_ctma.aggregators.cclip import CenteredClipping
 from flwr_ctma.aggregators.cge import CGE
+from flwr_ctma.aggregators.clipping import Clipping, NormBound
 from flwr_ctma.aggregators.ctma import CTMA
 from flwr_ctma.aggregators.cwmed import CwMed
 from flwr_ctma.aggregators.cwtm import CwTM
@@ -31,6 +39,7 @@ from flwr_ctma.aggregators.krum import Krum, MultiKrum
 from flwr_ctma.aggregators.mda import MDA
 from flwr_ctma.aggregators.meamed import MeaMed
 from flwr_ctma.aggregators.mean import Mean
+from flwr_ctma.aggregators.medoid import Medoid
 from flwr_ctma.aggregators.monna import MoNNA
 from flwr_ctma.aggregators.nnm import NNM
 from flwr_ctma.aggregators.smea import SMEA
@@ -51,6 +60,7 @@ __all__ = [
     "Budget",
     "Bulyan",
     "CenteredClipping",
+    "Clipping",
     "CwMed",
     "CwTM",
     "DnC",
@@ -60,34 +70,14 @@ __all__ = [
     "Krum",
     "MeaMed",
     "Mean",
+    "Medoid",
+    "MetaAggregator",
     "MoNNA",
     "MultiKrum",
+    "NormBound",
+    "iter_rules",
     "parse_aggregator",
 ]
-
-RULES: dict[str, type] = {
-    "ctma": CTMA,
-    "nnm": NNM,
-    "bucketing": Bucketing,
-    "arc": ARC,
-    "hierarchical": Hierarchical,
-    "mean": Mean,
-    "cwmed": CwMed,
-    "cwtm": CwTM,
-    "meamed": MeaMed,
-    "gm": GeometricMedian,
-    "krum": Krum,
-    "multikrum": MultiKrum,
-    "bulyan": Bulyan,
-    "mda": MDA,
-    "smea": SMEA,
-    "monna": MoNNA,
-    "caf": CAF,
-    "dnc": DnC,
-    "cge": CGE,
-    "cclip": CenteredClipping,
-    "fltrust": FLTrust,
-}
 
 
 def parse_aggregator(text: str) -> Aggregator:

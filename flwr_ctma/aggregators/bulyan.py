@@ -8,17 +8,17 @@ from flwr_ctma.aggregators.base import Aggregator, Budget, CoordinateWise
 from flwr_ctma.aggregators.krum import krum_scores
 from flwr_ctma.aggregators.ranks import NearestToMedian
 from flwr_ctma.engine.updates import Updates
-from flwr_ctma.errors import parameter_error
 
 __all__ = ["Bulyan"]
 
 
 @dataclass(frozen=True)
-class Bulyan(Aggregator):
+class Bulyan(Aggregator, name="bulyan"):
     """Bulyan: n − 2f rows chosen one by one by Krum, then a mean around their median.
 
-    In each coordinate, of the n − 4f values nearest to the median of the chosen. Needs
-    n ≥ 4f + 3.
+    In each coordinate, the mean of the n − 4f chosen values nearest to their median.
+    Needs n ≥ 4f + 3. Rows have no weights, for the reason that `Krum` states. No κ is
+    known: a row that is chosen late has few neighbours to be near to.
 
     Raises
     ------
@@ -37,15 +37,12 @@ class Bulyan(Aggregator):
     array([2.])
     """
 
+    def min_rows(self, f: int) -> int:
+        """4f + 3."""
+        return 4 * f + 3
+
     def _point(self, rows: Updates, budget: Budget) -> CoordinateWise:
         n, f = budget.n, budget.count
-        if n < 4 * f + 3:
-            raise parameter_error(
-                "f",
-                f"at most (n − 3)/4 = {(n - 3) / 4:g} for Bulyan among n = {n} rows",
-                f,
-                "Sample more clients, or use ctma(gm).",
-            )
         apart = rows.squared_distances()
         left = list(range(n))
         chosen: list[int] = []

@@ -126,7 +126,7 @@ TABLE = [
     Rule("mean", o.mean, (2.254545, 0.609091, -0.681818), weighted=True, exempt=LINEAR),
     Rule("cwmed", o.cwmed, (2.3, 0.6, -1.2), weighted=True, exempt=MEAN),
     Rule("cwtm", o.cwtm, (2.0, 0.728571, -1.257143), weighted=True),
-    Rule("meamed", o.meamed, (1.922222, 0.811111, -1.666667)),
+    Rule("meamed", o.meamed, (1.922222, 0.811111, -1.666667), weighted=True),
     Rule(
         "gm",
         o.gm,
@@ -147,16 +147,25 @@ TABLE = [
     Rule("bulyan", o.bulyan, (0.766667, 0.366667, -1.633333), of_bulyan, exempt=MUTUAL),
     Rule("mda", o.mda, (1.888889, 1.688889, -1.255556), exempt=EQUALS),
     Rule("smea", o.smea, (1.5, 0.811111, -1.344444)),
-    Rule("monna", o.monna, (1.255556, 1.522222, -1.666667), exempt=INDEX),
+    Rule(
+        "monna", o.monna, (1.255556, 1.522222, -1.666667), weighted=True, exempt=INDEX
+    ),
     Rule(
         "monna(pivot=2)",
         partial(o.monna, pivot=2),
         (1.5, 0.811111, -1.344444),
+        weighted=True,
         exempt=INDEX,
     ),
-    Rule("caf", o.caf, (1.565087, 1.219817, -1.299876)),
+    Rule("caf", o.caf, (1.565087, 1.219817, -1.299876), weighted=True),
     Rule("dnc", o.dnc, (1.888889, 1.688889, -1.255556)),
-    Rule("cge", o.cge, (1.411111, 0.888889, -1.122222), exempt=NORMS | SHORT),
+    Rule(
+        "cge",
+        o.cge,
+        (1.411111, 0.888889, -1.122222),
+        weighted=True,
+        exempt=NORMS | SHORT,
+    ),
     Rule(
         "cclip",
         o.cclip,
@@ -177,6 +186,7 @@ TABLE = [
         "fltrust",
         o.fltrust,
         (0.986427, 1.370378, -0.97099),
+        weighted=True,
         referenced=True,
         exempt=NORMS | SCALED | TRUST | MEAN,
     ),
@@ -210,6 +220,7 @@ TABLE = [
         "ctma(fltrust)",
         partial(o.ctma, o.fltrust),
         (1.255556, 1.522222, -1.666667),
+        weighted=True,
         referenced=True,
         exempt=NORMS | TRUST,
     ),
@@ -217,18 +228,29 @@ TABLE = [
         "ctma(nnm(cwmed))",
         partial(o.ctma, partial(o.nnm, o.cwmed)),
         (1.255556, 1.522222, -1.666667),
+        weighted=True,
     ),
     Rule(
         "nnm(ctma(cwmed))",
         partial(o.nnm, partial(o.ctma, o.cwmed)),
         (1.520988, 1.419753, -1.458025),
+        weighted=True,
     ),
-    Rule("nnm(cwmed)", partial(o.nnm, o.cwmed), (1.5, 1.522222, -1.344444)),
-    Rule("nnm(gm)", partial(o.nnm, o.gm), (1.548462, 1.37353, -1.429245), flat=True),
+    Rule(
+        "nnm(cwmed)", partial(o.nnm, o.cwmed), (1.5, 1.522222, -1.344444), weighted=True
+    ),
+    Rule(
+        "nnm(gm)",
+        partial(o.nnm, o.gm),
+        (1.548462, 1.37353, -1.429245),
+        weighted=True,
+        flat=True,
+    ),
     Rule(
         "nnm(ctma(gm))",
         partial(o.nnm, partial(o.ctma, o.gm)),
         (1.520988, 1.419753, -1.458025),
+        weighted=True,
         flat=True,
     ),
     Rule(
@@ -278,15 +300,46 @@ TABLE = [
         "arc(mean)",
         partial(o.arc, o.mean),
         (1.733356, 0.800004, -0.90114),
+        weighted=True,
         exempt=NORMS | SCALED | PULLS,
     ),
     Rule(
         "arc(ctma(gm))",
         partial(o.arc, partial(o.ctma, o.gm)),
         (1.178476, 1.382274, -1.623654),
+        weighted=True,
         flat=True,
         exempt=NORMS | SCALED,
     ),
+    Rule(
+        "clipping(cwmed, radius=3.0)",
+        partial(o.clipping, o.cwmed, radius=3.0),
+        (1.519494, 0.6, -1.176383),
+        weighted=True,
+        exempt=NORMS | UNITS | SCALED | PULLS | MEAN,
+    ),
+    Rule(
+        "clipping(nnm(mean), radius=9.0)",
+        partial(o.clipping, partial(o.nnm, o.mean), radius=9.0),
+        (1.659543, 1.189261, -1.300478),
+        weighted=True,
+        exempt=NORMS | UNITS | SCALED | PULLS | MEAN,
+    ),
+    Rule(
+        "normbound(mean)",
+        partial(o.normbound, o.mean),
+        (1.298233, 0.673083, -0.885389),
+        weighted=True,
+        exempt=NORMS | SCALED | PULLS | MEAN,
+    ),
+    Rule(
+        "normbound(ctma(cwmed), quantile=0.8)",
+        partial(o.normbound, partial(o.ctma, o.cwmed), quantile=0.8),
+        (1.486638, 0.790853, -1.3341),
+        weighted=True,
+        exempt=NORMS | SCALED | PULLS | MEAN,
+    ),
+    Rule("medoid", o.medoid, (1.9, 2.1, -2.0), weighted=True, exempt=MEAN),
 ]
 
 LAWS = {
