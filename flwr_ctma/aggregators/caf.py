@@ -6,8 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Combination
-from flwr_ctma.aggregators.spectral import top_eigenpair
-from flwr_ctma.engine.stack import Float64
+from flwr_ctma.aggregators.spectral import top_direction
 from flwr_ctma.engine.updates import Updates
 
 __all__ = ["CAF"]
@@ -25,7 +24,7 @@ class CAF(Aggregator, name="caf"):
 
     The result is the μ with the smallest σ on the way. Everything follows from the Gram
     matrix. Each round drops a row at least, so there are at most n rounds; each takes
-    at most 96 products with an (n, n) matrix, and the matrix shrinks as rows drop out.
+    at most 64 products with an (n, n) matrix, and the matrix shrinks as rows drop out.
 
     References
     ----------
@@ -46,31 +45,17 @@ class CAF(Aggregator, name="caf"):
         least, best, mean = 1 - 2 * budget.share, np.inf, c
         left, along = np.arange(budget.n), np.zeros(budget.n)
         while c.sum() > least + 1e-12:
-            if not c[left].all():
+            if np.count_nonzero(c[left]) < 0.8 * len(left):
                 kept = c[left] > 0
                 left, along = left[kept], along[kept]
                 gram = gram[np.ix_(kept, kept)]
             p = c[left] / c.sum()
-            top, along = _top_direction(gram, p, along)
+            top, along = top_direction(gram, p, along)
             if top < best:
                 best, mean = top, c / c.sum()
-            tau = along**2
+            tau = np.where(p > 0, along, 0.0) ** 2
             if not tau.any():
                 break
             c = c.copy()
             c[left] *= 1 - tau / tau.max()
         return Combination(rows.to_stack_coefficients(mean))
-
-
-def _top_direction(gram: Float64, p: Float64, along: Float64) -> tuple[float, Float64]:
-    """Return the largest variance of rows with weights p, and rows along its direction.
-
-    The rows along the direction of a similar call are the guess.
-    """
-    to_mean = gram @ p
-    centred = gram - to_mean[:, None] - to_mean + p @ to_mean
-    root = np.sqrt(p)
-    top, vector = top_eigenpair(root[:, None] * centred * root, root * along)
-    top = max(top, 0.0)
-    along = centred @ (root * vector)
-    return top, along / np.sqrt(top) if top > 0 else np.zeros(len(p))

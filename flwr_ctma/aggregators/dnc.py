@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Combination
-from flwr_ctma.aggregators.spectral import top_eigenpair
+from flwr_ctma.aggregators.spectral import top_direction
 from flwr_ctma.engine.updates import Updates
 
 __all__ = ["DnC"]
@@ -18,7 +18,7 @@ class DnC(Aggregator, name="dnc"):
     The top direction is the first right singular vector of the remaining rows, centred
     at their mean; the result is the mean of the n − f rows that remain. This form is
     deterministic and uses all coordinates, through the (n, n) Gram matrix; `SampledDnC`
-    is the published form. Each of the f rounds takes at most 96 products with an (n, n)
+    is the published form. Each of the f rounds takes at most 64 products with an (n, n)
     matrix. Rows have no weights, because it is rows that are dropped. No κ is known.
 
     References
@@ -34,14 +34,17 @@ class DnC(Aggregator, name="dnc"):
     """
 
     def _point(self, rows: Updates, budget: Budget) -> Combination:
-        gram = rows.centred_gram()
-        left, along = np.arange(budget.n), np.zeros(budget.n)
-        for _ in range(budget.count):
-            means = gram.mean(axis=0)
-            centred = gram - means[:, None] - means + means.mean()
-            along = top_eigenpair(centred, along)[1]
-            kept = np.arange(len(left)) != np.argmax(np.abs(along))
-            left, along, gram = left[kept], along[kept], gram[np.ix_(kept, kept)]
-        coefficients = np.zeros(budget.n)
-        coefficients[left] = 1 / len(left)
+        gram, n = rows.centred_gram(), budget.n
+        left, along = np.arange(n), np.zeros(n)
+        coefficients = np.full(n, 1 / n)
+        for dropped in range(1, budget.count + 1):
+            along = top_direction(gram, coefficients[left], along)[1]
+            counted = coefficients[left] > 0
+            far = left[np.argmax(np.where(counted, np.abs(along), -1.0))]
+            coefficients[coefficients > 0] = 1 / (n - dropped)
+            coefficients[far] = 0.0
+            if n - dropped < 0.8 * len(left):
+                kept = coefficients[left] > 0
+                left, along = left[kept], along[kept]
+                gram = gram[np.ix_(kept, kept)]
         return Combination(rows.to_stack_coefficients(coefficients))

@@ -12,7 +12,9 @@ from flwr_ctma.errors import parameter_error
 
 __all__ = ["GeometricMedian"]
 
-# Weiszfeld's steps cost n² each and mostly suffice. A Newton step costs n³.
+# Weiszfeld's steps cost O(n²) each and mostly suffice; Newton steps cost O(n³), which
+# is nothing for few rows.
+_FEW = 32
 _WEISZFELD_STEPS = 60
 _NEWTON_STEPS = 40
 # Of the terms whose difference is a squared distance.
@@ -32,7 +34,7 @@ class GeometricMedian(Aggregator, name="gm"):
     and the midpoint is returned.
 
     At most 60 Weiszfeld steps of O(n²) and then 40 Newton steps of O(n³) are taken,
-    wherever the rows are: about 2 s at n = 1000 in the worst case known.
+    wherever the rows are; for up to 32 rows, Newton steps from the start.
 
     Parameters
     ----------
@@ -104,7 +106,7 @@ def _median(gram: Float64, weights: Float64, tolerance: float) -> Float64:
         step = pull / pull.sum() - y
         # The gradient is the step times the sum of the pulls.
         steep = pull.sum() * np.sqrt(max(step @ gram @ step, 0.0))
-        if steps >= _WEISZFELD_STEPS and steep > tolerance:
+        if steep > tolerance and (steps >= _WEISZFELD_STEPS or len(y) <= _FEW):
             newton = _newton_step(gram, along, y, r, weights)
             step = step if newton is None else newton
         y = y + step
@@ -128,8 +130,8 @@ def _newton_step(
 ) -> Float64 | None:
     """Return a Newton step that makes the sum smaller, or None.
 
-    The Hessian is P I − U Uᵀ with P = Σ w_i / r_i and columns u_i = q_i (y − x_i), q_i² =
-    w_i / r_i³. Woodbury's formula inverts it in the space of the coefficients.
+    The Hessian is P I − U Uᵀ with P = Σ w_i / r_i and columns u_i = q_i (y − x_i) for
+    q_i² = w_i / r_i³. Woodbury's formula inverts it in the space of the coefficients.
     """
     pull, q = weights / r, np.sqrt(weights / r) / r
     total = pull.sum()
@@ -138,7 +140,7 @@ def _newton_step(
     inner = total * (1 + 1e-12) * np.eye(len(y)) - q[:, None] * centred * q
     sloped = q * (y @ gram @ gradient - gram @ gradient)
     t = q * np.linalg.solve(inner, sloped)
-    step = -(gradient + t.sum() * y - t) / total
+    step: Float64 = -(gradient + t.sum() * y - t) / total
     before, slope = r @ weights, gradient @ gram @ step
     for _ in range(40):
         trial = y + step

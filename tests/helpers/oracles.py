@@ -179,7 +179,7 @@ def cge(x, f, weights=None):
 
 
 def caf(x, f, weights=None):
-    c, least, result = uniform(x, weights), np.inf, x.mean(axis=0)
+    c, least, result = uniform(x, weights), np.inf, mean(x, f, weights)
     end = (1 - 2 * f / len(x) + 1e-12) * c.sum()
     while c.sum() > end:
         middle = c @ x / c.sum()
