@@ -13,6 +13,7 @@ CTMA(base=GeometricMedian(tolerance=1e-06))
 array([1., 0.])
 """
 
+from flwr_ctma.aggregators.aliases import NEAREST, SAME
 from flwr_ctma.aggregators.arc import ARC
 from flwr_ctma.aggregators.base import (
     RULES,
@@ -81,23 +82,24 @@ __all__ = [
 
 
 def parse_aggregator(text: str) -> Aggregator:
-    """Build the rule that a text spells.
+    """Return the rule that a text spells.
 
     Parameters
     ----------
     text : str
         `name`, `name(base)` or `name(base, key=value)`: "ctma(nnm(cwmed))",
-        "bucketing(gm, size=2)".
+        "bucketing(gm, size=2)". ByzFL's and Flower's names are understood where their
+        definition is the same: "NNM(TrMean)".
 
     Raises
     ------
     ValueError
-        Naming the part that is wrong and what is allowed there.
+        With the part that is wrong and what is allowed in its place.
 
     Examples
     --------
     >>> str(parse_aggregator("ctma(nnm(cwmed))"))
     'ctma(nnm(cwmed))'
     """
-    rule: Aggregator = parse(text, RULES, "aggregator")
+    rule: Aggregator = parse(text, RULES, "aggregator", SAME, NEAREST)
     return rule
