@@ -32,10 +32,14 @@ from flwr_ctma.aggregators.clipping import Clipping, NormBound
 from flwr_ctma.aggregators.ctma import CTMA
 from flwr_ctma.aggregators.cwmed import CwMed
 from flwr_ctma.aggregators.cwtm import CwTM
+from flwr_ctma.aggregators.distinct import Distinct
 from flwr_ctma.aggregators.dnc import DnC
+from flwr_ctma.aggregators.flame import FLAME
 from flwr_ctma.aggregators.fltrust import FLTrust
+from flwr_ctma.aggregators.foolsgold import FoolsGold
 from flwr_ctma.aggregators.geometric_median import GeometricMedian
 from flwr_ctma.aggregators.hierarchical import Hierarchical
+from flwr_ctma.aggregators.huber import Huber
 from flwr_ctma.aggregators.krum import Krum, MultiKrum
 from flwr_ctma.aggregators.mda import MDA
 from flwr_ctma.aggregators.meamed import MeaMed
@@ -43,6 +47,7 @@ from flwr_ctma.aggregators.mean import Mean
 from flwr_ctma.aggregators.medoid import Medoid
 from flwr_ctma.aggregators.monna import MoNNA
 from flwr_ctma.aggregators.nnm import NNM
+from flwr_ctma.aggregators.signguard import SignGuard
 from flwr_ctma.aggregators.smea import SMEA
 from flwr_ctma.spec import parse
 
@@ -51,6 +56,7 @@ __all__ = [
     "CAF",
     "CGE",
     "CTMA",
+    "FLAME",
     "MDA",
     "NNM",
     "RULES",
@@ -64,10 +70,13 @@ __all__ = [
     "Clipping",
     "CwMed",
     "CwTM",
+    "Distinct",
     "DnC",
     "FLTrust",
+    "FoolsGold",
     "GeometricMedian",
     "Hierarchical",
+    "Huber",
     "Krum",
     "MeaMed",
     "Mean",
@@ -76,6 +85,7 @@ __all__ = [
     "MoNNA",
     "MultiKrum",
     "NormBound",
+    "SignGuard",
     "iter_rules",
     "parse_aggregator",
 ]

@@ -22,8 +22,8 @@ SAME: Mapping[str, str] = {
 """Names of ByzFL and Flower, to the rule here with the same definition."""
 
 _KRUM = (
-    "sums squared distances to n − f − 2 others, as the paper and Flower do, where ByzFL "
-    "sums n − f − 1"
+    "sums squared distances to n − f − 2 others, as the paper and Flower do, where "
+    "ByzFL sums n − f − 1"
 )
 _MEDIAN = "converges, where ByzFL takes three smoothed steps from zero"
 _CLIPPING = "gets its start as the reference, where ByzFL keeps the last output"
@@ -38,12 +38,12 @@ NEAREST: Mapping[str, tuple[str, str]] = {
     "CenteredClipping": ("cclip", _CLIPPING),
     "CAF": (
         "caf",
-        "computes the top eigenvector, where ByzFL takes one step of power iteration from "
-        "a random start",
+        "computes the top eigenvector, where ByzFL takes one step of power iteration "
+        "from a random start",
     ),
     "SMEA": (
         "smea",
-        "computes the largest eigenvalues, where ByzFL takes one step of power iteration",
+        "computes largest eigenvalues, where ByzFL takes one step of power iteration",
     ),
     "Bucketing": (
         "bucketing",

@@ -10,7 +10,7 @@ from flwr_ctma.engine.stack import Float64, squared_distances
 from flwr_ctma.engine.updates import Updates
 from flwr_ctma.errors import parameter_error
 
-__all__ = ["GeometricMedian"]
+__all__ = ["GeometricMedian", "geometric_median"]
 
 # Weiszfeld's steps cost O(n²) each and mostly suffice; Newton steps cost O(n³), which
 # is nothing for few rows.
@@ -75,12 +75,20 @@ class GeometricMedian(Aggregator, name="gm"):
         return 4 * (1 + f / (n - 2 * f)) ** 2
 
     def _point(self, rows: Updates, budget: Budget) -> Combination:
-        weights = budget.shares
-        counted = np.flatnonzero(weights)
-        gram: Float64 = rows.centred_gram()[np.ix_(counted, counted)]
-        coefficients = np.zeros(budget.n)
-        coefficients[counted] = _median(gram, weights[counted], self.tolerance)
+        coefficients = geometric_median(
+            rows.centred_gram(), budget.shares, self.tolerance
+        )
         return Combination(rows.to_stack_coefficients(coefficients))
+
+
+def geometric_median(gram: Float64, weights: Float64, tolerance: float) -> Float64:
+    """Return coefficients of the geometric median, given the rows' inner products."""
+    counted = np.flatnonzero(weights)
+    coefficients = np.zeros(len(weights))
+    coefficients[counted] = _median(
+        gram[np.ix_(counted, counted)], weights[counted], tolerance
+    )
+    return coefficients
 
 
 def _median(gram: Float64, weights: Float64, tolerance: float) -> Float64:

@@ -222,6 +222,118 @@ def fltrust(x, f, reference, weights=None):
     return mean(np.array(scaled), f, trust) if any(trust) else reference
 
 
+def huber(x, f, weights=None, radius=None):
+    """Gradient descent with step 1: the loss is 1-smooth."""
+    w = uniform(x, weights) / uniform(x, weights).sum()
+    y = gm(x, f, weights)
+    if radius is None:
+        r = norm(x - y, axis=1)
+        order = [i for i in nearest(r, len(x)) if w[i] > 0]
+        upto = np.cumsum(w[order])
+        radius = r[order[int(np.argmax(upto >= 0.5 - 1e-12))]]
+    if radius == 0:
+        return y
+    for _ in range(3000):
+        r = np.maximum(norm(x - y, axis=1), 1e-300)
+        y = y + (w * np.minimum(1.0, radius / r)) @ (x - y)
+    return y
+
+
+def cosine(a, b):
+    return a @ b / ((norm(a) or 1.0) * (norm(b) or 1.0))
+
+
+def foolsgold(x, f):
+    n = len(x)
+    s = [[cosine(a, b) for b in x] for a in x]
+    most = [max([0.0] + [s[i][j] for j in range(n) if j != i]) for i in range(n)]
+    alpha = []
+    for i in range(n):
+        largest = -1.0
+        for j in range(n):
+            pardon = most[i] / most[j] if most[j] > most[i] else 1.0
+            if j != i:
+                largest = max(largest, s[i][j] * pardon)
+        alpha.append(min(1.0, max(0.0, 1 - largest)))
+    alpha = [a if a > 1e-12 else 0.0 for a in alpha]
+    top = max(alpha)
+    if top == 0:
+        return 0 * x[0]
+    for i in range(n):
+        a = min(alpha[i] / top, 0.99)
+        alpha[i] = min(1.0, max(0.0, np.log(a / (1 - a)) + 0.5)) if a > 0 else 0.0
+    return mean(x, f, alpha)
+
+
+def flame(x, f):
+    n = len(x)
+    apart = np.array([[1 - cosine(a, b) for b in x] for a in x])
+    for t in sorted(apart[i, j] for i, j in combinations(range(n), 2)) or [0.0]:
+        for start in range(n):
+            linked, new = {start}, [start]
+            while new:
+                i = new.pop()
+                more = [
+                    j for j in range(n) if j not in linked and apart[i, j] <= t + 1e-12
+                ]
+                linked.update(more)
+                new += more
+            if 2 * len(linked) > n:
+                return clip(x, lower_median(x))[sorted(linked)].mean(axis=0)
+
+
+def lower_median(x):
+    return sorted(norm(x, axis=1))[(len(x) - 1) // 2]
+
+
+def signguard(x, f, shortest=0.1, longest=3.0):
+    n, middle = len(x), lower_median(x)
+    signs = [[np.mean(row > 0), np.mean(row == 0), np.mean(row < 0)] for row in x]
+    points = np.array(signs)
+    reach = [sorted(norm(points - p, axis=1))[max(1, n // 2) - 1] for p in points]
+    width = sum(reach) / n + 1e-9
+    modes = points.copy()
+    for _ in range(100):
+        moved = np.array([within(points, m, width).mean(axis=0) for m in modes])
+        shift = abs(moved - modes).max()
+        modes = moved
+        if shift <= 1e-3 * width:
+            break
+    centres = []
+    for i in nearest([-len(within(points, m, width)) for m in modes], n):
+        if all(norm(modes[i] - c) > width for c in centres):
+            centres.append(modes[i])
+    label = [nearest([norm(p - c) for c in centres], 1)[0] for p in points]
+    common = max(sorted(set(label)), key=label.count)
+    kept = [
+        row * min(1.0, middle / (norm(row) or 1.0))
+        for row, own in zip(x, label, strict=True)
+        if own == common and shortest * middle <= norm(row) <= longest * middle
+    ]
+    return sum(kept, 0 * x[0]) / max(1, len(kept))
+
+
+def within(points, centre, width):
+    return points[norm(points - centre, axis=1) <= width]
+
+
+def distinct(base, x, f, nearer=0.05):
+    n, apart = len(x), distances(x)
+    t = nearer * min(sorted(row)[n - f - 1] for row in apart)
+    groups = []
+    for i in range(n):
+        for group in groups:
+            if x[i].any() and all(apart[i, j] <= t and x[j].any() for j in group):
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    copies = n - len(groups)
+    if copies > f or max(map(len, groups)) > f:
+        return base(x, f)
+    return base(np.array([x[group].mean(axis=0) for group in groups]), f - copies)
+
+
 def ctma(base, x, f, **given):
     anchor = base(x, f, **given)
     return kept(norm(x - anchor, axis=1), f, uniform(x, given.get("weights"))) @ x

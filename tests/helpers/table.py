@@ -122,6 +122,15 @@ LINEAR = {
 }
 SHORT = {"majority": "short rows are kept, wherever they point"}
 TRUST = {"majority": "the server's own update decides, not the number of rows"}
+UNLIKE = {
+    "majority": "rows that are alike do not count",
+    "bounded": "a row unlike all others counts most",
+    "average": "no row counts if all are alike",
+}
+SIGNS = {
+    "majority": "rows of honest signs and norms are kept",
+    "permutation": "of clusters of the same size the first is taken",
+}
 PULLS = {"majority": "every row pulls, though no farther than its limit"}
 
 TABLE = [
@@ -348,6 +357,49 @@ TABLE = [
         weighted=True,
         flat=True,
         exempt=MEAN,
+    ),
+    Rule(
+        "distinct(cwmed)",
+        partial(o.distinct, o.cwmed),
+        (2.3, 0.6, -1.2),
+        exempt=MEAN,
+    ),
+    Rule(
+        "distinct(ctma(gm), nearer=0.1)",
+        partial(o.distinct, partial(o.ctma, o.gm), nearer=0.1),
+        (1.255556, 1.522222, -1.666667),
+        flat=True,
+    ),
+    Rule(
+        "huber",
+        o.huber,
+        (1.776163, 1.073456, -1.152408),
+        weighted=True,
+        flat=True,
+        exempt=MEAN,
+    ),
+    Rule(
+        "huber(radius=3.0)",
+        partial(o.huber, radius=3.0),
+        (1.762719, 1.029681, -1.237575),
+        weighted=True,
+        flat=True,
+        exempt=UNITS | PULLS | MEAN,
+    ),
+    Rule(
+        "foolsgold",
+        o.foolsgold,
+        (-0.979097, -0.809313, -1.394578),
+        exempt=NORMS | UNLIKE | MEAN,
+    ),
+    Rule(
+        "signguard",
+        o.signguard,
+        (2.265768, 1.655015, -0.547834),
+        exempt=NORMS | SCALED | SIGNS | MEAN,
+    ),
+    Rule(
+        "flame", o.flame, (1.581774, 1.692294, -1.44594), exempt=NORMS | SCALED | MEAN
     ),
 ]
 
