@@ -13,6 +13,7 @@ from flwr_ctma.aggregators import (
     CAF,
     CGE,
     CTMA,
+    FLAME,
     MDA,
     NNM,
     RULES,
@@ -24,10 +25,13 @@ from flwr_ctma.aggregators import (
     Clipping,
     CwMed,
     CwTM,
+    Distinct,
     DnC,
     FLTrust,
+    FoolsGold,
     GeometricMedian,
     Hierarchical,
+    Huber,
     Krum,
     MeaMed,
     Mean,
@@ -35,6 +39,7 @@ from flwr_ctma.aggregators import (
     MoNNA,
     MultiKrum,
     NormBound,
+    SignGuard,
 )
 from flwr_ctma.aggregators.aliases import NEAREST, SAME
 from flwr_ctma.attacks import ATTACKS
@@ -56,7 +61,9 @@ BASES = st.one_of(
             Medoid(),
         ]
     ),
-    st.just(FLTrust()),
+    st.sampled_from([Medoid(), FLTrust(), FLAME(), FoolsGold(), SignGuard()]),
+    st.builds(Huber, st.none() | POSITIVE),
+    st.builds(SignGuard, st.floats(0, 1), st.floats(1, 9)),
     st.builds(GeometricMedian, st.floats(1e-12, 0.99)),
     st.builds(MultiKrum, st.none() | st.integers(1, 10**6)),
     st.builds(MDA, st.integers(1, 10**9)),
@@ -71,6 +78,7 @@ NESTED = st.recursive(
         st.builds(NNM, held),
         st.builds(ARC, held),
         st.builds(Clipping, held, POSITIVE),
+        st.builds(Distinct, held, st.floats(0, 0.99)),
         st.builds(NormBound, held, st.floats(0.01, 1)),
         st.builds(
             Bucketing, held, st.none() | st.integers(1, 99), st.integers(0, 2**64)

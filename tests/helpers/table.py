@@ -1,7 +1,7 @@
-"""The table of rules: what each is compared with, and which laws it obeys.
+"""The table of rules: the oracle of each, and the laws that it obeys.
 
-A new rule costs its file, one line in `flwr_ctma.aggregators.RULES`, and one here with
-its oracle and its golden row. What it is exempt from stands here too, with the reason.
+A new rule costs its file, its import in `flwr_ctma.aggregators`, and a row here with
+its oracle, its golden row, and the laws that do not hold for it, with the reason.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,9 +49,9 @@ class Rule:
     golden : tuple of 3 floats
         The result on `GOLDEN` with f = 2.
     least : callable
-        The smallest n that the rule takes for f.
+        The smallest n for which the rule is defined with f.
     weighted, referenced : bool
-        What it takes beside rows and f.
+        Whether it takes weights, and a reference.
     flat : bool
         Whether it has several answers for a few rows on a line, as a median has.
     exempt : mapping
@@ -131,6 +131,7 @@ SIGNS = {
     "majority": "rows of honest signs and norms are kept",
     "permutation": "of clusters of the same size the first is taken",
 }
+WAYS = {"majority": "rows that point the honest way are kept, clipped"}
 PULLS = {"majority": "every row pulls, though no farther than its limit"}
 
 TABLE = [
@@ -399,7 +400,10 @@ TABLE = [
         exempt=NORMS | SCALED | SIGNS | MEAN,
     ),
     Rule(
-        "flame", o.flame, (1.581774, 1.692294, -1.44594), exempt=NORMS | SCALED | MEAN
+        "flame",
+        o.flame,
+        (1.581774, 1.692294, -1.44594),
+        exempt=NORMS | SCALED | WAYS | MEAN,
     ),
 ]
 
