@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, CoordinateWise
-from flwr_ctma.aggregators.krum import krum_scores
 from flwr_ctma.aggregators.ranks import NearestToMedian
+from flwr_ctma.engine.stack import Float64
 from flwr_ctma.engine.updates import Updates
 
 __all__ = ["Bulyan"]
@@ -43,11 +43,27 @@ class Bulyan(Aggregator, name="bulyan"):
 
     def _point(self, rows: Updates, budget: Budget) -> CoordinateWise:
         n, f = budget.n, budget.count
-        apart = rows.squared_distances()
-        left = list(range(n))
-        chosen: list[int] = []
-        while len(chosen) < n - 2 * f:
-            neighbours = max(1, len(left) - f - 2)
-            scores = krum_scores(apart[np.ix_(left, left)], neighbours)
-            chosen.append(left.pop(int(np.argmin(scores))))
+        chosen = _chosen(rows.squared_distances(), n - 2 * f, f)
         return CoordinateWise(NearestToMedian(n - 4 * f), rows.mix(np.eye(n)[chosen]))
+
+
+def _chosen(apart: Float64, count: int, f: int) -> list[int]:
+    """Choose rows by Krum one by one, each among the rows that are left.
+
+    The rows' neighbours are sorted once, and a chosen row is struck from the lists.
+    """
+    np.fill_diagonal(apart, np.inf)
+    neighbour = np.argsort(apart, axis=1, kind="stable")
+    near = np.take_along_axis(apart, neighbour, axis=1)
+    left = np.arange(len(apart))
+    chosen: list[int] = []
+    while len(chosen) < count:
+        scores = near[:, : max(1, len(left) - f - 2)].sum(axis=1)
+        best = int(np.argmin(scores))
+        chosen.append(int(left[best]))
+        others = np.arange(len(left)) != best
+        left, neighbour, near = left[others], neighbour[others], near[others]
+        kept = neighbour != chosen[-1]
+        neighbour = neighbour[kept].reshape(len(left), len(left))
+        near = near[kept].reshape(len(left), len(left))
+    return chosen

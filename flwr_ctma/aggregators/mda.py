@@ -33,7 +33,7 @@ class MDA(Aggregator, name="mda"):
 
     Parameters
     ----------
-    limit : int (default: 10000)
+    limit : int (default: 5000)
         Largest number of steps, each of O(n²) operations.
 
     Raises
@@ -55,7 +55,7 @@ class MDA(Aggregator, name="mda"):
     array([2.])
     """
 
-    limit: int = 10_000
+    limit: int = 5_000
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -131,7 +131,6 @@ SIGNS = {
     "majority": "rows of honest signs and norms are kept",
     "permutation": "of clusters of the same size the first is taken",
 }
-WAYS = {"majority": "rows that point the honest way are kept, clipped"}
 PULLS = {"majority": "every row pulls, though no farther than its limit"}
 
 TABLE = [
@@ -403,7 +402,8 @@ TABLE = [
         "flame",
         o.flame,
         (1.581774, 1.692294, -1.44594),
-        exempt=NORMS | SCALED | WAYS | MEAN,
+        flat=True,
+        exempt=NORMS | SCALED | MEAN,
     ),
 ]
 
