@@ -38,8 +38,7 @@ NEAREST: Mapping[str, tuple[str, str]] = {
     "CenteredClipping": ("cclip", _CLIPPING),
     "CAF": (
         "caf",
-        "computes the top eigenvector, where ByzFL takes one step of power iteration "
-        "from a random start",
+        "computes the top eigenvector, where ByzFL takes one random power iteration",
     ),
     "SMEA": (
         "smea",
