@@ -1,8 +1,8 @@
-"""Names in a run-config and the values they stand for: `ctma(nnm(cwmed))`.
+"""The spelling of rules and attacks in a run-config: `ctma(nnm(cwmed))`.
 
-A run-config holds scalars and no inner quotes, so a rule or an attack is spelled as a
-name, in parentheses the value it holds and its parameters: `bucketing(gm, size=2)`.
-The spelling of a value is its `str`, and `parse(spell(x)) == x`.
+A run-config holds scalars without inner quotes, so a rule or an attack is written as a
+name, followed in parentheses by the value that it holds and by its parameters:
+`bucketing(gm, size=2)`. `str` writes a value that way, and `parse(spell(x)) == x`.
 """
 
 import ast
@@ -12,6 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from flwr_ctma.errors import parameter_error
@@ -19,27 +20,40 @@ from flwr_ctma.errors import parameter_error
 __all__ = ["check_fields", "parse", "spell"]
 
 _MAX_LENGTH = 500
+_MAX_DEPTH = 64
 _KEBAB = re.compile(r"(?<=[A-Za-z])-(?=[A-Za-z])")
 
 
-def parse(text: str, table: Mapping[str, type], parameter: str) -> Any:
+def parse(
+    text: str,
+    table: Mapping[str, type],
+    parameter: str,
+    same: Mapping[str, str] | None = None,
+    nearest: Mapping[str, tuple[str, str]] | None = None,
+) -> Any:
     """Build the value that a text spells.
 
     Parameters
     ----------
     text : str
-        A name of the table, with what it holds and its parameters in parentheses.
-        Parameters are in kebab case, as everything in a run-config.
+        A name of the table, with the value it holds and its parameters in parentheses.
+        Parameters are in kebab case, as all keys of a run-config. At most 500
+        characters and 64 names deep.
     table : Mapping[str, type]
         Frozen dataclasses by name.
     parameter : str
-        What the user calls the text, for the error: "aggregator", "attack".
+        The user's name of the text, for errors: "aggregator", "attack".
+    same : Mapping[str, str], optional
+        Other names, to names of the table.
+    nearest : Mapping[str, tuple[str, str]], optional
+        Other names, to the name of the table that an error suggests, and a verb phrase
+        that says how its value differs.
 
     Raises
     ------
     ValueError
-        For anything but a well-formed spelling: the sentence names the parameter, the
-        text, the part that is wrong and what is allowed there.
+        If the spelling is not well-formed: the sentence names the parameter, the text,
+        the part that is wrong and what is allowed in its place.
 
     Examples
     --------
@@ -47,7 +61,7 @@ def parse(text: str, table: Mapping[str, type], parameter: str) -> Any:
     >>> parse("ctma(gm(tolerance=1e-4))", RULES, "aggregator")
     CTMA(base=GeometricMedian(tolerance=0.0001))
     """
-    example = next(iter(table))
+    example = min(table, key=len)
     if not isinstance(text, str) or not 0 < len(text.strip()) <= _MAX_LENGTH:
         raise parameter_error(parameter, f"a name such as {example!r}", text)
     try:
@@ -57,16 +71,16 @@ def parse(text: str, table: Mapping[str, type], parameter: str) -> Any:
             parameter, "written like `name(key=value)`", text
         ) from error
     try:
-        return _build(tree, table)
+        return _Grammar(table, same or {}, nearest or {}).build(tree)
     except (ValueError, TypeError, OverflowError) as error:
         said = str(error).removesuffix(".")
         raise parameter_error(parameter, f"well-formed: {said}", text) from error
 
 
 def spell(value: Any, table: Mapping[str, type]) -> str:
-    """Write a value as `parse` reads it; parameters at their default are left out.
+    """Write a value as `parse` reads it, without parameters at their default.
 
-    A value of a kind that is not in the table is written as its `repr`.
+    A value whose class is not in the table is written as its `repr`.
     """
     name = next((name for name, kind in table.items() if kind is type(value)), None)
     if name is None:
@@ -85,10 +99,10 @@ def spell(value: Any, table: Mapping[str, type]) -> str:
 
 
 def check_fields(value: Any) -> None:
-    """Raise a ValueError for a field of a dataclass that is not what it is declared.
+    """Raise a ValueError for a field of a dataclass that has not its declared type.
 
-    An int is a float too, and a bool is neither. What is declared as more than a class,
-    or in quotes, is not checked.
+    An int is a float too, and a bool is neither. Fields declared with more than a class
+    or a union of classes, or in quotes, are not checked.
 
     Examples
     --------
@@ -110,48 +124,70 @@ def check_fields(value: Any) -> None:
             raise parameter_error(field.name, f"of type {names}", item)
 
 
-def _build(node: ast.expr, table: Mapping[str, type]) -> Any:
-    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    if not isinstance(call.func, ast.Name):
-        raise ValueError(f"`{ast.unparse(node)}` is not a name")
-    kind = table.get(call.func.id)
-    if kind is None:
-        close = difflib.get_close_matches(call.func.id.lower(), table, n=1)
-        hint = f" (did you mean `{close[0]}`?)" if close else ""
-        raise ValueError(
-            f"`{call.func.id}` is not one of {', '.join(sorted(table))}{hint}"
-        )
-    fields = dataclasses.fields(kind)
-    held = [f for f in fields if not _scalars(f.type)]
-    if len(call.args) > len(held):
-        raise ValueError(
-            f"`{call.func.id}` holds {len(held)} value(s) and has {len(call.args)}; "
-            f"its parameters are written {_signature(fields)}"
-        )
-    given = {f.name: _build(a, table) for f, a in zip(held, call.args, strict=False)}
-    for keyword in call.keywords:
-        field = next((f for f in fields if f.name == keyword.arg), None)
-        if field is None or field.name in given:
+@dataclass(frozen=True)
+class _Grammar:
+    table: Mapping[str, type]
+    same: Mapping[str, str]
+    nearest: Mapping[str, tuple[str, str]]
+
+    def build(self, node: ast.expr, depth: int = 1) -> Any:
+        """Build the value of a syntax tree."""
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"names are nested at most {_MAX_DEPTH} deep")
+        call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+        if not isinstance(call.func, ast.Name):
+            raise ValueError(f"`{ast.unparse(node)}` is not a name")
+        name = call.func.id
+        kind = self._kind(name)
+        fields = dataclasses.fields(kind)
+        held = [f for f in fields if not _scalars(f.type)]
+        if len(call.args) > len(held):
             raise ValueError(
-                f"`{call.func.id}` has no parameter `{_kebab(keyword.arg)}` to set; "
-                f"it has {_signature(fields)}"
+                f"`{name}` holds {len(held)} value(s) and has {len(call.args)}; "
+                f"its parameters are written {_signature(fields)}"
             )
-        given[field.name] = (
-            _scalar(call.func.id, field, keyword.value)
-            if _scalars(field.type)
-            else _build(keyword.value, table)
-        )
-    missing = [
-        f.name
-        for f in fields
-        if f.name not in given
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        names = ", ".join(map(_kebab, missing))
-        raise ValueError(f"`{call.func.id}` needs {names} in parentheses")
-    return kind(**given)
+        given = {
+            f.name: self.build(a, depth + 1)
+            for f, a in zip(held, call.args, strict=False)
+        }
+        for keyword in call.keywords:
+            parameter = next((f for f in fields if f.name == keyword.arg), None)
+            if parameter is None or parameter.name in given:
+                raise ValueError(
+                    f"`{name}` has no parameter `{_kebab(keyword.arg)}` to set; "
+                    f"it has {_signature(fields)}"
+                )
+            given[parameter.name] = (
+                _scalar(name, parameter, keyword.value)
+                if _scalars(parameter.type)
+                else self.build(keyword.value, depth + 1)
+            )
+        missing = [
+            f.name
+            for f in fields
+            if f.name not in given
+            and f.default is dataclasses.MISSING
+            and f.default_factory is dataclasses.MISSING
+        ]
+        if missing:
+            names = ", ".join(map(_kebab, missing))
+            raise ValueError(f"`{name}` needs {names} in parentheses")
+        return kind(**given)
+
+    def _kind(self, name: str) -> type:
+        kind = self.table.get(self.same.get(name, name))
+        if kind is not None:
+            return kind
+        names = ", ".join(sorted(self.table))
+        if name in self.nearest:
+            close, difference = self.nearest[name]
+            hint = f" (did you mean `{close}`? It {difference})"
+        else:
+            known = {other.lower(): rule for other, rule in self.same.items()}
+            known |= {name: name for name in self.table}
+            found = difflib.get_close_matches(name.lower(), known, n=1)
+            hint = f" (did you mean `{known[found[0]]}`?)" if found else ""
+        raise ValueError(f"`{name}` is not one of {names}{hint}")
 
 
 def _scalar(name: str, field: "dataclasses.Field[Any]", node: ast.expr) -> Any:

@@ -1,7 +1,7 @@
-"""Rules that turn the updates of n clients into one, though f of them may lie.
+"""Rules that aggregate the updates of n clients, of which f may be Byzantine.
 
 A rule is an immutable value that is called with updates and f; a meta-rule holds
-another rule. `RULES` has every rule by the name that a run-config spells it with.
+another rule. `RULES` has every rule by the name that a run-config uses.
 
 Examples
 --------
@@ -13,26 +13,41 @@ CTMA(base=GeometricMedian(tolerance=1e-06))
 array([1., 0.])
 """
 
+from flwr_ctma.aggregators.aliases import NEAREST, SAME
 from flwr_ctma.aggregators.arc import ARC
-from flwr_ctma.aggregators.base import Aggregate, Aggregator, Budget
+from flwr_ctma.aggregators.base import (
+    RULES,
+    Aggregate,
+    Aggregator,
+    Budget,
+    MetaAggregator,
+    iter_rules,
+)
 from flwr_ctma.aggregators.bucketing import Bucketing
 from flwr_ctma.aggregators.bulyan import Bulyan
 from flwr_ctma.aggregators.caf import CAF
 from flwr_ctma.aggregators.cclip import CenteredClipping
 from flwr_ctma.aggregators.cge import CGE
+from flwr_ctma.aggregators.clipping import Clipping, NormBound
 from flwr_ctma.aggregators.ctma import CTMA
 from flwr_ctma.aggregators.cwmed import CwMed
 from flwr_ctma.aggregators.cwtm import CwTM
+from flwr_ctma.aggregators.distinct import Distinct
 from flwr_ctma.aggregators.dnc import DnC
+from flwr_ctma.aggregators.flame import FLAME
 from flwr_ctma.aggregators.fltrust import FLTrust
+from flwr_ctma.aggregators.foolsgold import FoolsGold
 from flwr_ctma.aggregators.geometric_median import GeometricMedian
 from flwr_ctma.aggregators.hierarchical import Hierarchical
+from flwr_ctma.aggregators.huber import Huber
 from flwr_ctma.aggregators.krum import Krum, MultiKrum
 from flwr_ctma.aggregators.mda import MDA
 from flwr_ctma.aggregators.meamed import MeaMed
 from flwr_ctma.aggregators.mean import Mean
+from flwr_ctma.aggregators.medoid import Medoid
 from flwr_ctma.aggregators.monna import MoNNA
 from flwr_ctma.aggregators.nnm import NNM
+from flwr_ctma.aggregators.signguard import SignGuard
 from flwr_ctma.aggregators.smea import SMEA
 from flwr_ctma.spec import parse
 
@@ -41,6 +56,7 @@ __all__ = [
     "CAF",
     "CGE",
     "CTMA",
+    "FLAME",
     "MDA",
     "NNM",
     "RULES",
@@ -51,63 +67,49 @@ __all__ = [
     "Budget",
     "Bulyan",
     "CenteredClipping",
+    "Clipping",
     "CwMed",
     "CwTM",
+    "Distinct",
     "DnC",
     "FLTrust",
+    "FoolsGold",
     "GeometricMedian",
     "Hierarchical",
+    "Huber",
     "Krum",
     "MeaMed",
     "Mean",
+    "Medoid",
+    "MetaAggregator",
     "MoNNA",
     "MultiKrum",
+    "NormBound",
+    "SignGuard",
+    "iter_rules",
     "parse_aggregator",
 ]
 
-RULES: dict[str, type] = {
-    "ctma": CTMA,
-    "nnm": NNM,
-    "bucketing": Bucketing,
-    "arc": ARC,
-    "hierarchical": Hierarchical,
-    "mean": Mean,
-    "cwmed": CwMed,
-    "cwtm": CwTM,
-    "meamed": MeaMed,
-    "gm": GeometricMedian,
-    "krum": Krum,
-    "multikrum": MultiKrum,
-    "bulyan": Bulyan,
-    "mda": MDA,
-    "smea": SMEA,
-    "monna": MoNNA,
-    "caf": CAF,
-    "dnc": DnC,
-    "cge": CGE,
-    "cclip": CenteredClipping,
-    "fltrust": FLTrust,
-}
-
 
 def parse_aggregator(text: str) -> Aggregator:
-    """Build the rule that a text spells.
+    """Return the rule that a text spells.
 
     Parameters
     ----------
     text : str
         `name`, `name(base)` or `name(base, key=value)`: "ctma(nnm(cwmed))",
-        "bucketing(gm, size=2)".
+        "bucketing(gm, size=2)". ByzFL's and Flower's names are understood where their
+        definition is the same: "NNM(TrMean)".
 
     Raises
     ------
     ValueError
-        Naming the part that is wrong and what is allowed there.
+        With the part that is wrong and what is allowed in its place.
 
     Examples
     --------
     >>> str(parse_aggregator("ctma(nnm(cwmed))"))
     'ctma(nnm(cwmed))'
     """
-    rule: Aggregator = parse(text, RULES, "aggregator")
+    rule: Aggregator = parse(text, RULES, "aggregator", SAME, NEAREST)
     return rule

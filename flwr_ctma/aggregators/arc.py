@@ -4,17 +4,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flwr_ctma.aggregators.base import Aggregator, Budget, Point
+from flwr_ctma.aggregators.base import Budget, MetaAggregator, Point
+from flwr_ctma.aggregators.clipping import clipped, norms
 from flwr_ctma.engine.updates import Updates
 
 __all__ = ["ARC"]
 
 
 @dataclass(frozen=True)
-class ARC(Aggregator):
+class ARC(MetaAggregator, name="arc"):
     """Adaptive robust clipping: the k largest norms are cut to the next largest.
 
-    k = ⌊2 (f/n) (n − f)⌋; then the base rule.
+    k = ⌊2 (f/n) (n − f)⌋. The base rule sees the clipped rows. With weights, the limit
+    is the largest norm that the longest rows, up to the weight 2 λ (1 − λ) Σ w, do not
+    cover. No κ is known.
 
     Parameters
     ----------
@@ -33,13 +36,10 @@ class ARC(Aggregator):
     array([2.25])
     """
 
-    base: Aggregator
-
     def _point(self, rows: Updates, budget: Budget) -> Point:
-        n, f = budget.n, budget.count
-        norms = np.sqrt(np.maximum(np.diag(rows.gram()), 0.0))
-        clipped = 2 * f * (n - f) // n
-        limit = np.sort(norms)[::-1][clipped]
-        long = norms > limit
-        scale = np.where(long, limit, 1.0) / np.where(long, norms, 1.0)
-        return self.base.solve(rows.mix(np.diag(scale)), budget)
+        lengths = norms(rows)
+        order = np.argsort(-lengths, kind="stable")
+        covered = np.cumsum(budget.shares[order])
+        cut = 2 * budget.share * (1 - budget.share)
+        limit = lengths[order[np.argmax(covered > cut + 1e-12)]]
+        return self.base.solve(clipped(rows, limit), budget)

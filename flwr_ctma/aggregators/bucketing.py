@@ -1,10 +1,11 @@
 """Bucketing: averages of random groups of rows."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from flwr_ctma.aggregators.base import Aggregator, Budget, Point
+from flwr_ctma.aggregators.base import Budget, MetaAggregator, Point
 from flwr_ctma.engine.updates import Updates
 from flwr_ctma.errors import parameter_error
 
@@ -12,23 +13,25 @@ __all__ = ["Bucketing"]
 
 
 @dataclass(frozen=True)
-class Bucketing(Aggregator):
+class Bucketing(MetaAggregator, name="bucketing"):
     """Bucketing: rows in random order, averaged s by s, then the base rule.
 
-    A Byzantine row spoils one bucket, so ⌈n/s⌉ buckets must be more than 2f.
+    A Byzantine row spoils one bucket, so the ⌈n/s⌉ buckets must be as many as the base
+    rule needs for f Byzantine rows: more than 2f. Rows have no weights, because rows
+    are drawn.
 
     Parameters
     ----------
     base : Aggregator
     size : int, optional
-        s; the largest that leaves a majority of buckets honest if None.
+        s. If None, the largest that leaves the base rule enough buckets.
     seed : int (default: 0)
-        Of the random order, the same at every call: give a new one each round.
+        Of the random order, which is the same at every call: change it each round.
 
     Raises
     ------
     ValueError
-        If size or seed is out of range, or ⌈n/size⌉ is not more than 2f.
+        If size or seed is out of range, or leaves the base rule too few buckets.
 
     References
     ----------
@@ -43,7 +46,8 @@ class Bucketing(Aggregator):
     array([2.])
     """
 
-    base: Aggregator
+    weighted: ClassVar[bool] = False
+
     size: int | None = None
     seed: int = 0
 
@@ -69,20 +73,31 @@ class Bucketing(Aggregator):
         return (base + 1) * (n - f) / (least * (buckets - f))
 
     def _size_of(self, n: int, f: int) -> int:
-        # ⌈n/s⌉ ≥ 2f + 1 as long as n > 2fs.
-        return self.size or (n if f == 0 else max(1, (n - 1) // (2 * f)))
+        # ⌈n/s⌉ ≥ m if and only if n > (m − 1) s.
+        others = self.base.min_rows(f) - 1
+        return self.size or (max(1, (n - 1) // others) if others else n)
+
+    def min_rows(self, f: int) -> int:
+        """Return the smallest n with enough buckets for the base rule."""
+        return (self.base.min_rows(f) - 1) * (self.size or 1) + 1
+
+    def _check(self, budget: Budget, weighted: bool) -> None:
+        n, f = budget.n, budget.count
+        least = self.base.min_rows(f)
+        buckets = -(-n // self._size_of(n, f))
+        if self.size is not None and buckets < least:
+            raise parameter_error(
+                "size",
+                f"such that ⌈n/size⌉ is at least {least} for n = {n} and f = {f}",
+                self.size,
+                "Leave it out, sample more clients, or use ctma(gm).",
+            )
+        self.base.check(buckets, f)
 
     def _point(self, rows: Updates, budget: Budget) -> Point:
         n, f = budget.n, budget.count
         size = self._size_of(n, f)
         buckets = -(-n // size)
-        if buckets <= 2 * f:
-            raise parameter_error(
-                "size",
-                f"such that ⌈n/size⌉ > 2f, which for n = {n} and f = {f} is at most "
-                f"{(n - 1) // (2 * f)}",
-                size,
-            )
         order = np.random.default_rng(self.seed).permutation(n)
         mixing = np.zeros((buckets, n))
         mixing[np.arange(n) // size, order] = 1.0

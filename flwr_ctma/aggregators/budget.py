@@ -1,4 +1,4 @@
-"""How much of the rows may be Byzantine."""
+"""Budgets: how many rows, or how much of their weight, may be Byzantine."""
 
 import math
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Budget:
-    """How much of the rows may be Byzantine.
+    """How many rows, or how much of their weight, may be Byzantine.
 
     Parameters
     ----------
     n : int
         Number of rows.
     f : int or float
-        A count of rows, or a share of them in [0, 0.5): of their weight, if they have
-        weights.
+        A count of rows, or a share in [0, 0.5) of the rows or, if they have weights, of
+        their weight.
     weights : ndarray of shape (n,), optional
         Non-negative; uniform if None.
 
@@ -55,7 +55,7 @@ class Budget:
                 "f",
                 "a share in [0, 0.5), or a count as an int",
                 f,
-                "No rule does more.",
+                "No rule tolerates more.",
             )
         if self.weights is not None:
             _check_weights(self.weights, self.n)
@@ -67,7 +67,7 @@ class Budget:
 
     @property
     def count(self) -> int:
-        """f, the number of Byzantine rows: ⌈λn⌉ of a share."""
+        """f, the number of Byzantine rows: ⌈λn⌉ for a share λ."""
         if isinstance(self.f, int | np.integer):
             return int(self.f)
         count = math.ceil(self.f * self.n - 1e-9)
@@ -82,32 +82,38 @@ class Budget:
 
     @property
     def shares(self) -> Float64:
-        """Weights that sum to 1, (n,)."""
+        """Weights of the rows, (n,), with a sum of 1."""
         if self.weights is None:
             return np.full(self.n, 1 / self.n)
         shares: Float64 = self.weights / self.weights.sum()
         return shares
 
     def kept(self, order: "np.ndarray[Any, Any]") -> Float64:
-        """Weights of the rows that come first in an order until 1 − λ is reached.
+        """Return weights of the rows that come first, up to a share of 1 − λ in all.
 
-        The weight of the last one is split; the result sums to 1.
+        The weight of the last row is split; the weights sum to 1.
+
+        Parameters
+        ----------
+        order : integer ndarray of shape (n,) or (m, n)
+            One order of the rows, or m.
         """
         # In units in which n − f rows of weight 1 are kept exactly.
         weight = np.ones(self.n) if self.weights is None else self.weights
         total = weight.sum()
         whole = isinstance(self.f, int | np.integer)
         limit = total * (self.n - self.f) / self.n if whole else total * (1 - self.f)
-        before = np.cumsum(weight[order]) - weight[order]
-        kept = np.zeros(self.n)
-        kept[order] = np.clip(limit - before, 0, weight[order])
+        inorder = weight[order]
+        taken = np.clip(limit - (np.cumsum(inorder, axis=-1) - inorder), 0, inorder)
         # What rounding leaves of a row is nothing: the row may be as large as it likes.
-        kept[kept < _ROUNDING * total] = 0
-        kept /= kept.sum()
+        taken[taken < _ROUNDING * total] = 0
+        kept = np.zeros(order.shape)
+        np.put_along_axis(kept, order, taken, axis=-1)
+        kept /= kept.sum(axis=-1, keepdims=True)
         return kept
 
     def of(self, n: int) -> "Budget":
-        """The same number of Byzantine rows among n others."""
+        """Return the budget of as many Byzantine rows among n other rows."""
         return Budget(n, self.count)
 
 

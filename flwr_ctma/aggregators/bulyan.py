@@ -5,20 +5,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, CoordinateWise
-from flwr_ctma.aggregators.krum import krum_scores
 from flwr_ctma.aggregators.ranks import NearestToMedian
+from flwr_ctma.engine.stack import Float64
 from flwr_ctma.engine.updates import Updates
-from flwr_ctma.errors import parameter_error
 
 __all__ = ["Bulyan"]
 
 
 @dataclass(frozen=True)
-class Bulyan(Aggregator):
+class Bulyan(Aggregator, name="bulyan"):
     """Bulyan: n − 2f rows chosen one by one by Krum, then a mean around their median.
 
-    In each coordinate, of the n − 4f values nearest to the median of the chosen. Needs
-    n ≥ 4f + 3.
+    In each coordinate, the mean of the n − 4f chosen values nearest to their median.
+    Needs n ≥ 4f + 3. Rows have no weights, for the reason that `Krum` states. No κ is
+    known: a row that is chosen late has few neighbours to be near to.
 
     Raises
     ------
@@ -37,20 +37,33 @@ class Bulyan(Aggregator):
     array([2.])
     """
 
+    def min_rows(self, f: int) -> int:
+        """4f + 3."""
+        return 4 * f + 3
+
     def _point(self, rows: Updates, budget: Budget) -> CoordinateWise:
         n, f = budget.n, budget.count
-        if n < 4 * f + 3:
-            raise parameter_error(
-                "f",
-                f"at most (n − 3)/4 = {(n - 3) / 4:g} for Bulyan among n = {n} rows",
-                f,
-                "Sample more clients, or use ctma(gm).",
-            )
-        apart = rows.squared_distances()
-        left = list(range(n))
-        chosen: list[int] = []
-        while len(chosen) < n - 2 * f:
-            neighbours = max(1, len(left) - f - 2)
-            scores = krum_scores(apart[np.ix_(left, left)], neighbours)
-            chosen.append(left.pop(int(np.argmin(scores))))
+        chosen = _chosen(rows.squared_distances(), n - 2 * f, f)
         return CoordinateWise(NearestToMedian(n - 4 * f), rows.mix(np.eye(n)[chosen]))
+
+
+def _chosen(apart: Float64, count: int, f: int) -> list[int]:
+    """Choose rows by Krum one by one, each among the rows that are left.
+
+    The rows' neighbours are sorted once, and a chosen row is struck from the lists.
+    """
+    np.fill_diagonal(apart, np.inf)
+    neighbour = np.argsort(apart, axis=1, kind="stable")
+    near = np.take_along_axis(apart, neighbour, axis=1)
+    left = np.arange(len(apart))
+    chosen: list[int] = []
+    while len(chosen) < count:
+        scores = near[:, : max(1, len(left) - f - 2)].sum(axis=1)
+        best = int(np.argmin(scores))
+        chosen.append(int(left[best]))
+        others = np.arange(len(left)) != best
+        left, neighbour, near = left[others], neighbour[others], near[others]
+        kept = neighbour != chosen[-1]
+        neighbour = neighbour[kept].reshape(len(left), len(left))
+        near = near[kept].reshape(len(left), len(left))
+    return chosen

@@ -1,27 +1,30 @@
 """The covariance-bound agnostic filter."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Combination
-from flwr_ctma.engine.stack import Float64
+from flwr_ctma.aggregators.spectral import top_direction
 from flwr_ctma.engine.updates import Updates
 
 __all__ = ["CAF"]
 
 
 @dataclass(frozen=True)
-class CAF(Aggregator):
+class CAF(Aggregator, name="caf"):
     """Covariance-bound agnostic filter: rows that stretch the covariance count less.
 
-    From c_i = 1, as long as Σ c > n − 2f: with μ = Σ c_i x_i / Σ c and (λ, v) the top
-    eigenpair of Σ c_i (x_i − μ)(x_i − μ)ᵀ / Σ c, and τ_i = ⟨v, x_i − μ⟩²,
+    From c_i = w_i (1 without weights), as long as Σ c > (1 − 2λ) Σ w: with
+    μ = Σ c_i x_i / Σ c and (σ, v) the top eigenpair of Σ c_i (x_i − μ)(x_i − μ)ᵀ / Σ c,
+    and τ_i = ⟨v, x_i − μ⟩²,
 
         c_i ← c_i (1 − τ_i / max_j τ_j)
 
-    The result is the μ with the smallest λ on the way. All of it follows from the Gram
-    matrix; ties of the two ends of v do not matter, since τ is squared.
+    The result is the μ with the smallest σ on the way. Everything follows from the Gram
+    matrix. Each round drops a row at least, so there are at most n rounds; each takes
+    at most 64 products with an (n, n) matrix, and the matrix shrinks as rows drop out.
 
     References
     ----------
@@ -35,27 +38,24 @@ class CAF(Aggregator):
     array([2.00687383])
     """
 
+    weighted: ClassVar[bool] = True
+
     def _point(self, rows: Updates, budget: Budget) -> Combination:
-        gram, n = rows.centred_gram(), budget.n
-        c, best, mean = np.ones(n), np.inf, np.full(n, 1 / n)
-        while c.sum() > n - 2 * budget.count:
-            p = c / c.sum()
-            top, along = _top_direction(gram, p)
+        gram, c = rows.centred_gram(), budget.shares
+        least, best, mean = 1 - 2 * budget.share, np.inf, c
+        left, along = np.arange(budget.n), np.zeros(budget.n)
+        while c.sum() > least + 1e-12:
+            if np.count_nonzero(c[left]) < 0.8 * len(left):
+                kept = c[left] > 0
+                left, along = left[kept], along[kept]
+                gram = gram[np.ix_(kept, kept)]
+            p = c[left] / c.sum()
+            top, along = top_direction(gram, p, along)
             if top < best:
-                best, mean = top, p
-            tau = along**2
-            if not tau[c > 0].any():
+                best, mean = top, c / c.sum()
+            tau = np.where(p > 0, along, 0.0) ** 2
+            if not tau.any():
                 break
-            c = c * (1 - np.minimum(tau / tau[c > 0].max(), 1.0))
+            c = c.copy()
+            c[left] *= 1 - tau / tau.max()
         return Combination(rows.to_stack_coefficients(mean))
-
-
-def _top_direction(gram: Float64, p: Float64) -> tuple[float, Float64]:
-    """Largest variance of rows with weights p, and each row along its direction."""
-    to_mean = np.eye(len(p)) - p
-    centred = to_mean @ gram @ to_mean.T
-    root = np.sqrt(p)
-    values, vectors = np.linalg.eigh(root[:, None] * centred * root)
-    top = max(float(values[-1]), 0.0)
-    along: Float64 = centred @ (root * vectors[:, -1])
-    return top, along / np.sqrt(top) if top > 0 else np.zeros(len(p))

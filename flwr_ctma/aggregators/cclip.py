@@ -14,10 +14,11 @@ __all__ = ["CenteredClipping"]
 
 
 @dataclass(frozen=True)
-class CenteredClipping(Aggregator):
+class CenteredClipping(Aggregator, name="cclip"):
     """Centered clipping: v ← v + Σ_i w_i (x_i − v) min(1, τ/‖x_i − v‖), repeated.
 
-    It starts from `reference`, the previous output, or from zero.
+    v starts at `reference`, the previous output, or at zero. No κ holds for a fixed
+    radius: identical rows farther than steps · τ from the start are not reached.
 
     Parameters
     ----------

@@ -1,6 +1,7 @@
 """Comparative gradient elimination."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -11,11 +12,12 @@ __all__ = ["CGE"]
 
 
 @dataclass(frozen=True)
-class CGE(Aggregator):
+class CGE(Aggregator, name="cge"):
     """Comparative gradient elimination: the mean of the n − f rows of smallest norm.
 
-    Rows must be updates, not models. It is not resilient: f short rows that all point
-    the wrong way are kept.
+    With weights, rows count in the order of their norm up to the weight (1 − λ) Σ w.
+    Rows must be updates, not models. The rule is not robust: f short rows that all
+    point the wrong way are kept, so it has no κ.
 
     References
     ----------
@@ -29,7 +31,8 @@ class CGE(Aggregator):
     array([0.66666667])
     """
 
+    weighted: ClassVar[bool] = True
+
     def _point(self, rows: Updates, budget: Budget) -> Combination:
         order = np.argsort(np.diag(rows.gram()), kind="stable")
-        counted = budget.of(budget.n)
-        return Combination(rows.to_stack_coefficients(counted.kept(order)))
+        return Combination(rows.to_stack_coefficients(budget.kept(order)))

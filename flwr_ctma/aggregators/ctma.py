@@ -1,18 +1,17 @@
 """CTMA: the mean of the rows nearest to any rule's output."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-from flwr_ctma.aggregators.base import Aggregator, Budget, Combination
+from flwr_ctma.aggregators.base import Budget, Combination, MetaAggregator
 from flwr_ctma.engine.updates import Updates
 
 __all__ = ["CTMA"]
 
 
 @dataclass(frozen=True)
-class CTMA(Aggregator):
+class CTMA(MetaAggregator, name="ctma"):
     """Centered Trimmed Meta Aggregator.
 
     With the anchor a = A(x_1, …, x_n), r_i = ‖x_i − a‖ and S the n − f rows with the
@@ -26,14 +25,17 @@ class CTMA(Aggregator):
     Parameters
     ----------
     base : Aggregator
-        A. It may itself be a meta-rule: `CTMA(NNM(CwMed()))` trims the raw rows around
-        the anchor that NNM and CwMed give.
+        A. It may be a meta-rule: `CTMA(NNM(CwMed()))` trims the raw rows around the
+        anchor `NNM(CwMed())`.
 
     References
     ----------
     Dahan and Levy, "Fault Tolerant ML: Efficient Meta-Aggregation and Synchronous
     Training", ICML 2024, Algorithm 1 (arXiv 2405.14759). Weighted form: Dahan and Levy,
     "Weight for Robustness", NeurIPS 2024, Algorithm 1 (arXiv 2501.09621).
+
+    `CTMA(CwMed())` is the construction of Aksel, the mean of the rows nearest to the
+    coordinate-wise median: Boussetta et al., "AKSEL: Fast Byzantine SGD", OPODIS 2020.
 
     Examples
     --------
@@ -43,15 +45,11 @@ class CTMA(Aggregator):
     array([1.83333333])
     """
 
-    weighted: ClassVar[bool] = True
-
-    base: Aggregator
-
     def kappa(self, n: int, f: int) -> float | None:
         r"""8f/(n − f) · (1 + f/(n − f) · κ) with κ of the base.
 
-        For S any n − f rows and T those kept, T \ S and S \ T have as many rows, m ≤
-        f. Pair them, so that rows of T are the nearer ones to the anchor a: then
+        Let S be any n − f rows and T the rows that are kept. T \ S and S \ T have the
+        same number m ≤ f of rows, and those of T are nearer to the anchor a. Hence
         ‖mean_T − mean_S‖ ≤ (2/(n − f)) Σ_{S \ T} ‖x_i − a‖, and with Cauchy and
         Schwarz ‖x_i − a‖² ≤ 2 ‖x_i − mean_S‖² + 2 κ V, V the variance of S, the square
         is at most 4m/(n − f)² · (2 (n − f) V + 2 m κ V).

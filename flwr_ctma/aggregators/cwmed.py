@@ -11,8 +11,8 @@ __all__ = ["CwMed"]
 
 
 @dataclass(frozen=True)
-class CwMed(Aggregator):
-    """Coordinate-wise median; of an even number, the mean of the two middle values.
+class CwMed(Aggregator, name="cwmed"):
+    """Coordinate-wise median: for even n, the mean of the two middle values.
 
     With weights, the value at which the cumulative weight passes one half, and the
     midpoint of two values between which it is exactly one half (ω-CwMed).

@@ -14,11 +14,11 @@ __all__ = ["CwTM"]
 
 
 @dataclass(frozen=True)
-class CwTM(Aggregator):
-    """Coordinate-wise trimmed mean: without the f smallest and the f largest values.
+class CwTM(Aggregator, name="cwtm"):
+    """Coordinate-wise trimmed mean: drop the f smallest and the f largest values.
 
-    With a share λ, or with weights, the weight λ Σ w is trimmed from either end and the
-    value on the boundary is split.
+    With a share λ, or with weights, the weight λ Σ w is trimmed from each end, and the
+    weight of the value on the boundary is split.
 
     References
     ----------
@@ -52,11 +52,11 @@ class CwTM(Aggregator):
 
 
 def _between(weights: Float64, cut: float) -> Float64:
-    """What is left of the weights of sorted values, cut at both ends."""
+    """Return what is left of the weights of sorted values, cut at both ends."""
     upto = np.cumsum(weights, axis=0)
     total = upto[-1]
-    # However near to one half the share is, something of the middle is left.
+    # Some of the middle is left, however near to one half the share is.
     cut = np.minimum(cut, (0.5 - 1e-9) * total)
     kept = np.minimum(upto, total - cut) - np.maximum(upto - weights, cut)
-    # What rounding leaves of a weight that is cut off is nothing.
+    # A rest that is due to rounding counts as nothing.
     return np.where(kept > 1e-12 * total, kept, 0.0)

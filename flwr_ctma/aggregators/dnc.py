@@ -1,23 +1,26 @@
-"""Divide and conquer: without the rows along the direction of largest spread."""
+"""Divide and conquer: drop the rows along the direction of largest spread."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Combination
+from flwr_ctma.aggregators.spectral import top_direction
 from flwr_ctma.engine.updates import Updates
 
 __all__ = ["DnC"]
 
 
 @dataclass(frozen=True)
-class DnC(Aggregator):
+class DnC(Aggregator, name="dnc"):
     """Divide and conquer: f times, the row farthest along the top direction is dropped.
 
-    The top direction is the first right singular vector of the rows left, less their
-    mean; the result is the mean of the n − f rows that remain. The original drops rows
-    along directions of random subsets of coordinates, to keep the cost of the singular
-    vectors down; the (n, n) Gram matrix gives that of all coordinates at no cost.
+    The top direction is the first right singular vector of the remaining rows, centred
+    at their mean; the result is the mean of the n − f rows that remain. The
+    published form drops rows along the directions of random subsets of coordinates, to
+    save time; this form is deterministic and uses all coordinates, through the (n, n)
+    Gram matrix. Each of the f rounds takes at most 64 products with an (n, n)
+    matrix. Rows have no weights, because it is rows that are dropped. No κ is known.
 
     References
     ----------
@@ -32,13 +35,17 @@ class DnC(Aggregator):
     """
 
     def _point(self, rows: Updates, budget: Budget) -> Combination:
-        gram = rows.centred_gram()
-        left = np.arange(budget.n)
-        for _ in range(budget.count):
-            to_mean = np.eye(len(left)) - 1 / len(left)
-            centred = to_mean @ gram[np.ix_(left, left)] @ to_mean
-            along = np.abs(np.linalg.eigh(centred)[1][:, -1])
-            left = np.delete(left, np.argmax(along))
-        coefficients = np.zeros(budget.n)
-        coefficients[left] = 1 / len(left)
+        gram, n = rows.centred_gram(), budget.n
+        left, along = np.arange(n), np.zeros(n)
+        coefficients = np.full(n, 1 / n)
+        for dropped in range(1, budget.count + 1):
+            along = top_direction(gram, coefficients[left], along)[1]
+            counted = coefficients[left] > 0
+            far = left[np.argmax(np.where(counted, np.abs(along), -1.0))]
+            coefficients[coefficients > 0] = 1 / (n - dropped)
+            coefficients[far] = 0.0
+            if n - dropped < 0.8 * len(left):
+                kept = coefficients[left] > 0
+                left, along = left[kept], along[kept]
+                gram = gram[np.ix_(kept, kept)]
         return Combination(rows.to_stack_coefficients(coefficients))

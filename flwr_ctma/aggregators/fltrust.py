@@ -13,15 +13,16 @@ __all__ = ["FLTrust"]
 
 
 @dataclass(frozen=True)
-class FLTrust(Aggregator):
-    """FLTrust: rows of the norm of the server's update, weighted by their cosine to it.
+class FLTrust(Aggregator, name="fltrust"):
+    """FLTrust: rows weighted by their cosine to the server's update, at its norm.
 
     With the server's own update g_0, given as `reference`, and trust
     t_i = max(0, cos(x_i, g_0)):
 
-        FLTrust(x) = Σ_i t_i (‖g_0‖/‖x_i‖) x_i / Σ_i t_i
+        FLTrust(x) = Σ_i w_i t_i (‖g_0‖/‖x_i‖) x_i / Σ_i w_i t_i
 
-    If no row is trusted the result is g_0.
+    If no row is trusted, the result is g_0. The weights w extend the paper, where all
+    are equal.
 
     Raises
     ------
@@ -41,6 +42,7 @@ class FLTrust(Aggregator):
     array([1., 0.])
     """
 
+    weighted: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = True
 
     def _point(self, rows: Updates, budget: Budget) -> Combination:
@@ -49,7 +51,7 @@ class FLTrust(Aggregator):
                 "reference",
                 "the server's own update for fltrust",
                 None,
-                "Train on a few trusted examples and pass what comes of it.",
+                "Train on a few trusted examples and pass the update.",
             )
         own = np.zeros((1, rows.stack.n))
         own[0, rows.reference] = 1.0
@@ -57,7 +59,7 @@ class FLTrust(Aggregator):
         products = rows.stack.moments.inner(np.vstack([mixing, own]))
         norms = np.sqrt(np.maximum(np.diag(products), 0.0))
         lengths = np.where(norms[:-1] > 0, norms[:-1], 1.0)
-        trust = np.maximum(products[-1, :-1], 0.0) / lengths
+        trust = budget.shares * np.maximum(products[-1, :-1], 0.0) / lengths
         if not trust.any():
             return Combination(own[0])
         scale = trust / trust.sum() * norms[-1] / lengths

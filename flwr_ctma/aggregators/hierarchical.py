@@ -1,4 +1,4 @@
-"""Hierarchical aggregation: robust within random groups of rows, then across them."""
+"""Hierarchical aggregation: a rule within random groups, and one across them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,17 +16,18 @@ __all__ = ["Hierarchical"]
 
 
 @dataclass(frozen=True)
-class Hierarchical(Aggregator):
-    """A rule within random groups, and a rule across what they give: n·s for n².
+class Hierarchical(Aggregator, name="hierarchical"):
+    """A rule within random groups, and a rule across the groups' results.
 
     Rows are dealt at random into m groups G_j of s rows or more:
 
         y_j = A(x_i : i in G_j),  f = k        A(x) = B(y_1, …, y_m),  f = F
 
     Of n rows f are Byzantine. k and F are such that more than F groups hold more than k
-    of them with a probability of at most `failure`, by `flwr_ctma.aggregators.grouping`, and leave
-    the widest margins to one half. Inner products are taken within groups, and of the
-    m results: n·s + m² in the place of n², and m rows more of memory.
+    of them with a probability of at most `failure` (see
+    `flwr_ctma.aggregators.grouping`), with the widest margins to one half. Inner
+    products are taken within groups and between the m results: n·s + m² in place of n²,
+    with memory for m more rows.
 
     Parameters
     ----------
@@ -35,30 +36,31 @@ class Hierarchical(Aggregator):
     across : Aggregator, optional
         B; A if None.
     size : int, optional
-        s; if None 64, or more where groups so small would cost half of the margin
-        1 − 2f/n. With fewer than 2s rows the rule is A itself.
+        s. If None, 64, or more if groups so small would cost half of the margin
+        1 − 2f/n. With fewer than 2s rows, the rule is A itself.
     failure : float (default: 1e-6)
-        Greatest probability, in one call, that neither level's f may hold. 0 asks for
-        groups that hold wherever the Byzantine rows are, as there are for f < n/4.
+        Greatest probability, in one call, that the f of either level does not hold. 0
+        asks for groups that hold wherever the Byzantine rows are, which exist for
+        f < n/4.
     seed : int, optional
-        Of the groups; anew at every call if None. The probability is that of a draw
-        that the Byzantine clients do not know: keep a seed to yourself.
+        Of the groups. If None, every call draws new ones. The probability is that of a
+        draw that the Byzantine clients do not know: keep a seed secret.
 
     Raises
     ------
     ValueError
-        If rows have weights, for it is rows that are drawn; or if groups of this size
-        cannot bear f.
+        If rows have weights, because rows are drawn; or if groups of this size cannot
+        tolerate f.
 
     Notes
     -----
-    What fails with a small probability is the promise, not the result: groups that hold
-    more Byzantine rows than they bear, but not more than half, often do well.
+    With a small probability the promise fails, which need not spoil the result: groups
+    with more Byzantine rows than k, but fewer than half, often do well.
 
     References
     ----------
-    Random groups: as bucketing's (Karimireddy, He and Jaggi, ICLR 2022), with a robust
-    rule in the place of the mean.
+    Random groups as in bucketing (Karimireddy, He and Jaggi, ICLR 2022), with a robust
+    rule in place of the mean.
 
     Examples
     --------
@@ -85,7 +87,7 @@ class Hierarchical(Aggregator):
             raise parameter_error("seed", "at least 0", self.seed)
 
     def kappa(self, n: int, f: int) -> float | None:
-        r"""(1 + κ_A)(1 + κ_B)(n − f)/((m − F)(s − k)), but for the chance of a failure.
+        r"""(1 + κ_A)(1 + κ_B)(n − f)/((m − F)(s − k)), except on failure.
 
         Let S be the honest rows, μ their mean, H_j those of group j, and T groups that
         are not lost, m − F of them. Averaged over subsets of H_j of s_j − k rows, A's
@@ -116,11 +118,20 @@ class Hierarchical(Aggregator):
             raise parameter_error(
                 "size",
                 f"so large that for n = {n} and f = {f} most groups have an honest "
-                f"majority, but for a chance of {self.failure:g}",
+                f"majority, except with probability {self.failure:g}",
                 self.size,
-                "Leave it out, and one that is large enough is taken.",
+                "Leave it out: the rule then chooses a sufficient size.",
             )
         return found
+
+    def _check(self, budget: Budget, weighted: bool) -> None:
+        found = self._levels(budget.n, budget.count)
+        if found.groups == 1:
+            self.within.check(budget.n, budget.f)
+            return
+        for size in {found.size, -(-budget.n // found.groups)}:
+            self.within.check(size, found.within)
+        self._across.check(found.groups, found.across)
 
     def _point(self, rows: Updates, budget: Budget) -> Point:
         found = self._levels(budget.n, budget.count)
@@ -142,7 +153,7 @@ class Hierarchical(Aggregator):
 
 @dataclass(frozen=True, eq=False)
 class _Nested(Point):
-    """A point among points that were found in groups of rows."""
+    """The result across groups of rows."""
 
     rows: Updates
     groups: Sequence[Index]
@@ -151,11 +162,11 @@ class _Nested(Point):
     top: Point
 
     def vector(self, stack: Stack) -> Vector:
-        """What the rule across gives."""
+        """Return the result of the rule across."""
         return self.top.vector(self.results.stack)
 
     def squared_distances(self, rows: Updates) -> Float64:
-        """Some rows after the others, so that no more of them are copied at once."""
+        """Take a part of the rows at a time, so that only a part is copied."""
         vector, squared = self.vector(rows.stack), np.empty(rows.n)
         with _naming(rows):
             for some in np.array_split(np.arange(rows.n), len(self.groups)):
@@ -164,7 +175,7 @@ class _Nested(Point):
         return squared
 
     def influence(self, stack: Stack) -> Float64:
-        """Of a row in its group, times that of the group."""
+        """Return the influence of a row in its group times that of the group."""
         total = np.zeros(stack.n)
         shares = self.top.influence(self.results.stack)
         for share, group, point in zip(shares, self.groups, self.points, strict=False):
@@ -175,7 +186,7 @@ class _Nested(Point):
         return total
 
     def weights(self) -> Float64 | None:
-        """Known where both rules weigh rows as wholes."""
+        """Return the influence if both rules weigh whole rows, else None."""
         if any(point.weights() is None for point in (*self.points, self.top)):
             return None
         return self.influence(self.rows.stack)
@@ -183,7 +194,7 @@ class _Nested(Point):
 
 @contextmanager
 def _naming(rows: Updates) -> Iterator[None]:
-    """Name rows that are not finite by their places among all, not in a group."""
+    """Let errors name rows that are not finite by their index among all rows."""
     try:
         yield
     except ValueError:

@@ -1,19 +1,27 @@
 """The mean around the coordinate-wise median."""
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, CoordinateWise
 from flwr_ctma.aggregators.ctma import CTMA
 from flwr_ctma.aggregators.cwmed import CwMed
-from flwr_ctma.aggregators.ranks import NearestToMedian
+from flwr_ctma.aggregators.ranks import NearestToMedian, WeightedMedian
+from flwr_ctma.engine.stack import Float64
 from flwr_ctma.engine.updates import Updates
 
 __all__ = ["MeaMed"]
 
 
 @dataclass(frozen=True)
-class MeaMed(Aggregator):
+class MeaMed(Aggregator, name="meamed"):
     """Mean around the median: in each coordinate, of the n − f values nearest to it.
+
+    With weights, or a share λ that is not a whole number of rows, the values nearest to
+    the weighted median count up to the weight (1 − λ) Σ w, and the weight of the last
+    value is split.
 
     References
     ----------
@@ -26,9 +34,38 @@ class MeaMed(Aggregator):
     array([2.33333333])
     """
 
+    weighted: ClassVar[bool] = True
+
     def kappa(self, n: int, f: int) -> float | None:
-        """κ of `CTMA(CwMed())`, which it is in each coordinate."""
+        """κ of `CTMA(CwMed())`, which the rule is in each coordinate."""
         return CTMA(CwMed()).kappa(n, f)
 
     def _point(self, rows: Updates, budget: Budget) -> CoordinateWise:
-        return CoordinateWise(NearestToMedian(budget.n - budget.count), rows)
+        kept = budget.n * (1 - budget.share)
+        if budget.weights is None and abs(kept - round(kept)) < 1e-9:
+            return CoordinateWise(NearestToMedian(round(kept)), rows)
+        return CoordinateWise(_WeightedNearest(budget), rows)
+
+
+@dataclass(frozen=True, eq=False)
+class _WeightedNearest:
+    """Kernel: the mean of the values nearest to the weighted median."""
+
+    budget: Budget
+
+    def value(self, block: Any) -> Any:
+        """Return the mean of each column."""
+        values = block if isinstance(block, np.ndarray) else block.cpu().numpy()
+        mean = (self._kept(values) * values).sum(axis=0)
+        mean[~np.isfinite(values).all(axis=0)] = np.nan
+        return mean if isinstance(block, np.ndarray) else block.new_tensor(mean)
+
+    def weights(self, block: Any) -> Float64:
+        """Return the weight of each row in each column."""
+        values = block if isinstance(block, np.ndarray) else block.cpu().numpy()
+        return self._kept(values)
+
+    def _kept(self, values: Any) -> Float64:
+        median = WeightedMedian(self.budget.shares).value(values)
+        order = np.argsort(np.abs(values - median), axis=0, kind="stable")
+        return np.ascontiguousarray(self.budget.kept(order.T).T)

@@ -1,4 +1,4 @@
-"""The weighted mean: what FedAvg does, and what one client can move anywhere."""
+"""The weighted mean, as FedAvg computes it: one client can move it anywhere."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ __all__ = ["Mean"]
 
 
 @dataclass(frozen=True)
-class Mean(Aggregator):
+class Mean(Aggregator, name="mean"):
     """Weighted mean Σ w_i x_i / Σ w_i; not robust.
 
     Examples

@@ -1,6 +1,7 @@
 """MoNNA: the rows nearest to a trusted one."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -12,18 +13,20 @@ __all__ = ["MoNNA"]
 
 
 @dataclass(frozen=True)
-class MoNNA(Aggregator):
+class MoNNA(Aggregator, name="monna"):
     """MoNNA: the mean of the n − f rows nearest to a trusted row.
+
+    With weights, the nearest rows count up to the weight (1 − λ) Σ w.
 
     Parameters
     ----------
     pivot : int (default: 0)
-        Index of the trusted row. If its client is Byzantine, so is the result.
+        Index of the trusted row. If its client is Byzantine, the result is too.
 
     Raises
     ------
     ValueError
-        If there is no such row.
+        If the pivot is negative, or not smaller than n.
 
     References
     ----------
@@ -37,6 +40,8 @@ class MoNNA(Aggregator):
     array([2.33333333])
     """
 
+    weighted: ClassVar[bool] = True
+
     pivot: int = 0
 
     def __post_init__(self) -> None:
@@ -44,9 +49,10 @@ class MoNNA(Aggregator):
         if self.pivot < 0:
             raise parameter_error("pivot", "at least 0", self.pivot)
 
-    def _point(self, rows: Updates, budget: Budget) -> Combination:
+    def _check(self, budget: Budget, weighted: bool) -> None:
         if self.pivot >= budget.n:
             raise parameter_error("pivot", f"smaller than n = {budget.n}", self.pivot)
+
+    def _point(self, rows: Updates, budget: Budget) -> Combination:
         order = np.argsort(rows.squared_distances()[self.pivot], kind="stable")
-        counted = budget.of(budget.n)
-        return Combination(rows.to_stack_coefficients(counted.kept(order)))
+        return Combination(rows.to_stack_coefficients(budget.kept(order)))

@@ -192,7 +192,7 @@ def undefined(aggregator: str, n: int, f: int) -> str:
     Examples
     --------
     >>> undefined("krum", n=17, f=8)
-    'Parameter `f` should be at most (n − 3)/2 = 7 for Krum among n = 17 rows. Found \
+    'Parameter `f` should be at most 7 for krum among n = 17 rows. Found \
 `f = 8`. Sample more clients, or use ctma(gm).'
     >>> undefined("krum", n=17, f=7)
     ''

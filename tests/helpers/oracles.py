@@ -66,11 +66,22 @@ def trimmed(values, w, cut):
     return total / mass
 
 
-def meamed(x, f):
+def kept(distance, f, w):
+    """Weights of the nearest rows, up to (1 − f/n) of all weight."""
+    result, room = np.zeros(len(w)), (1 - f / len(w)) * w.sum()
+    for i in nearest(distance, len(w)):
+        taken = min(w[i], room)
+        if taken > 1e-12 * w.sum():
+            result[i], room = taken, room - taken
+    return result / result.sum()
+
+
+def meamed(x, f, weights=None):
+    w = uniform(x, weights)
+
     def one(column):
-        middle = np.median(column)
-        chosen = nearest(np.abs(column - middle), len(column) - f)
-        return np.mean(column[chosen])
+        middle = weighted_median(column, w)
+        return kept(np.abs(column - middle), f, w) @ column
 
     return np.array([one(column) for column in x.T])
 
@@ -127,7 +138,12 @@ def bulyan(x, f):
             sum(sorted(squared[i, j] for j in left if j != i)[:count]) for i in left
         ]
         chosen.append(left.pop(nearest(scores, 1)[0]))
-    return meamed(x[chosen], 2 * f)
+    y = np.sort(x[chosen], axis=0)
+    columns = []
+    for column in y.T:
+        order = nearest(np.abs(column - np.median(column)), len(y) - 2 * f)
+        columns.append(column[order].mean())
+    return np.array(columns)
 
 
 def diameter(x):
@@ -154,17 +170,18 @@ def smea(x, f):
     return x[best_subset(x, f, spread)].mean(axis=0)
 
 
-def monna(x, f, pivot=0):
-    return x[nearest(norm(x - x[pivot], axis=1), len(x) - f)].mean(axis=0)
+def monna(x, f, weights=None, pivot=0):
+    return kept(norm(x - x[pivot], axis=1), f, uniform(x, weights)) @ x
 
 
-def cge(x, f):
-    return x[nearest(norm(x, axis=1), len(x) - f)].mean(axis=0)
+def cge(x, f, weights=None):
+    return kept(norm(x, axis=1), f, uniform(x, weights)) @ x
 
 
-def caf(x, f):
-    c, least, result = np.ones(len(x)), np.inf, x.mean(axis=0)
-    while c.sum() > len(x) - 2 * f:
+def caf(x, f, weights=None):
+    c, least, result = uniform(x, weights), np.inf, mean(x, f, weights)
+    end = (1 - 2 * f / len(x) + 1e-12) * c.sum()
+    while c.sum() > end:
         middle = c @ x / c.sum()
         apart = x - middle
         covariance = sum(ci * np.outer(a, a) for ci, a in zip(c, apart, strict=True))
@@ -196,28 +213,135 @@ def cclip(x, f, weights=None, reference=None, radius=10.0, steps=1):
     return v
 
 
-def fltrust(x, f, reference):
+def fltrust(x, f, reference, weights=None):
     trust, scaled = [], []
-    for row in x:
+    for row, w in zip(x, uniform(x, weights), strict=True):
         length = norm(row) or 1.0
-        trust.append(max(0.0, row @ reference / (length * norm(reference))))
+        trust.append(w * max(0.0, row @ reference / (length * norm(reference))))
         scaled.append(row * norm(reference) / length)
     return mean(np.array(scaled), f, trust) if any(trust) else reference
 
 
-def ctma(base, x, f, weights=None, **given):
-    given |= {} if weights is None else {"weights": weights}
-    anchor, w = base(x, f, **given), uniform(x, weights)
-    room, total, mass = (1 - f / len(x)) * w.sum(), 0.0, 0.0
-    for i in nearest(norm(x - anchor, axis=1), len(x)):
-        taken = min(w[i], room - mass)
-        if taken > 1e-12 * w.sum():
-            total, mass = total + taken * x[i], mass + taken
-    return total / mass
+def huber(x, f, weights=None, radius=None):
+    """Gradient descent with step 1: the loss is 1-smooth."""
+    w = uniform(x, weights) / uniform(x, weights).sum()
+    y = gm(x, f, weights)
+    if radius is None:
+        r = norm(x - y, axis=1)
+        order = [i for i in nearest(r, len(x)) if w[i] > 0]
+        upto = np.cumsum(w[order])
+        radius = r[order[int(np.argmax(upto >= 0.5 - 1e-12))]]
+    if radius == 0:
+        return y
+    for _ in range(3000):
+        r = np.maximum(norm(x - y, axis=1), 1e-300)
+        y = y + (w * np.minimum(1.0, radius / r)) @ (x - y)
+    return y
+
+
+def cosine(a, b):
+    return a @ b / ((norm(a) or 1.0) * (norm(b) or 1.0))
+
+
+def foolsgold(x, f):
+    n = len(x)
+    s = [[cosine(a, b) for b in x] for a in x]
+    most = [max([0.0] + [s[i][j] for j in range(n) if j != i]) for i in range(n)]
+    alpha = []
+    for i in range(n):
+        largest = -1.0
+        for j in range(n):
+            pardon = most[i] / most[j] if most[j] > most[i] else 1.0
+            if j != i:
+                largest = max(largest, s[i][j] * pardon)
+        alpha.append(min(1.0, max(0.0, 1 - largest)))
+    alpha = [a if a > 1e-12 else 0.0 for a in alpha]
+    top = max(alpha)
+    if top == 0:
+        return 0 * x[0]
+    for i in range(n):
+        a = min(alpha[i] / top, 0.99)
+        alpha[i] = min(1.0, max(0.0, np.log(a / (1 - a)) + 0.5)) if a > 0 else 0.0
+    return mean(x, f, alpha)
+
+
+def flame(x, f):
+    n = len(x)
+    apart = np.array([[1 - cosine(a, b) for b in x] for a in x])
+    for t in sorted(apart[i, j] for i, j in combinations(range(n), 2)) or [0.0]:
+        for start in range(n):
+            linked, new = {start}, [start]
+            while new:
+                i = new.pop()
+                more = [
+                    j for j in range(n) if j not in linked and apart[i, j] <= t + 1e-12
+                ]
+                linked.update(more)
+                new += more
+            if 2 * len(linked) > n:
+                return clip(x, lower_median(x))[sorted(linked)].mean(axis=0)
+
+
+def lower_median(x):
+    return sorted(norm(x, axis=1))[(len(x) - 1) // 2]
+
+
+def signguard(x, f, shortest=0.1, longest=3.0):
+    n, middle = len(x), lower_median(x)
+    signs = [[np.mean(row > 0), np.mean(row == 0), np.mean(row < 0)] for row in x]
+    points = np.array(signs)
+    reach = [sorted(norm(points - p, axis=1))[max(1, n // 2) - 1] for p in points]
+    width = sum(reach) / n + 1e-9
+    modes = points.copy()
+    for _ in range(100):
+        moved = np.array([within(points, m, width).mean(axis=0) for m in modes])
+        shift = abs(moved - modes).max()
+        modes = moved
+        if shift <= 1e-3 * width:
+            break
+    centres = []
+    for i in nearest([-len(within(points, m, width)) for m in modes], n):
+        if all(norm(modes[i] - c) > width for c in centres):
+            centres.append(modes[i])
+    label = [nearest([norm(p - c) for c in centres], 1)[0] for p in points]
+    common = max(sorted(set(label)), key=label.count)
+    kept = [
+        row * min(1.0, middle / (norm(row) or 1.0))
+        for row, own in zip(x, label, strict=True)
+        if own == common and shortest * middle <= norm(row) <= longest * middle
+    ]
+    return sum(kept, 0 * x[0]) / max(1, len(kept))
+
+
+def within(points, centre, width):
+    return points[norm(points - centre, axis=1) <= width]
+
+
+def distinct(base, x, f, nearer=0.05):
+    n, apart = len(x), distances(x)
+    t = nearer * min(sorted(row)[n - f - 1] for row in apart)
+    groups = []
+    for i in range(n):
+        for group in groups:
+            if x[i].any() and all(apart[i, j] <= t and x[j].any() for j in group):
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    copies = n - len(groups)
+    if copies > f or max(map(len, groups)) > f:
+        return base(x, f)
+    return base(np.array([x[group].mean(axis=0) for group in groups]), f - copies)
+
+
+def ctma(base, x, f, **given):
+    anchor = base(x, f, **given)
+    return kept(norm(x - anchor, axis=1), f, uniform(x, given.get("weights"))) @ x
 
 
 def nnm(base, x, f, **given):
-    mixed = [x[nearest(row, len(x) - f)].mean(axis=0) for row in distances(x)]
+    w = uniform(x, given.get("weights"))
+    mixed = [kept(row, f, w) @ x for row in distances(x)]
     return base(np.array(mixed), f, **given)
 
 
@@ -230,13 +354,37 @@ def bucketing(base, x, f, size=None, seed=0):
 
 
 def arc(base, x, f, **given):
-    n, lengths = len(x), norm(x, axis=1)
-    limit = sorted(lengths, reverse=True)[int(2 * f * (n - f) / n)]
-    clipped = [
-        row * min(1.0, limit / max(length, 1e-300))
-        for row, length in zip(x, lengths, strict=True)
+    lengths, w = norm(x, axis=1), uniform(x, given.get("weights"))
+    room = 2 * f / len(x) * (1 - f / len(x)) * w.sum()
+    for i in nearest(-lengths, len(x)):
+        room -= w[i]
+        if room < -1e-12 * w.sum():
+            return base(clip(x, lengths[i]), f, **given)
+
+
+def clip(x, radius):
+    return np.array([row * min(1.0, radius / max(norm(row), 1e-300)) for row in x])
+
+
+def clipping(base, x, f, radius, **given):
+    return base(clip(x, radius), f, **given)
+
+
+def normbound(base, x, f, quantile=0.5, **given):
+    lengths, w = norm(x, axis=1), uniform(x, given.get("weights"))
+    upto = 0.0
+    for i in nearest(lengths, len(x)):
+        upto += w[i] / w.sum()
+        if upto >= quantile - 1e-12:
+            return base(clip(x, lengths[i]), f, **given)
+
+
+def medoid(x, f, weights=None):
+    w = uniform(x, weights)
+    sums = [
+        w @ row if wi > 0 else np.inf for row, wi in zip(distances(x), w, strict=True)
     ]
-    return base(np.array(clipped), f, **given)
+    return x[int(np.argmin(sums))]
 
 
 def hierarchical(within, x, f, across=None, size=3, seed=0, failure=1e-6):

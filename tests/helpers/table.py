@@ -1,7 +1,7 @@
-"""The table of rules: what each is compared with, and which laws it obeys.
+"""The table of rules: the oracle of each, and the laws that it obeys.
 
-A new rule costs its file, one line in `flwr_ctma.aggregators.RULES`, and one here with
-its oracle and its golden row. What it is exempt from stands here too, with the reason.
+A new rule costs its file, its import in `flwr_ctma.aggregators`, and a row here with
+its oracle, its golden row, and the laws that do not hold for it, with the reason.
 """
 
 from collections.abc import Callable, Mapping
@@ -49,9 +49,9 @@ class Rule:
     golden : tuple of 3 floats
         The result on `GOLDEN` with f = 2.
     least : callable
-        The smallest n that the rule takes for f.
+        The smallest n for which the rule is defined with f.
     weighted, referenced : bool
-        What it takes beside rows and f.
+        Whether it takes weights, and a reference.
     flat : bool
         Whether it has several answers for a few rows on a line, as a median has.
     exempt : mapping
@@ -104,7 +104,9 @@ def of_thirds(f):
 
 MEAN = {"mean": "a middle of the rows, not their mean"}
 NORMS = {"translation": "norms are about zero, the model that was sent"}
-INDEX = {"permutation": "the trusted row is given by its index"}
+INDEX = dict.fromkeys(
+    ["permutation", "repetition"], "the trusted row is given by its index"
+)
 PLACES = {"permutation": "which rows share a bucket depends on their places"}
 EQUALS = dict.fromkeys(
     ["oracle", "permutation"],
@@ -120,13 +122,22 @@ LINEAR = {
 }
 SHORT = {"majority": "short rows are kept, wherever they point"}
 TRUST = {"majority": "the server's own update decides, not the number of rows"}
+UNLIKE = {
+    "majority": "rows that are alike do not count",
+    "bounded": "a row unlike all others counts most",
+    "average": "no row counts if all are alike",
+}
+SIGNS = {
+    "majority": "rows of honest signs and norms are kept",
+    "permutation": "of clusters of the same size the first is taken",
+}
 PULLS = {"majority": "every row pulls, though no farther than its limit"}
 
 TABLE = [
     Rule("mean", o.mean, (2.254545, 0.609091, -0.681818), weighted=True, exempt=LINEAR),
     Rule("cwmed", o.cwmed, (2.3, 0.6, -1.2), weighted=True, exempt=MEAN),
     Rule("cwtm", o.cwtm, (2.0, 0.728571, -1.257143), weighted=True),
-    Rule("meamed", o.meamed, (1.922222, 0.811111, -1.666667)),
+    Rule("meamed", o.meamed, (1.922222, 0.811111, -1.666667), weighted=True),
     Rule(
         "gm",
         o.gm,
@@ -147,16 +158,25 @@ TABLE = [
     Rule("bulyan", o.bulyan, (0.766667, 0.366667, -1.633333), of_bulyan, exempt=MUTUAL),
     Rule("mda", o.mda, (1.888889, 1.688889, -1.255556), exempt=EQUALS),
     Rule("smea", o.smea, (1.5, 0.811111, -1.344444)),
-    Rule("monna", o.monna, (1.255556, 1.522222, -1.666667), exempt=INDEX),
+    Rule(
+        "monna", o.monna, (1.255556, 1.522222, -1.666667), weighted=True, exempt=INDEX
+    ),
     Rule(
         "monna(pivot=2)",
         partial(o.monna, pivot=2),
         (1.5, 0.811111, -1.344444),
+        weighted=True,
         exempt=INDEX,
     ),
-    Rule("caf", o.caf, (1.565087, 1.219817, -1.299876)),
+    Rule("caf", o.caf, (1.565087, 1.219817, -1.299876), weighted=True),
     Rule("dnc", o.dnc, (1.888889, 1.688889, -1.255556)),
-    Rule("cge", o.cge, (1.411111, 0.888889, -1.122222), exempt=NORMS | SHORT),
+    Rule(
+        "cge",
+        o.cge,
+        (1.411111, 0.888889, -1.122222),
+        weighted=True,
+        exempt=NORMS | SHORT,
+    ),
     Rule(
         "cclip",
         o.cclip,
@@ -177,6 +197,7 @@ TABLE = [
         "fltrust",
         o.fltrust,
         (0.986427, 1.370378, -0.97099),
+        weighted=True,
         referenced=True,
         exempt=NORMS | SCALED | TRUST | MEAN,
     ),
@@ -210,6 +231,7 @@ TABLE = [
         "ctma(fltrust)",
         partial(o.ctma, o.fltrust),
         (1.255556, 1.522222, -1.666667),
+        weighted=True,
         referenced=True,
         exempt=NORMS | TRUST,
     ),
@@ -217,18 +239,29 @@ TABLE = [
         "ctma(nnm(cwmed))",
         partial(o.ctma, partial(o.nnm, o.cwmed)),
         (1.255556, 1.522222, -1.666667),
+        weighted=True,
     ),
     Rule(
         "nnm(ctma(cwmed))",
         partial(o.nnm, partial(o.ctma, o.cwmed)),
         (1.520988, 1.419753, -1.458025),
+        weighted=True,
     ),
-    Rule("nnm(cwmed)", partial(o.nnm, o.cwmed), (1.5, 1.522222, -1.344444)),
-    Rule("nnm(gm)", partial(o.nnm, o.gm), (1.548462, 1.37353, -1.429245), flat=True),
+    Rule(
+        "nnm(cwmed)", partial(o.nnm, o.cwmed), (1.5, 1.522222, -1.344444), weighted=True
+    ),
+    Rule(
+        "nnm(gm)",
+        partial(o.nnm, o.gm),
+        (1.548462, 1.37353, -1.429245),
+        weighted=True,
+        flat=True,
+    ),
     Rule(
         "nnm(ctma(gm))",
         partial(o.nnm, partial(o.ctma, o.gm)),
         (1.520988, 1.419753, -1.458025),
+        weighted=True,
         flat=True,
     ),
     Rule(
@@ -278,14 +311,99 @@ TABLE = [
         "arc(mean)",
         partial(o.arc, o.mean),
         (1.733356, 0.800004, -0.90114),
+        weighted=True,
         exempt=NORMS | SCALED | PULLS,
     ),
     Rule(
         "arc(ctma(gm))",
         partial(o.arc, partial(o.ctma, o.gm)),
         (1.178476, 1.382274, -1.623654),
+        weighted=True,
         flat=True,
         exempt=NORMS | SCALED,
+    ),
+    Rule(
+        "clipping(cwmed, radius=3.0)",
+        partial(o.clipping, o.cwmed, radius=3.0),
+        (1.519494, 0.6, -1.176383),
+        weighted=True,
+        exempt=NORMS | UNITS | SCALED | PULLS | MEAN,
+    ),
+    Rule(
+        "clipping(nnm(mean), radius=9.0)",
+        partial(o.clipping, partial(o.nnm, o.mean), radius=9.0),
+        (1.659543, 1.189261, -1.300478),
+        weighted=True,
+        exempt=NORMS | UNITS | SCALED | PULLS | MEAN,
+    ),
+    Rule(
+        "normbound(mean)",
+        partial(o.normbound, o.mean),
+        (1.298233, 0.673083, -0.885389),
+        weighted=True,
+        exempt=NORMS | SCALED | PULLS | MEAN,
+    ),
+    Rule(
+        "normbound(ctma(cwmed), quantile=0.8)",
+        partial(o.normbound, partial(o.ctma, o.cwmed), quantile=0.8),
+        (1.486638, 0.790853, -1.3341),
+        weighted=True,
+        exempt=NORMS | SCALED | MEAN,
+    ),
+    Rule(
+        "medoid",
+        o.medoid,
+        (1.9, 2.1, -2.0),
+        weighted=True,
+        flat=True,
+        exempt=MEAN,
+    ),
+    Rule(
+        "distinct(cwmed)",
+        partial(o.distinct, o.cwmed),
+        (2.3, 0.6, -1.2),
+        exempt=MEAN,
+    ),
+    Rule(
+        "distinct(ctma(gm), nearer=0.1)",
+        partial(o.distinct, partial(o.ctma, o.gm), nearer=0.1),
+        (1.255556, 1.522222, -1.666667),
+        flat=True,
+    ),
+    Rule(
+        "huber",
+        o.huber,
+        (1.776163, 1.073456, -1.152408),
+        weighted=True,
+        flat=True,
+        exempt=MEAN,
+    ),
+    Rule(
+        "huber(radius=3.0)",
+        partial(o.huber, radius=3.0),
+        (1.762719, 1.029681, -1.237575),
+        weighted=True,
+        flat=True,
+        exempt=UNITS | PULLS | MEAN,
+    ),
+    Rule(
+        "foolsgold",
+        o.foolsgold,
+        (-0.979097, -0.809313, -1.394578),
+        exempt=NORMS | UNLIKE | MEAN,
+    ),
+    Rule(
+        "signguard",
+        o.signguard,
+        (2.265768, 1.655015, -0.547834),
+        exempt=NORMS | SCALED | SIGNS | MEAN,
+    ),
+    Rule(
+        "flame",
+        o.flame,
+        (1.581774, 1.692294, -1.44594),
+        flat=True,
+        exempt=NORMS | SCALED | MEAN,
     ),
 ]
 
@@ -298,6 +416,7 @@ LAWS = {
     "majority": "n − f identical rows are the result, whatever the others are",
     "bounded": "f rows far away move the result by as much as honest rows differ",
     "mean": "with f = 0 the result is the mean",
+    "repetition": "a row of integer weight is as many rows",
 }
 
 few = settings(max_examples=12, deadline=None, derandomize=True)
@@ -313,9 +432,10 @@ def everyone(predicate=lambda rule: True):
     return [pytest.param(r, id=r.spec) for r in TABLE if predicate(r)]
 
 
-def _distinct_mixtures(x, f):
-    """Of few that are mirrored, as p, p, q, q, rounding says which are kept."""
-    return len({frozenset(o.nearest(row, len(x) - f)) for row in o.distances(x)})
+def distinct_mixtures(x, f):
+    """Return how many mixed rows differ: p, p, q, q have many medians."""
+    weights = np.ones(len(x))
+    return len({tuple(o.kept(row, f, weights).round(9)) for row in o.distances(x)})
 
 
 @st.composite
@@ -342,5 +462,5 @@ def samples(draw, rule, most_lies=2):
         # wins when it and another row are each other's nearest.
         assume(lie != "copy" or f < 2)
     if "nnm" in rule.spec:
-        assume(f == 0 or _distinct_mixtures(x, f) > n / 2)
+        assume(f == 0 or distinct_mixtures(x, f) > n / 2)
     return x, f, centre + 0.5 * rng.standard_normal(d)
