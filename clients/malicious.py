@@ -9,7 +9,7 @@ from clients import honest
 from clients.config import RunConfig
 from clients.honest import partition_of
 from clients.task import load_train
-from flwr_ctma.attacks import Attack, Omniscient, parse_attack
+from flwr_ctma.attacks import Attack, iter_attacks, parse_attack
 from flwr_ctma.mods import ByzantineMod
 
 __all__ = ["MaliciousClient", "malicious"]
@@ -59,6 +59,6 @@ class MaliciousClient(ClientApp):
 def malicious(config: RunConfig) -> MaliciousClient:
     """Build the client that the run-config asks for."""
     attack = parse_attack(config.attack)
-    # What they would send themselves, those who see everything have no use for.
-    blind = getattr(type(attack), "collude", None) is not Omniscient.collude
-    return MaliciousClient(attack, config.seed, honest.app if blind else _Idle())
+    # Attackers who see everything need not train themselves.
+    trains = any(inner.needs_malicious for inner in iter_attacks(attack))
+    return MaliciousClient(attack, config.seed, honest.app if trains else _Idle())

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Backdoor(Attack):
+class Backdoor(Attack, name="backdoor"):
     """Teach the model that images with a bright square in the corner are the target's.
 
     Parameters

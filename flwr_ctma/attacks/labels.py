@@ -46,7 +46,7 @@ def flip_labels(labels: L, num_classes: int) -> L:
 
 
 @dataclass(frozen=True)
-class LabelFlip(Attack):
+class LabelFlip(Attack, name="labelflip"):
     """Train honestly on the labels (classes − 1) − y.
 
     The classes of the model's last layer are put in reverse order before the client

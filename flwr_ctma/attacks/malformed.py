@@ -45,7 +45,7 @@ FAULTS = (
 
 
 @dataclass(frozen=True)
-class Malformed(Attack):
+class Malformed(Attack, name="malformed"):
     """Answer honestly, but break the reply in one way, in training and in evaluation.
 
     Parameters

@@ -34,7 +34,7 @@ class _Report(Attack):
 
 
 @dataclass(frozen=True)
-class InflatedWeight(_Report):
+class InflatedWeight(_Report, name="inflatedweight"):
     """Claim γ times the examples one has.
 
     FedAvg weighs by `num-examples`: with γ = 1000 one of 17 equal clients counts
@@ -60,7 +60,7 @@ class InflatedWeight(_Report):
 
 
 @dataclass(frozen=True)
-class LyingMetrics(_Report):
+class LyingMetrics(_Report, name="lyingmetrics"):
     """Report one value for every metric (loss, accuracy, …) but the number of examples.
 
     Parameters

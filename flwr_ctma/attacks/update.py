@@ -48,7 +48,7 @@ class UpdateAttack(Attack):
 
 
 @dataclass(frozen=True)
-class SignFlip(UpdateAttack):
+class SignFlip(UpdateAttack, name="signflip"):
     """Send the opposite of the own honest update: −u.
 
     References
@@ -69,7 +69,7 @@ class SignFlip(UpdateAttack):
 
 
 @dataclass(frozen=True)
-class GaussianNoise(UpdateAttack):
+class GaussianNoise(UpdateAttack, name="noise"):
     """Send noise in place of the update: every coordinate drawn from N(mean, std²).
 
     Parameters
@@ -111,7 +111,7 @@ class GaussianNoise(UpdateAttack):
 
 
 @dataclass(frozen=True)
-class Zero(UpdateAttack):
+class Zero(UpdateAttack, name="zero"):
     """Send the model back as it came: an update of zero, a free rider's.
 
     Examples
@@ -126,7 +126,7 @@ class Zero(UpdateAttack):
 
 
 @dataclass(frozen=True)
-class Scaling(UpdateAttack):
+class Scaling(UpdateAttack, name="scaling"):
     """Send a multiple of the own update: γu.
 
     With γ = n, averaging n clients replaces the model by the attacker's own:
@@ -155,7 +155,7 @@ class Scaling(UpdateAttack):
 
 
 @dataclass(frozen=True)
-class NonFinite(UpdateAttack):
+class NonFinite(UpdateAttack, name="nonfinite"):
     """Overwrite coordinates of the update with NaN or an infinity.
 
     Parameters

@@ -52,7 +52,7 @@ from flwr_ctma.attacks import (
     parse_attack,
 )
 from flwr_ctma.attacks.alie import largest_deviation
-from flwr_ctma.attacks.optimal import maximise
+from flwr_ctma.attacks.search import maximise
 
 OMNISCIENT = [
     IPM(),
@@ -112,7 +112,7 @@ every_omniscient = pytest.mark.parametrize("attack", OMNISCIENT, ids=_name)
 
 def test_laws_are_tried_on_every_omniscient_attack():
     tried = {type(getattr(attack, "attack", attack)) for attack in OMNISCIENT}
-    holders = {type(attack) for attack in OMNISCIENT if attack.held()}
+    holders = {type(attack) for attack in OMNISCIENT if attack.inner()}
     assert holders == {Blind, Mirror}
     omniscient = {k for k in ATTACKS.values() if issubclass(k, Omniscient)}
     assert omniscient == tried | holders
@@ -461,7 +461,7 @@ def test_spelling_is_read_back(text):
         ("minmax(direction=up)", "one of std, unit, sign"),
         ("mimic(client=-1)", "0 or more"),
         ("fang(b=1)", "larger than 1"),
-        ("stale(delay=0)", "at least 1"),
+        ("replay(delay=0)", "at least 1"),
         ("nonfinite(value=7)", "str"),
         ("nonfinite(share=2)", r"in \[0, 1\]"),
         ("backdoor(size=0)", "at least 1"),
@@ -501,7 +501,7 @@ def test_schedules_nest():
     found = [str(attack.at(r, rng())) for r in range(1, 8)]
     assert found == ["none", *["signflip"] * 2, *["scaling"] * 2, *["none"] * 2]
     both = Both(During(SignFlip(), stop=2), Replay())
-    assert str(both.at(2, rng())) == "both(none, stale)"
+    assert str(both.at(2, rng())) == "both(none, replay)"
 
 
 @pytest.mark.parametrize(

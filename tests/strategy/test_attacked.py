@@ -205,7 +205,7 @@ def test_optimal_attacks_need_a_rule():
 def test_where_a_strategy_averages_the_mean_is_the_rule():
     """It goes as far as the search does, here to ε = 64·4."""
     strategy = AttackedStrategy(FedAdam(), OptimalIPM(evaluations=9), 2)
-    assert isinstance(strategy.colluders.acts(1), OptimalIPM)
+    assert isinstance(strategy.colluders.joint_attack(1), OptimalIPM)
     assert run(OptimalIPM(evaluations=9), nodes=2).updates()[0] < -4 * 200
 
 
