@@ -1,9 +1,9 @@
 """What Byzantine clients send: the attacks of the field, and the table of them.
 
 A client alone mounts some of them, through `flwr_ctma.mods.ByzantineMod`: on its
-update, its data, its claims or its messages. Colluders who see the honest updates mount the
-others, on the server of a simulation, through `flwr_ctma.strategy.AttackedStrategy`.
-These can be called: `attack(honest, num_malicious, rng)`.
+update, its data, its claims or its messages. Colluders who see the honest updates mount
+the others in a simulation, on the server: `flwr_ctma.strategy.AttackedStrategy`. These
+can be called, `attack(honest, num_malicious, rng)`.
 
 `ATTACKS` has every attack by its name in a run-config. An attack of your own enters
 itself: `class Mine(Attack, name="mine")`.
@@ -11,7 +11,14 @@ itself: `class Mine(Attack, name="mine")`.
 
 from flwr_ctma.attacks.adaptive import PGA, SCM, Adaptive
 from flwr_ctma.attacks.alie import ALIE
-from flwr_ctma.attacks.backdoor import Backdoor, poison
+from flwr_ctma.attacks.backdoor import (
+    DBA,
+    Backdoor,
+    EdgeCase,
+    SemanticFlip,
+    TabularBackdoor,
+    poison,
+)
 from flwr_ctma.attacks.base import (
     ATTACKS,
     Attack,
@@ -20,6 +27,7 @@ from flwr_ctma.attacks.base import (
     parse_attack,
 )
 from flwr_ctma.attacks.compose import Alternate, Both, During, Honest, Then
+from flwr_ctma.attacks.constrained import Neurotoxin, Project
 from flwr_ctma.attacks.evasion import FilterEvasion, TrimEvasion
 from flwr_ctma.attacks.fang import Fang
 from flwr_ctma.attacks.hiding import Camouflage, Frame, Jitter
@@ -46,6 +54,7 @@ from flwr_ctma.attacks.variants import Blind, Drift, Mirror
 __all__ = [
     "ALIE",
     "ATTACKS",
+    "DBA",
     "FAULTS",
     "IPM",
     "PGA",
@@ -60,6 +69,7 @@ __all__ = [
     "Camouflage",
     "Drift",
     "During",
+    "EdgeCase",
     "Fang",
     "FilterEvasion",
     "Frame",
@@ -76,15 +86,19 @@ __all__ = [
     "MinMax",
     "MinSum",
     "Mirror",
+    "Neurotoxin",
     "NonFinite",
     "Omniscient",
     "OptimalALIE",
     "OptimalIPM",
     "PoisonedFL",
+    "Project",
     "Replay",
     "Scaling",
+    "SemanticFlip",
     "Shuffle",
     "SignFlip",
+    "TabularBackdoor",
     "Then",
     "TrimEvasion",
     "Zero",

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flwr_ctma.attacks.adaptive import Directions
-from flwr_ctma.attacks.knowledge import Rows
+from flwr_ctma.attacks.knowledge import Knowledge, Rows
 from flwr_ctma.attacks.search import Search
 
 __all__ = ["FilterEvasion", "TrimEvasion"]
@@ -74,20 +74,31 @@ class TrimEvasion(Directions, name="trimevasion"):
     ...     output = rule(np.vstack([honest, sent]), f=1)
     ...     return round(float(np.linalg.norm(output - honest.mean(axis=0))), 2)
     >>> shift(ALIE()), shift(OptimalALIE()), shift(TrimEvasion())
-    (0.56, 1.39, 1.55)
+    (0.56, 1.39, 1.56)
     """
 
     def directions(self, search: Search) -> Iterator[Rows]:
-        """−Σ_T (x_i − μ) for each T, then −μ and −σ."""
+        """Return −Σ_T (x_i − μ) for each T, then −μ and −σ."""
         known = search.known
         centred = known.honest - known.mean
         components = [centred @ known.mean, np.einsum("ij,ij->i", centred, centred)]
         for principal in search.principal[:1]:
             components += [centred @ principal, -centred @ principal]
         for component in components:
-            yield _against_largest(centred, component, known.f)
+            yield self._against_largest(known, component)
         yield -known.mean
         yield -known.std
+
+    @staticmethod
+    def _against_largest(known: Knowledge, component: NDArray[np.floating]) -> Rows:
+        """Return −Σ_T (x_i − μ), T with the largest components and the lie's weight."""
+        order = np.argsort(component)[::-1]
+        weights = known.honest_weights[order]
+        before = np.cumsum(weights) - weights
+        total = known.weights[len(known.honest) :].sum()
+        trimmed = np.clip(total - before, 0, weights)
+        direction: Rows = trimmed.sum() * known.mean - trimmed @ known.honest[order]
+        return direction
 
 
 @dataclass(frozen=True)
@@ -158,12 +169,4 @@ class FilterEvasion(Directions, name="filterevasion"):
         for principal in search.principal[:3]:
             yield principal
             yield -principal
-
-
-def _against_largest(
-    centred: Rows, component: NDArray[np.floating], count: int
-) -> Rows:
-    """Return minus the mean of the rows with the largest component."""
-    trimmed = np.argsort(component)[-count:]
-    direction: Rows = -centred[trimmed].mean(axis=0)
-    return direction
+        yield -search.known.mean  # where there is no spread

@@ -89,8 +89,8 @@ class PoisonedFL(Omniscient, name="poisonedfl"):
 
     def craft(self, known: Knowledge) -> Rows:
         """c·‖g‖·(v⊙s)/‖v‖."""
-        model, memory = _model(self, known), known.memory.setdefault(str(self), {})
-        if not memory:
+        model, memory = _model(self, known), known.recall(str(self))
+        if "model" not in memory:
             signs = 2 * known.rng.integers(0, 2, model.size, np.int8) - 1
             memory.update(
                 {"signs": signs, "scale": self.scale, "rounds": 0},
@@ -193,10 +193,10 @@ class ROP(Omniscient, name="rop"):
 
     def craft(self, known: Knowledge) -> Rows:
         """Return l + z·‖σ‖·(sin θ·q/‖q‖ + cos θ·r/‖r‖)."""
-        model, memory = _model(self, known), known.memory.setdefault(str(self), {})
+        model, memory = _model(self, known), known.recall(str(self))
         mean = known.mean.astype(np.float64)
         last = model - memory.get("model", model)
-        share = self.reference if memory else 0.0
+        share = self.reference if "model" in memory else 0.0
         memory["model"] = model
         reference = share * last + (1 - share) * mean
         along = _unit(reference)
@@ -272,7 +272,7 @@ class HybridSparse(Omniscient, name="sparse"):
 
     def craft(self, known: Knowledge) -> Rows:
         """μ − σ⊙(a·m + z·(1 − m))."""
-        memory = known.memory.setdefault(str(self), {})
+        memory = known.recall(str(self))
         if "mask" not in memory:
             saliency = np.abs(_model(self, known) * known.mean)
             count = round(self.share * saliency.size)

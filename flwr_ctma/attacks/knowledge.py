@@ -118,6 +118,18 @@ class Knowledge:
         """‖σ‖, the root mean square distance of the honest updates to their mean."""
         return float(np.linalg.norm(self.std.astype(np.float64)))
 
+    def recall(self, name: str) -> dict[str, Any]:
+        """Return what an attack kept, to read and to write; empty at first.
+
+        A strategy may change the arrays of the model, for example integers to floats
+        when it averages. What was kept of rows of another length is dropped.
+        """
+        memory = self.memory.setdefault(name, {})
+        if memory.get("width") != self.honest.shape[1]:
+            memory.clear()
+            memory["width"] = self.honest.shape[1]
+        return memory
+
     def without_weightless(self) -> "Knowledge":
         """Leave out the honest rows that count for nothing."""
         counts = self.honest_weights > 0
