@@ -76,11 +76,12 @@ class Camouflage(Variant, name="camouflage"):
     which is the mean of all updates if each colluder leans by b·r̄ beyond it. Each draws
     the distance r = ‖x_i − c‖ of an honest client and sends
 
-        c + b·r·e + √(1 − b²)·r·w
+        c + b·r·e + √((1 − b²)/(1 − 2/n))·r·w
 
-    with a unit vector w orthogonal to e, of random direction σ⊙ε. The distance of a
-    colluder to c then has the distribution of an honest client's: colluders are neither
-    far outside nor near and identical.
+    with a unit vector w orthogonal to e, of random direction σ⊙ε. (1 − 2/n corrects for
+    the colluder's own noise in the mean of n rows.) The distance of a colluder to the
+    mean of all rows then has the distribution of an honest client's: colluders are
+    neither far outside nor near and identical.
 
     Parameters
     ----------
@@ -110,8 +111,8 @@ class Camouflage(Variant, name="camouflage"):
     >>> sent = Camouflage(IPM(epsilon=9.0))(honest, num_malicious=5)
     >>> rows = np.vstack([sent, honest])
     >>> distances = np.linalg.norm(rows - rows.mean(axis=0), axis=1)
-    >>> (distances[:5] / distances[5:].mean()).round(1)
-    array([1., 1., 1., 1., 1.])
+    >>> round(float(distances[:5].mean() / distances[5:].mean()), 2)
+    1.0
     """
 
     lean: float = 0.3
@@ -123,7 +124,7 @@ class Camouflage(Variant, name="camouflage"):
             raise parameter_error("lean", "in (0, 1]", self.lean)
 
     def craft(self, known: Knowledge) -> Rows:
-        """Return c + b·r·e + √(1 − b²)·r·w for each colluder."""
+        """Return c + b·r·e + √((1 − b²)/(1 − 2/n))·r·w for each colluder."""
         honest = known.honest.astype(np.float64)
         aimed = self.attack.collude(known).astype(np.float64) - known.mean
         norms = np.linalg.norm(aimed, axis=1, keepdims=True)
@@ -140,7 +141,9 @@ class Camouflage(Variant, name="camouflage"):
         w -= e * np.sum(w * e, axis=1, keepdims=True)
         sizes = np.linalg.norm(w, axis=1, keepdims=True)
         w /= np.where(sizes > 0, sizes, 1)
-        rows: Rows = centre + r * (self.lean * e + np.sqrt(1 - self.lean**2) * w)
+        n = max(3, len(known.weights))
+        across = np.sqrt((1 - self.lean**2) / (1 - 2 / n))
+        rows: Rows = centre + r * (self.lean * e + across * w)
         return rows
 
 

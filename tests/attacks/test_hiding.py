@@ -63,14 +63,15 @@ def test_camouflage_has_an_honest_distance_and_leans_as_the_attack():
     centre = mean + 5 / 12 * 0.5 * radius * e
     distances = [np.linalg.norm(row - centre) for row in honest]
     for row in sent:
-        r = np.linalg.norm(row - centre)
+        r = (row - centre) @ e / 0.5
         assert np.isclose(distances, r).any()
-        assert (row - centre) @ e == pytest.approx(0.5 * r)
+        across = np.linalg.norm(row - centre - 0.5 * r * e)
+        assert across**2 == pytest.approx(0.75 * r**2 / (1 - 2 / 17))
     assert np.abs(np.corrcoef(sent) - np.eye(5)).max() < 0.5
 
 
 def test_camouflage_keeps_suspicion_low():
-    """60 rounds find the plain attack; the camouflaged one is in front, but no suspect."""
+    """60 rounds find the plain attack, and no suspect behind the camouflage."""
     malicious = set(range(F))
     plain = rounds_of(IPM(epsilon=9.0))
     assert set(plain.suspects()) == malicious
