@@ -187,3 +187,18 @@ def test_pga_is_the_opposite_of_the_attackers_own_mean_on_a_sphere():
     tau = np.mean([np.linalg.norm(row) for row in honest])
     gamma = np.linalg.norm(sent[0]) / tau
     assert np.log2(gamma) == pytest.approx(round(np.log2(gamma)))  # a power of 4
+
+
+def test_trim_evasion_starts_against_the_rows_along_the_mean_by_hand():
+    """The two rows with the largest component along μ, one of them with weight 3."""
+    honest = normal(6, 20)
+    mean = np.average(honest, axis=0, weights=[1, 1, 3, 1, 1, 1])
+    weights = np.array([1.0, 1, 3, 1, 1, 1, 2, 1])
+    known = Knowledge(honest, np.zeros((2, 20)), rng(), weights)
+    first = next(iter(TrimEvasion().directions(Search(known, Mean(), 0, 1))))
+    left, expected = 3.0, np.zeros(20)
+    for i in sorted(range(6), key=lambda i: -(honest[i] - mean) @ mean):
+        taken = min(left, weights[i])
+        expected -= taken * (honest[i] - mean)
+        left -= taken
+    np.testing.assert_allclose(first, expected, atol=1e-9)
