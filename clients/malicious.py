@@ -9,7 +9,7 @@ from clients import honest
 from clients.config import RunConfig
 from clients.honest import partition_of
 from clients.task import load_train
-from flwr_ctma.attacks import Attack, Omniscient, parse_attack
+from flwr_ctma.attacks import Attack, iter_attacks, parse_attack
 from flwr_ctma.mods import ByzantineMod
 
 __all__ = ["MaliciousClient", "malicious"]
@@ -59,7 +59,6 @@ class MaliciousClient(ClientApp):
 def malicious(config: RunConfig) -> MaliciousClient:
     """Build the malicious client of a run-config."""
     attack = parse_attack(config.attack)
-    # An omniscient attack that forges from the honest updates needs no own update.
-    needs_training = getattr(type(attack), "collude", None) is not Omniscient.collude
-    client = honest.app if needs_training else _Idle()
-    return MaliciousClient(attack, config.seed, client)
+    # Attackers who see everything need not train themselves.
+    trains = any(inner.needs_malicious for inner in iter_attacks(attack))
+    return MaliciousClient(attack, config.seed, honest.app if trains else _Idle())

@@ -18,39 +18,39 @@ _STATE = "flwr-ctma.byzantine"
 
 
 class ByzantineMod:
-    """Flower mod that makes clients answer as an attack does.
+    """Flower mod that makes clients reply as an attack does.
 
-    It covers apps of the Message API and legacy ones with a `client_fn` alike:
-    `ClientApp(mods=[ByzantineMod(SignFlip())])` where the app is built, and
-    `app = ByzantineMod(SignFlip()).around(app)` for one that is not to be touched.
+    It works with apps of the Message API and with legacy ones with a `client_fn`:
+    `ClientApp(mods=[ByzantineMod(SignFlip())])` where the app is built, or
+    `app = ByzantineMod(SignFlip()).around(app)` for an app that stays as it is.
 
     Parameters
     ----------
     attack : Attack | str
-        What malicious clients do, or its spelling in a run-config. Attacks can start,
-        stop and change by round: see `During` and `Then`.
+        The attack of the malicious clients, or its spelling in a run-config. Attacks
+        can start, stop and change by round: see `During`, `Then` and `Alternate`.
     nodes : int | Collection[int] | Callable[[Context], bool] | None (default: None)
-        Which nodes are malicious: the first so many partitions, these partitions, or
-        those for which the function is true; every node if None.
+        The malicious nodes: the first partitions up to a number, a set of partitions,
+        or those for which a function is true; every node if None.
     seed : int (default: 0)
-        With a node's partition (or node id) and the round it fixes all that an attack
-        leaves to chance.
+        Fixes, with a node's partition (or node id) and the round, everything that an
+        attack draws.
 
     Raises
     ------
     ValueError
-        If a partition decides and the node's config has no `partition-id`; if the
-        attack cannot be mounted on this app (its sentence says what is missing). Flower
+        If `nodes` names partitions and the node's config has no `partition-id`, or if
+        this app does not support the attack (the message says what is missing). Flower
         reports it as the client's error.
 
     Notes
     -----
-    Omniscient attacks (`ALIE`, say) need a server that shows them what the honest send:
-    the client trains honestly, marks its reply, and `AttackedStrategy` replaces it.
+    Omniscient attacks, such as `ALIE`, need to see the honest updates: the client
+    trains honestly, marks its reply, and `AttackedStrategy` on the server replaces it.
 
-    The round is `server-round` (or `server_round`) of the message's config, as Flower's
-    strategies send it, or the message's group id, as its legacy server does; otherwise
-    it is how often the node has been asked to train.
+    The round is `server-round` (or `server_round`) of the message's config, which
+    Flower's strategies send, or the message's group id, which its legacy server sends.
+    Otherwise it is the number of trainings of the node so far.
 
     Examples
     --------
@@ -81,7 +81,7 @@ class ByzantineMod:
     def __call__(
         self, message: Message, context: Context, call_next: ClientAppCallable
     ) -> Message:
-        """Answer a message: as the attack does if the node is malicious."""
+        """Answer a message, as the attack does if the node is malicious."""
         category = message.metadata.message_type.partition(".")[0]
         answers = {MessageType.TRAIN: "train", MessageType.EVALUATE: "evaluate"}
         if category not in answers or not self.is_malicious(context):
@@ -90,11 +90,11 @@ class ByzantineMod:
         node = int(context.node_config.get("partition-id", context.node_id))
         rng = np.random.default_rng([self.seed, node, number])
         answer = getattr(self.attack.at(number, rng), answers[category])
-        # A client may be silent: Flower's type of a mod does not say so.
+        # A client may be silent, which Flower's type of a mod does not allow for.
         return cast(Message, answer(message, context, call_next, rng))
 
     def is_malicious(self, context: Context) -> bool:
-        """Tell whether a node is malicious."""
+        """Return whether a node is malicious."""
         if self.nodes is None:
             return True
         if callable(self.nodes):
@@ -112,17 +112,16 @@ class ByzantineMod:
         return partition in self.nodes
 
     def around(self, app: ClientApp) -> ClientApp:
-        """Wrap an app, of whichever kind, as it is.
+        """Return an app that answers every message through this mod.
 
         Parameters
         ----------
         app : ClientApp
-            Any; it is not changed.
+            Any app; it is not changed.
 
         Returns
         -------
         ClientApp
-            Which answers every message through this mod.
         """
         return _Around(self, app)
 
@@ -138,9 +137,9 @@ class _Around(ClientApp):
 
 
 def _round(message: Message, context: Context, category: str) -> int:
-    told = server_round(message)
-    if told is not None:
-        return told
+    number = server_round(message)
+    if number is not None:
+        return number
     record = context.state.metric_records.get(_STATE, MetricRecord({"trainings": 0}))
     trainings = cast(int, record["trainings"]) + (category == MessageType.TRAIN)
     context.state[_STATE] = MetricRecord({"trainings": trainings})

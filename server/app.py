@@ -27,8 +27,7 @@ from clients.task import (
     find_device,
     load_held_out,
 )
-from flwr_ctma.attacks import Backdoor, parse_attack
-from flwr_ctma.attacks.base import parts
+from flwr_ctma.attacks import Backdoor, iter_attacks, parse_attack
 from flwr_ctma.attacks.grid import AttackedGrid
 from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
@@ -112,7 +111,7 @@ def with_trigger(held_out: Examples, config: RunConfig) -> Examples | None:
 
     The accuracy on these is the backdoor's success rate. None without a backdoor.
     """
-    for attack in parts(parse_attack(config.attack)):
+    for attack in iter_attacks(parse_attack(config.attack)):
         if isinstance(attack, Backdoor):
             others = held_out[held_out.labels != attack.target]
             labels = torch.full_like(others.labels, attack.target)

@@ -253,8 +253,8 @@ def test_inflated_weight_beyond_64_bits_is_a_float():
     assert isinstance(message.content["metrics"]["num-examples"], float)
 
 
-def test_stale_replays_what_it_sent_before():
-    grid = grid_of("stale(delay=2)")
+def test_replay_replays_what_it_sent_before():
+    grid = grid_of("replay(delay=2)")
     models = [{**MODEL, "b": np.full(3, float(10 * r))} for r in range(5)]
     sent = [
         ask(grid, r, model=m)[0].content["arrays"]["b"].numpy()[0]
@@ -263,9 +263,9 @@ def test_stale_replays_what_it_sent_before():
     assert sent == [1, 1, 1, 11, 21]
 
 
-def test_stale_survives_silence_and_errors():
+def test_replay_survives_silence_and_errors():
     for fault in ("silent", "error"):
-        grid = grid_of(f"both(malformed(fault={fault}), stale)")
+        grid = grid_of(f"both(malformed(fault={fault}), replay)")
         message = ask(grid)[0]
         assert message is None or message.has_error()
 

@@ -4,19 +4,16 @@ from dataclasses import dataclass
 from math import floor
 from statistics import NormalDist
 
-import numpy as np
-from numpy.typing import NDArray
-
-from flwr_ctma.attacks.base import Omniscient, Rows
-from flwr_ctma.attacks.moments import deviation, mean
+from flwr_ctma.attacks.base import Omniscient
+from flwr_ctma.attacks.knowledge import Knowledge, Rows
 
 __all__ = ["ALIE", "largest_deviation"]
 
 
 def largest_deviation(n: float, f: float) -> float:
-    """How many standard deviations f of n rows can lie off and not stand out.
+    """Return by how many standard deviations f of n rows can deviate unnoticed.
 
-    s = ⌊n/2 + 1⌋ − f honest rows that lie farther off still make a majority with them:
+    With the s = ⌊n/2 + 1⌋ − f honest rows that deviate more they are a majority:
 
         z = Φ⁻¹((n − f − s)/(n − f))
 
@@ -29,8 +26,8 @@ def largest_deviation(n: float, f: float) -> float:
 
     Notes
     -----
-    Half of the rows or more need no supporter, and z would be infinite: it is then that
-    for one supporter.
+    Half of the rows or more need no supporter, and z would be infinite. The function
+    then returns z for one supporter.
 
     Examples
     --------
@@ -43,17 +40,17 @@ def largest_deviation(n: float, f: float) -> float:
 
 
 @dataclass(frozen=True)
-class ALIE(Omniscient):
+class ALIE(Omniscient, name="alie"):
     """All colluders send μ − z·σ, mean and standard deviation of the honest updates.
 
-    Coordinate by coordinate they lie within the honest spread, all on one side. Updates
-    point against the gradients that the paper has: `mirror(alie)` is its other side.
+    In every coordinate they lie within the honest spread, all on the same side. The
+    paper's rows are gradients, which point against updates: `mirror(alie)` is μ + z·σ.
 
     Parameters
     ----------
     z : float | None (default: None)
-        How many standard deviations; `largest_deviation(n, f)` if None. Negative for
-        the other side, which is `mirror(alie)` for the default.
+        Number of standard deviations; `largest_deviation(n, f)` if None. Negative for
+        the other side.
 
     References
     ----------
@@ -64,18 +61,17 @@ class ALIE(Omniscient):
     --------
     μ = 2 and σ = √(2/3):
 
+    >>> import numpy as np
     >>> ALIE(z=1.5)(np.array([[1.0], [2.0], [3.0]]), num_malicious=1).round(3)
     array([[0.775]])
     """
 
     z: float | None = None
 
-    def forge(
-        self, honest: Rows, weights: NDArray[np.float64], rng: np.random.Generator
-    ) -> Rows:
+    def craft(self, known: Knowledge) -> Rows:
         """μ − z·σ."""
-        h = len(honest)
         z = self.z
         if z is None:
-            z = largest_deviation(float(weights.sum()), float(weights[h:].sum()))
-        return mean(honest, weights[:h]) - z * deviation(honest, weights[:h])
+            n = float(known.weights.sum())
+            z = largest_deviation(n, n - float(known.honest_weights.sum()))
+        return known.mean - z * known.std

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from logging import WARNING
 from typing import Any, Protocol, TypeVar
@@ -11,26 +11,28 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from flwr_ctma.attacks import messages, parse_attack
+from flwr_ctma.attacks import messages
 from flwr_ctma.attacks.base import (
     ATTACKED,
     MALICIOUS,
     Attack,
     Omniscient,
     Rule,
-    parts,
+    iter_attacks,
+    parse_attack,
 )
+from flwr_ctma.attacks.knowledge import Knowledge, Memory
 from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 
-__all__ = ["Colluders", "Layout", "Seen", "stack"]
+__all__ = ["Colluders", "Layout", "ObservedReply", "stack"]
 
 Layout = tuple[tuple[str, str, tuple[int, ...], np.dtype[Any]], ...]
 """Record, name, shape and dtype of each array of an update."""
 
 
-class _Placed(Protocol):
-    """Something of a node that has arrays."""
+class _OfNode(Protocol):
+    """An update of a node."""
 
     node: int
 
@@ -38,29 +40,29 @@ class _Placed(Protocol):
     def layout(self) -> Layout: ...
 
 
-P = TypeVar("P", bound=_Placed)
+N = TypeVar("N", bound=_OfNode)
 
 
-class Seen:
+class ObservedReply:
     """A reply to training, as the attackers see it.
 
     Parameters
     ----------
     reply : Message
-        What came back, with content.
-    asked : Message
-        What it answers.
+        The client's reply, with content.
+    message : Message
+        The message that it answers.
     """
 
-    def __init__(self, reply: Message, asked: Message) -> None:
-        self.node = asked.metadata.dst_node_id
+    def __init__(self, reply: Message, message: Message) -> None:
+        self.node = message.metadata.dst_node_id
         self.marked = MALICIOUS in reply.content
         self.reply = messages.replace(reply, {MALICIOUS: None})
-        self.asked = asked
+        self.message = message
 
     @cached_property
     def layout(self) -> Layout:
-        """Names, shapes and dtypes of what the reply adds to the model."""
+        """Names, shapes and dtypes of the arrays of the update."""
         return tuple(
             (*name, update.shape, update.dtype)
             for name, update in self._updates.items()
@@ -69,39 +71,49 @@ class Seen:
     @cached_property
     def _updates(self) -> dict[tuple[str, str], NDArray[Any]]:
         try:
-            return messages.updates(self.reply, self.asked)
-        except Exception:  # a malformed reply: whatever it is, it is no update
+            return messages.updates(self.reply, self.message)
+        except Exception:  # a malformed reply, in whatever way, is no update
             return {}
 
     @property
     def metrics(self) -> MetricRecord:
-        """What the client says about itself; nothing if that is not in one record."""
+        """The metrics of the reply; empty unless they are in exactly one record."""
         records = list(self.reply.content.metric_records.values())
         return records[0] if len(records) == 1 else MetricRecord()
 
-    def take(self) -> list[NDArray[Any]]:
-        """Give the update, array by array, and forget it: models are large."""
-        taken = [self._updates[record, key].ravel() for record, key, *_ in self.layout]
-        self._updates = {}
-        return taken
+    @property
+    def model(self) -> NDArray[Any]:
+        """The model that the server sent, as a row in the layout of the update."""
+        sent = self.message.content.array_records
+        arrays = [
+            messages.sent_array(sent, record, key, np.empty(shape, dtype)).ravel()
+            for record, key, shape, dtype in self.layout
+        ]
+        return np.concatenate(arrays)
 
-    def answer(self, row: NDArray[Any]) -> None:
+    def pop_update(self) -> list[NDArray[Any]]:
+        """Return the update, array by array, and drop it: models are large."""
+        update = [self._updates[record, key].ravel() for record, key, *_ in self.layout]
+        self._updates = {}
+        return update
+
+    def replace_update(self, row: NDArray[Any]) -> None:
         """Put another update in the reply."""
         ends = np.cumsum([math.prod(shape) for _, _, shape, _ in self.layout])
-        forged = iter(np.split(row, ends[:-1]))
+        pieces = iter(np.split(row, ends[:-1]))
         self.reply = messages.map_updates(
-            self.reply, self.asked, lambda update: next(forged).reshape(update.shape)
+            self.reply, self.message, lambda update: next(pieces).reshape(update.shape)
         )
 
 
-def stack(seen: Sequence[Seen]) -> NDArray[Any]:
-    """Make a row of what each reply adds to the model; they forget it."""
-    layout = seen[0].layout
+def stack(replies: Sequence[ObservedReply]) -> NDArray[Any]:
+    """Return the updates of replies as rows; the replies drop them."""
+    layout = replies[0].layout
     dtype = np.result_type(np.float32, *(kind for _, _, _, kind in layout))
     size = sum(math.prod(shape) for _, _, shape, _ in layout)
-    rows = np.empty((len(seen), size), dtype)
-    for row, reply in zip(rows, seen, strict=True):
-        np.concatenate(reply.take(), out=row, casting="unsafe")
+    rows = np.empty((len(replies), size), dtype)
+    for row, reply in zip(rows, replies, strict=True):
+        np.concatenate(reply.pop_update(), out=row, casting="unsafe")
     return rows
 
 
@@ -111,14 +123,14 @@ class Colluders:
     Parameters
     ----------
     attack : Attack | str
-        What they do, or its spelling in a run-config.
+        The attack, or its spelling in a run-config.
     num_malicious_nodes : int | None
-        How many they are: the first nodes that appear, in the order of their ids. If
-        None, the nodes that mark their replies.
+        Number of malicious nodes: the first nodes that appear, in the order of their
+        ids. If None, the nodes that mark their replies.
     seed : int
-        Fixes all that the attack leaves to chance.
+        Fixes, with the round, everything that the attack draws.
     aimed : bool (default: False)
-        Whether `forge` will be told the rule, for attacks that need it.
+        Whether `craft` gets the rule, for attacks that need it.
     """
 
     def __init__(
@@ -129,12 +141,12 @@ class Colluders:
         aimed: bool = False,
     ) -> None:
         self.attack = parse_attack(attack)
-        if not aimed and any(part.needs_rule for part in parts(self.attack)):
+        if not aimed and any(a.needs_rule for a in iter_attacks(self.attack)):
             raise parameter_error(
                 "attack",
                 "aimed at a rule",
                 str(self.attack),
-                "Wrap a RobustStrategy, whose aggregator it is then aimed at.",
+                "Wrap a RobustStrategy: the attack is then aimed at its aggregator.",
             )
         if num_malicious_nodes is not None and num_malicious_nodes < 0:
             raise parameter_error(
@@ -145,72 +157,100 @@ class Colluders:
         self.num_malicious_nodes = num_malicious_nodes
         self.seed = seed
         self.nodes: set[int] = set()
+        self.memory: Memory = {}
         self._known: set[int] = set()
 
     def recruit(self, nodes: Iterable[int]) -> None:
         """Make the first nodes that appear malicious; the others stay honest."""
-        for node in sorted(set(nodes) - self._known):
+        nodes = set(nodes)
+        if self._known.isdisjoint(nodes):  # a run resumed on new nodes
+            self._known.clear()
+            self.nodes.clear()
+        for node in sorted(nodes - self._known):
             self._known.add(node)
             if len(self.nodes) < (self.num_malicious_nodes or 0):
                 self.nodes.add(node)
 
-    def announce(self, asked: Message) -> None:
-        """Let a client know that marks are awaited: colluders act on the server."""
+    def announce(self, message: Message) -> None:
+        """Ask the clients for marks: colluders act on the server."""
         if self.num_malicious_nodes is not None:
             return
-        configs = asked.content.config_records or {"config": ConfigRecord({})}
-        content = RecordDict({**asked.content})
+        configs = message.content.config_records or {"config": ConfigRecord({})}
+        content = RecordDict({**message.content})
         for name, config in configs.items():
             content[name] = ConfigRecord({**config, ATTACKED: True})
-        asked.content = content
+        message.content = content
 
-    def meet(self, seen: Iterable[Seen]) -> None:
-        """Learn from marks who is malicious."""
+    def register(self, replies: Iterable[ObservedReply]) -> None:
+        """Add the nodes of marked replies to the malicious ones."""
         if self.num_malicious_nodes is None:
-            self.nodes |= {reply.node for reply in seen if reply.marked}
+            self.nodes |= {reply.node for reply in replies if reply.marked}
 
-    def divide(self, seen: Iterable[P]) -> tuple[list[P], list[P]]:
-        """Tell the honest from the malicious, both in the order of node ids.
+    def divide(self, updates: Iterable[N]) -> tuple[list[N], list[N]]:
+        """Return the honest and the malicious updates, both in the order of node ids.
 
-        So an attack that picks a row picks the same client. What does not hold the same
-        arrays as most do is neither.
+        Because of the order, an attack that picks a row picks the same client in every
+        round. Updates with other arrays than most have are in neither list.
         """
-        ordered = sorted(seen, key=lambda one: one.node)
-        layouts = Counter(one.layout for one in ordered if one.layout)
+        ordered = sorted(updates, key=lambda update: update.node)
+        layouts = Counter(update.layout for update in ordered if update.layout)
         usual = next((layout for layout, _ in layouts.most_common(1)), None)
-        alike = [one for one in ordered if one.layout == usual]
-        own = [one for one in alike if one.node in self.nodes]
-        return [one for one in alike if one.node not in self.nodes], own
+        alike = [update for update in ordered if update.layout == usual]
+        malicious = [update for update in alike if update.node in self.nodes]
+        return [update for update in alike if update.node not in self.nodes], malicious
 
-    def acts(self, server_round: int) -> Attack | None:
-        """Give the attack of a round, if it is one that colluders mount together."""
-        attack = self.attack.at(server_round, self._chance(server_round))
+    def joint_attack(self, server_round: int) -> Attack | None:
+        """Return the attack of a round if colluders mount it together, else None."""
+        attack = self.attack.at(server_round, self._rng(server_round))
         return attack if isinstance(attack, Omniscient) else None
 
-    def forge(
+    def craft(
         self,
         server_round: int,
         honest: NDArray[Any],
-        own: NDArray[Any],
+        malicious: NDArray[Any],
         weights: NDArray[np.float64] | None = None,
         defence: tuple[Rule, int | float] | None = None,
+        model: NDArray[Any] | None = None,
     ) -> NDArray[Any]:
-        """Make of all updates those that the malicious send; see `Attack.collude`.
+        """Return what the malicious clients send in a round; see `Knowledge`.
 
-        The defence is the rule in use, and the f that it is told in this round.
-
-        In a round in which the attack cannot be mounted (the rule cannot work on so few
-        rows, say) the log says so, and they are honest.
+        The defence is the rule in use, and the f that it is told in this round. If the
+        attack is not possible in the round (because the rule cannot work on so few
+        rows, for example), the log says so and the malicious clients are honest.
         """
-        rng = self._chance(server_round)
+        rng = self._rng(server_round)
         attack = self.attack.at(server_round, rng)
         if defence is not None:
             attack = attack.against(*defence)
         try:
-            return attack.collude(honest, own, rng, weights)
+            return attack.collude(
+                Knowledge(
+                    honest,
+                    malicious,
+                    rng,
+                    weights,  # type: ignore[arg-type]
+                    server_round,
+                    model,
+                    self.memory,
+                )
+            )
         except ValueError as error:
             log(WARNING, "No attack in round %d. %s", server_round, error)
-            return own
+            return malicious
 
-    def _chance(self, server_round: int) -> np.random.Generator:
+    def state_dict(self) -> dict[str, Any]:
+        """Return the malicious nodes and the attacks' memory, as plain data."""
+        return {
+            "nodes": sorted(self.nodes),
+            "known": sorted(self._known),
+            "memory": {name: dict(kept) for name, kept in self.memory.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.nodes, self._known = set(state["nodes"]), set(state["known"])
+        self.memory = {name: dict(kept) for name, kept in state["memory"].items()}
+
+    def _rng(self, server_round: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, server_round])

@@ -1,37 +1,37 @@
-"""Attacks made of attacks: none, two at once, some of the time, one after the other."""
+"""Compositions of attacks: none, two at once, on a schedule, in turns."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Context, Message
 
-from flwr_ctma.attacks.base import Attack, Omniscient, parts
+from flwr_ctma.attacks.base import Attack, Omniscient, iter_attacks
 from flwr_ctma.compat import ClientAppCallable
 from flwr_ctma.errors import parameter_error
 
-__all__ = ["Both", "During", "Honest", "Then"]
+__all__ = ["Alternate", "Both", "During", "Honest", "Then"]
 
 
 @dataclass(frozen=True)
-class Honest(Attack):
-    """Do as one should: `none` in a run-config."""
+class Honest(Attack, name="none"):
+    """Behave honestly: `none` in a run-config."""
 
 
 @dataclass(frozen=True)
-class Both(Attack):
+class Both(Attack, name="both"):
     """Two attacks of one client at once: the second acts on what the first sends.
 
     Parameters
     ----------
     first : Attack
-        Nearer to the data: `LabelFlip` or `Backdoor`, say.
+        The attack nearer to the data, for example `LabelFlip` or `Backdoor`.
     second : Attack
-        Nearer to the server: `Scaling` or `InflatedWeight`, say.
+        The attack nearer to the server, for example `Scaling` or `InflatedWeight`.
 
     Raises
     ------
     ValueError
-        If either takes colluders: those replace the whole reply.
+        If one of them is an attack of colluders: these replace the whole reply.
 
     Examples
     --------
@@ -44,10 +44,10 @@ class Both(Attack):
     second: Attack
 
     def __post_init__(self) -> None:
-        """Check that a client can do both by itself."""
+        """Check that a client can mount both alone."""
         super().__post_init__()
         for name, attack in (("first", self.first), ("second", self.second)):
-            if any(isinstance(part, Omniscient) for part in parts(attack)):
+            if any(isinstance(inner, Omniscient) for inner in iter_attacks(attack)):
                 raise parameter_error(
                     name,
                     "an attack that a client can mount alone",
@@ -62,7 +62,7 @@ class Both(Attack):
         respond: ClientAppCallable,
         rng: np.random.Generator,
     ) -> Message | None:
-        """Let the second tamper with what the first sends."""
+        """Apply the second attack to what the first one sends."""
 
         def first(message: Message, context: Context) -> Message:
             return self.first.train(message, context, respond, rng)  # type: ignore
@@ -76,7 +76,7 @@ class Both(Attack):
         respond: ClientAppCallable,
         rng: np.random.Generator,
     ) -> Message | None:
-        """Let the second tamper with what the first sends."""
+        """Apply the second attack to what the first one sends."""
 
         def first(message: Message, context: Context) -> Message:
             return self.first.evaluate(message, context, respond, rng)  # type: ignore
@@ -84,30 +84,34 @@ class Both(Attack):
         return self.second.evaluate(message, context, first, rng)
 
     def at(self, server_round: int, rng: np.random.Generator) -> Attack:
-        """Both, each as it is in this round."""
+        """Return both, each with its behaviour in this round."""
         return Both(self.first.at(server_round, rng), self.second.at(server_round, rng))
 
 
 @dataclass(frozen=True)
-class During(Attack):
-    """An attack in some rounds only, honest in the others.
+class During(Attack, name="during"):
+    """An attack in some rounds, honest behaviour in the others.
+
+    With a `start` it is a sleeper: honest until it is trusted. `during(alie, start=20)`
+    strikes from round 20 on, `during(alie, start=20, stop=21)` once, and
+    `during(alternate(alie, none, period=5), start=20)` for five rounds out of ten.
 
     Parameters
     ----------
     attack : Attack
-        What is done then.
+        The attack of these rounds.
     start : int (default: 1)
-        The first round.
+        First round of the attack.
     stop : int | None (default: None)
-        The first round in which it is over; never if None.
+        First round after the attack; it never ends if None.
     probability : float (default: 1.0)
-        With which it happens in each of these rounds: every client draws for itself,
-        colluders draw together.
+        Probability of the attack in each of these rounds. Every client draws
+        independently, colluders draw together.
 
     Raises
     ------
     ValueError
-        If stop is not after start, or probability is no probability.
+        If stop is not after start, or probability is not in [0, 1].
 
     Examples
     --------
@@ -131,7 +135,7 @@ class During(Attack):
             raise parameter_error("probability", "in [0, 1]", self.probability)
 
     def at(self, server_round: int, rng: np.random.Generator) -> Attack:
-        """Return the attack if it happens in this round, `Honest` otherwise."""
+        """Return the attack if the round has it, `Honest` otherwise."""
         happens = rng.random() < self.probability
         late = self.stop is not None and server_round >= self.stop
         if server_round < self.start or late or not happens:
@@ -140,17 +144,17 @@ class During(Attack):
 
 
 @dataclass(frozen=True)
-class Then(Attack):
-    """One attack up to a round, another one from it on.
+class Then(Attack, name="then"):
+    """One attack before a round, another one from this round on.
 
     Parameters
     ----------
     first : Attack
-        What is done before round `start`.
+        The attack before round `start`.
     second : Attack
-        What is done from then on; may be another `Then`.
+        The attack from round `start` on; it may be another `Then`.
     start : int
-        Round in which the second begins.
+        First round of the second attack.
 
     Examples
     --------
@@ -165,6 +169,50 @@ class Then(Attack):
     start: int
 
     def at(self, server_round: int, rng: np.random.Generator) -> Attack:
-        """Return the one whose time it is."""
-        now = self.first if server_round < self.start else self.second
-        return now.at(server_round, rng)
+        """Return the attack of the round."""
+        current = self.first if server_round < self.start else self.second
+        return current.at(server_round, rng)
+
+
+@dataclass(frozen=True)
+class Alternate(Attack, name="alternate"):
+    """Two attacks in turns, beginning with the first in round 1.
+
+    A defence that adapts to one of them meets the other.
+
+    Parameters
+    ----------
+    first : Attack
+        The attack of rounds 1 to `period`.
+    second : Attack
+        The attack of the following `period` rounds.
+    period : int (default: 1)
+        Number of rounds before they change. At least 1.
+
+    Raises
+    ------
+    ValueError
+        If period is below 1.
+
+    Examples
+    --------
+    >>> from flwr_ctma.attacks import SignFlip, Zero
+    >>> attack = Alternate(SignFlip(), Zero(), period=2)
+    >>> [str(attack.at(r, np.random.default_rng(r))) for r in range(1, 7)]
+    ['signflip', 'signflip', 'zero', 'zero', 'signflip', 'signflip']
+    """
+
+    first: Attack
+    second: Attack
+    period: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        super().__post_init__()
+        if self.period < 1:
+            raise parameter_error("period", "at least 1", self.period)
+
+    def at(self, server_round: int, rng: np.random.Generator) -> Attack:
+        """Return the attack of the round."""
+        turn = (server_round - 1) // self.period
+        return (self.second if turn % 2 else self.first).at(server_round, rng)

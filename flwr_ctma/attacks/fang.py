@@ -3,27 +3,26 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from flwr_ctma.attacks.base import Omniscient, Rows
-from flwr_ctma.attacks.moments import mean
+from flwr_ctma.attacks.base import Omniscient
+from flwr_ctma.attacks.knowledge import Knowledge, Rows
 from flwr_ctma.errors import parameter_error
 
 __all__ = ["Fang"]
 
 
 @dataclass(frozen=True)
-class Fang(Omniscient):
-    """Each colluder goes, in each coordinate, just beyond the honest, the wrong way.
+class Fang(Omniscient, name="fang"):
+    """In each coordinate, each colluder sends a value just beyond the honest range.
 
-    Where the mean of the honest is positive it sends a number below their smallest m,
-    drawn from [m/b, m] if m > 0 and from [bm, m] otherwise; where the mean is negative,
-    one above their largest M, from [M, M/b] if M < 0 and from [M, bM] otherwise.
+    Where the honest mean is positive, the value is below the honest minimum m: drawn
+    from [m/b, m] if m > 0 and from [bm, m] otherwise. Where the mean is negative, it is
+    above the honest maximum M: from [M, M/b] if M < 0 and from [M, bM] otherwise.
 
     Parameters
     ----------
     b : float (default: 2.0)
-        How far beyond. Larger than 1.
+        Width of the range beyond. Larger than 1.
 
     Raises
     ------
@@ -34,7 +33,7 @@ class Fang(Omniscient):
     ----------
     Fang, Cao, Jia and Gong, "Local Model Poisoning Attacks to Byzantine-Robust
     Federated Learning", USENIX Security 2020, §4.3, with full knowledge.
-    Blades calls it the adaptive attack and lets all colluders send one draw.
+    Blades calls it the adaptive attack, and all its colluders send the same draw.
 
     Examples
     --------
@@ -53,15 +52,13 @@ class Fang(Omniscient):
         if not self.b > 1:
             raise parameter_error("b", "larger than 1", self.b)
 
-    def forge(
-        self, honest: Rows, weights: NDArray[np.float64], rng: np.random.Generator
-    ) -> Rows:
+    def craft(self, known: Knowledge) -> Rows:
         """A draw for each colluder."""
-        h, d = honest.shape
-        positive = mean(honest, weights[:h]) > 0
+        honest = known.honest
+        positive = known.mean > 0
         edge = np.where(positive, honest.min(axis=0), honest.max(axis=0))
-        # Away from the honest: below a positive m it is towards 0, below others not.
+        # Away from the honest values: towards 0 only below a positive minimum.
         end = np.where(positive == (edge > 0), edge / self.b, edge * self.b)
-        draws = rng.random((len(weights) - h, d)).astype(honest.dtype)
-        forged: Rows = edge + draws * (end - edge)
-        return forged
+        draws = known.rng.random((known.f, honest.shape[1])).astype(honest.dtype)
+        rows: Rows = edge + draws * (end - edge)
+        return rows

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from flwr_ctma.attacks.base import Attack
-from flwr_ctma.attacks.collusion import Colluders, Layout, Seen, stack
+from flwr_ctma.attacks.collusion import Colluders, Layout, ObservedReply, stack
 from flwr_ctma.attacks.messages import server_round
 from flwr_ctma.messages.bounded_grid import bound_replies
 from flwr_ctma.simulation.wrapper import GridWrapper
@@ -83,34 +83,40 @@ class AttackedGrid(GridWrapper):
         for i, reply in enumerate(replies):
             asked = self._asked.pop(reply.metadata.reply_to_message_id, None)
             if asked is not None and reply.has_content():
-                seen[i] = Seen(reply, asked)
+                seen[i] = ObservedReply(reply, asked)
                 self._note(seen[i])
         for i, one in seen.items():
             self._collude(one)
             replies[i] = one.reply
         return replies
 
-    def _note(self, one: Seen) -> None:
-        """Keep a client's own update as its latest."""
-        self.colluders.meet([one])
+    def _note(self, one: ObservedReply) -> None:
+        """Keep what a client would have sent, honestly, as its latest."""
+        self.colluders.register([one])
         if one.layout:
             self._counts[one.node] += 1
             update = stack([one])[0]
             self._latest[one.node] = _Latest(one.node, one.layout, update)
 
-    def _collude(self, one: Seen) -> None:
-        number = server_round(one.asked) or 0
+    def _collude(self, one: ObservedReply) -> None:
+        number = server_round(one.message) or 0
         honest, own = self.colluders.divide(self._latest.values())
         nodes = [latest.node for latest in own]
-        if one.node not in nodes or not honest or not self.colluders.acts(number):
+        if (
+            one.node not in nodes
+            or not honest
+            or not self.colluders.joint_attack(number)
+        ):
             return
-        rows = self.colluders.forge(
+        model = one.model
+        rows = self.colluders.craft(
             number,
             np.stack([latest.update for latest in honest]),
             np.stack([latest.update for latest in own]),
             np.array([self._counts[latest.node] for latest in (*honest, *own)], float),
+            model=model,
         )
-        one.answer(rows[nodes.index(one.node)])
+        one.replace_update(rows[nodes.index(one.node)])
 
 
 @dataclass

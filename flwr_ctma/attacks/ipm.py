@@ -2,21 +2,18 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from flwr_ctma.attacks.base import Omniscient, Rows
-from flwr_ctma.attacks.moments import mean
+from flwr_ctma.attacks.base import Omniscient
+from flwr_ctma.attacks.knowledge import Knowledge, Rows
 
 __all__ = ["IPM"]
 
 
 @dataclass(frozen=True)
-class IPM(Omniscient):
+class IPM(Omniscient, name="ipm"):
     """All colluders send −ε·μ, μ the mean of the honest updates.
 
-    A small ε passes for an honest update near zero and still shrinks or turns the
-    aggregate: the mean of n is (n − f − εf)/n · μ, an ascent for ε > (n − f)/f.
+    With a small ε they look like honest updates near zero, and still shrink or reverse
+    the aggregate: the mean of n is (n − f − εf)/n · μ, an ascent for ε > (n − f)/f.
 
     Parameters
     ----------
@@ -30,14 +27,13 @@ class IPM(Omniscient):
 
     Examples
     --------
+    >>> import numpy as np
     >>> IPM(epsilon=0.5)(np.array([[1.0, 2.0], [3.0, -2.0]]), num_malicious=1)
     array([[-1., -0.]])
     """
 
     epsilon: float = 0.5
 
-    def forge(
-        self, honest: Rows, weights: NDArray[np.float64], rng: np.random.Generator
-    ) -> Rows:
+    def craft(self, known: Knowledge) -> Rows:
         """−ε·μ."""
-        return -self.epsilon * mean(honest, weights[: len(honest)])
+        return -self.epsilon * known.mean

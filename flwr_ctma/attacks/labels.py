@@ -1,10 +1,9 @@
-"""Label flipping, in any app: by the labels, or by the head of the model.
+"""Label flipping in any app: through the labels, or through the head of the model.
 
-A client that trains on permuted labels π(y) does exactly what a client that trains on y
-does if the classes of its model's last layer are permuted by π before, and back after:
-the loss, the gradients and every optimiser that treats coordinates alike see the same
-numbers in another order. So a mod can flip the labels of a ClientApp whose data it does
-not see.
+Training on permuted labels π(y) is the same as training on y with the classes of the
+model's last layer permuted by π before, and back after: loss, gradients and every
+optimiser that treats coordinates alike see the same numbers in another order. So a mod
+can flip the labels of a ClientApp without access to its data.
 """
 
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ L = TypeVar("L")
 def flip_labels(labels: L, num_classes: int) -> L:
     """Map each label y to (num_classes − 1) − y.
 
-    For apps that poison their own data; `LabelFlip` needs no help from the app.
+    For apps that poison their own data. `LabelFlip` needs no change to the app.
 
     Parameters
     ----------
@@ -46,33 +45,33 @@ def flip_labels(labels: L, num_classes: int) -> L:
 
 
 @dataclass(frozen=True)
-class LabelFlip(Attack):
+class LabelFlip(Attack, name="labelflip"):
     """Train honestly on the labels (classes − 1) − y.
 
-    The classes of the model's last layer are put in reverse order before the client
-    trains, and back after, which is the same (see the module); the app stays as it is.
+    The mod reverses the order of the classes in the model's last layer before the
+    client trains, and back after, which has the same effect. The app is not changed.
 
     Parameters
     ----------
     layer : str (default: "")
-        How the names of the last layer's arrays begin, "head" for example ("-" and "_"
-        are the same); it is found by itself if empty.
+        Beginning of the names of the last layer's arrays, for example "head" ("-" and
+        "_" are the same). If empty, the layer is found automatically.
 
     Raises
     ------
     ValueError
-        In `train`, if there is no layer to recognise.
+        In `train`, if no layer is recognised.
 
     Notes
     -----
-    By itself it finds the last two arrays, if they belong together and one is a vector
+    The last layer is the last two arrays, if they belong together and one is a vector
     with an entry for each class, the other a matrix with as many rows (PyTorch) or
-    columns (Keras, Flax); or else, without a bias, a last matrix with its rows. One
-    single output is a binary logit, which changes its sign.
+    columns (Keras, Flax). Without a bias, it is a last matrix, with a row for each
+    class. A single output is a binary logit, which changes its sign.
 
-    Momentum that the app keeps from round to round stays in the reversed order: where a
-    schedule starts or stops the attack, that of the last layer is out of place until it
-    has faded.
+    Momentum that the app keeps from round to round stays in the reversed order. When a
+    schedule starts or stops the attack, the momentum of the last layer is in the wrong
+    order until it has decayed.
 
     References
     ----------
@@ -92,7 +91,7 @@ class LabelFlip(Attack):
     layer: str = ""
 
     def head(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
-        """Name the arrays of the last layer, each with its axis of classes."""
+        """Return the arrays of the last layer, by name, with their axes of classes."""
         arrays = [name for name, shape in shapes.items() if shape]
         beginning = self.layer.replace("-", "_")
         last = [
@@ -111,7 +110,7 @@ class LabelFlip(Attack):
             "layer",
             "the beginning of the names of the last layer's arrays",
             self.layer,
-            f"Their shapes should tell the classes; the last are "
+            f"Their shapes must show the number of classes; the last arrays are "
             f"{ {name: shapes[name] for name in list(shapes)[-4:]} }.",
         )
 
@@ -122,7 +121,7 @@ class LabelFlip(Attack):
         respond: ClientAppCallable,
         rng: np.random.Generator,
     ) -> Message | None:
-        """Train with the classes of the last layer reversed, before and back after."""
+        """Train with the classes of the last layer in reverse order."""
         arrays = {
             key: array.numpy()
             for record in message.content.array_records.values()
@@ -137,7 +136,7 @@ class LabelFlip(Attack):
 
 
 def _together(names: list[str], bias: str) -> bool:
-    """Tell whether two arrays are of one layer, by name or, unnamed, by order."""
+    """Return whether two arrays are of one layer, by name or, if unnamed, by order."""
     first, second = (name.rpartition(".")[0] for name in names)
     return first == second and (first != "" or names[1] == bias)
 

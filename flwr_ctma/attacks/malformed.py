@@ -1,4 +1,4 @@
-"""Replies that break the protocol: every way seen to end or to spoil a Flower run."""
+"""Replies that break the protocol, in every way known to end or spoil a Flower run."""
 
 import io
 from dataclasses import dataclass
@@ -44,25 +44,25 @@ FAULTS = (
 
 
 @dataclass(frozen=True)
-class Malformed(Attack):
-    """Answer honestly, but break the reply in one way, in training and in evaluation.
+class Malformed(Attack, name="malformed"):
+    """Answer honestly, but with one fault in the reply, to training and to evaluation.
 
     Parameters
     ----------
     fault : str (default: "wrong-shape")
-        One of `FAULTS`. On most of them Flower's FedAvg ends the run; on the others it
-        takes over the NaN, the huge numbers or the attacker's whole model.
+        One of `FAULTS`. Most of them end a run of Flower's FedAvg; with the others, its
+        model becomes NaN, huge or the attacker's.
 
     Raises
     ------
     ValueError
-        If there is no such fault.
+        If `fault` is another word.
 
     Notes
     -----
-    Faults of arrays leave a reply without arrays (to `evaluate`) as it is.
+    Faults of arrays do not change a reply without arrays, as in evaluation.
     "negative-weight" and "cancelling-weight" make the weights of equal clients sum to 1
-    and to 0. "silent" sends no reply, which a deployed SuperNode does not survive.
+    and to 0. "silent" sends no reply, which crashes a deployed SuperNode.
 
     Examples
     --------
@@ -142,7 +142,7 @@ def _spoilt(array: Array, fault: str) -> Array:
         case "size-zero":
             return Array(values.reshape(-1)[:0])
         case "lying-header":
-            # Twice the entries there are: whoever trusts it runs out of data.
+            # The header claims twice as many entries as the data holds.
             twice = _npy(np.append(values, values))
             return Array(dtype, shape, stype, twice[: len(twice) - values.nbytes])
         case "pickle":
@@ -196,7 +196,7 @@ def _npy(values: "np.ndarray[Any, Any]") -> bytes:
 
 
 def _copy(content: RecordDict) -> RecordDict:
-    """Copy the records, so that breaking them leaves the client's own ones whole."""
+    """Copy the records, so that the client's own ones stay intact."""
     copied = RecordDict({**content})
     for name, arrays in content.array_records.items():
         copied[name] = ArrayRecord(dict(arrays))

@@ -2,7 +2,7 @@
 
 A legacy NumPyClient answers with the same kinds of record under other names:
 `fitres.parameters`, `fitres.num_examples` and, as a ConfigRecord, `fitres.metrics`.
-Nothing here changes a message that it is given.
+No function here changes its arguments.
 """
 
 import copy
@@ -21,6 +21,7 @@ __all__ = [
     "map_metrics",
     "map_updates",
     "replace",
+    "sent_array",
     "server_round",
     "updates",
 ]
@@ -30,13 +31,13 @@ Record = ArrayRecord | MetricRecord | ConfigRecord
 WEIGHT = "num-examples"
 
 M = TypeVar("M", Message, Message | None)
-"""A reply, or perhaps silence."""
+"""A reply, or None for silence."""
 
 
 def replace(message: M, records: Mapping[str, Record | None]) -> M:
-    """Copy a message with some of its records set, or removed where None.
+    """Copy a message with some of its records set, or removed if None.
 
-    Silence (None) and a message without content (an error) come back as they are.
+    Silence (None) and a message without content (an error) are returned unchanged.
     """
     if message is None or not message.has_content():
         return message
@@ -47,7 +48,7 @@ def replace(message: M, records: Mapping[str, Record | None]) -> M:
 
 
 def server_round(message: Message) -> int | None:
-    """Find out which round a message belongs to.
+    """Return the round that a message belongs to, None if it does not say.
 
     Flower's strategies write it into the config, its legacy server into the group id.
     """
@@ -61,10 +62,10 @@ def server_round(message: Message) -> int | None:
 
 
 def updates(reply: Message, message: Message) -> dict[tuple[str, str], NDArray[Any]]:
-    """List what a reply adds to what was sent, by names of record and array.
+    """Return the difference of a reply to the message, by names of record and array.
 
-    Floating-point arrays only. One that the server sent nothing like is an update by
-    itself (of a client that sends its momentum, say).
+    Floating-point arrays only. An array without a counterpart in the message (for
+    example a client's momentum) is itself the update.
     """
     found = {}
     sent = message.content.array_records
@@ -72,33 +73,33 @@ def updates(reply: Message, message: Message) -> dict[tuple[str, str], NDArray[A
         for key, array in arrays.items():
             model = numbers(array)
             if model.dtype.kind == "f":
-                # Overflow is what the attacker may well want.
+                # An attacker may well want the overflow.
                 with np.errstate(over="ignore", invalid="ignore"):
-                    found[record, key] = model - _sent(sent, record, key, model)
+                    found[record, key] = model - sent_array(sent, record, key, model)
     return found
 
 
 def map_updates(
     reply: M, message: Message, change: Callable[[NDArray[Any]], NDArray[Any]]
 ) -> M:
-    """Change each of the updates of a reply; dtypes stay."""
+    """Change each update of a reply; dtypes stay the same."""
     if reply is None or not reply.has_content():
         return reply
     records = {name: dict(r) for name, r in reply.content.array_records.items()}
     sent = message.content.array_records
     for (record, key), update in updates(reply, message).items():
         with np.errstate(over="ignore", invalid="ignore"):
-            model = _sent(sent, record, key, update) + change(update)
+            model = sent_array(sent, record, key, update) + change(update)
             records[record][key] = to_array(np.asarray(model, update.dtype))
     return replace(reply, {name: ArrayRecord(r) for name, r in records.items()})
 
 
-def _sent(
+def sent_array(
     records: Mapping[str, ArrayRecord], record: str, key: str, like: NDArray[Any]
 ) -> NDArray[Any]:
-    """Find the array that the server sent under the name of one in a reply, or zeros.
+    """Return the sent array that an array of a reply answers, zeros if there is none.
 
-    In the record of the same name or, if there is but one record, in that one (legacy
+    It has the same name, in the record of the same name or in the only record (legacy
     clients answer `fitins.parameters` with `fitres.parameters`).
     """
     if record not in records and len(records) == 1:
@@ -113,7 +114,7 @@ def _sent(
 def map_metrics(reply: M, change: Callable[[str, bool, float], float]) -> M:
     """Change every number that a reply reports: `change(name, is_weight, number)`.
 
-    Lists are changed number by number, integers stay integers where they can.
+    Lists are changed number by number. Integers stay integers if possible.
     """
     if reply is None or not reply.has_content():
         return reply

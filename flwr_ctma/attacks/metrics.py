@@ -1,4 +1,4 @@
-"""Lies about oneself: how much data one has, and how well one does."""
+"""Lies about a client's number of examples and its metrics."""
 
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ __all__ = ["InflatedWeight", "LyingMetrics"]
 
 
 class _Report(Attack):
-    """Answer honestly, then change what the reply says about the client."""
+    """Answer honestly, then change the metrics of the reply."""
 
     def report(self, name: str, is_weight: bool, number: float) -> float:
-        """Say this instead of a number."""
+        """Return what is reported in place of a number."""
         raise NotImplementedError
 
     def train(
@@ -34,8 +34,8 @@ class _Report(Attack):
 
 
 @dataclass(frozen=True)
-class InflatedWeight(_Report):
-    """Claim γ times the examples one has.
+class InflatedWeight(_Report, name="inflatedweight"):
+    """Claim γ times the client's number of examples.
 
     FedAvg weighs by `num-examples`: with γ = 1000 one of 17 equal clients counts
     1000/1016 of the model. `both(signflip, inflatedweight)` takes the model over.
@@ -43,7 +43,7 @@ class InflatedWeight(_Report):
     Parameters
     ----------
     factor : float (default: 1000.0)
-        γ; negative values are as possible in a message as others.
+        γ; a message can hold negative values too.
 
     Examples
     --------
@@ -55,18 +55,18 @@ class InflatedWeight(_Report):
     factor: float = 1000.0
 
     def report(self, name: str, is_weight: bool, number: float) -> float:
-        """γ times the number of examples."""
+        """Return γ times the number of examples."""
         return self.factor * number if is_weight else number
 
 
 @dataclass(frozen=True)
-class LyingMetrics(_Report):
-    """Report one value for every metric (loss, accuracy, …) but the number of examples.
+class LyingMetrics(_Report, name="lyingmetrics"):
+    """Report one value for every metric except the number of examples.
 
     Parameters
     ----------
     value : float (default: 1e6)
-        What is reported; 0.0 claims a perfect loss.
+        The value; 0.0 claims a perfect loss.
 
     Raises
     ------
@@ -91,5 +91,5 @@ class LyingMetrics(_Report):
             )
 
     def report(self, name: str, is_weight: bool, number: float) -> float:
-        """The same value for all."""
+        """Return the same value for every metric."""
         return number if is_weight else self.value

@@ -1,11 +1,12 @@
-"""Mimic: nothing but honest updates, one of them too often."""
+"""Mimic: colluders repeat an honest update."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flwr_ctma.attacks.base import Omniscient, Rows
+from flwr_ctma.attacks.base import Omniscient
+from flwr_ctma.attacks.knowledge import Knowledge, Rows
 from flwr_ctma.engine.updates import Updates
 from flwr_ctma.errors import parameter_error
 
@@ -13,18 +14,18 @@ __all__ = ["Mimic"]
 
 
 @dataclass(frozen=True)
-class Mimic(Omniscient):
+class Mimic(Omniscient, name="mimic"):
     """All colluders copy one honest client.
 
-    No rule can tell them from it. On heterogeneous data the copied client's examples
-    count f + 1 times, and a rule that prefers a dense group of rows finds one here.
+    No rule can distinguish them from it. On heterogeneous data the copied client's
+    examples count f + 1 times, and a rule that prefers a dense group of rows finds one.
 
     Parameters
     ----------
     client : int | None (default: None)
-        Row of the honest client to copy, a remainder if there are fewer rows. If None,
-        the one that is farthest out along the direction in which the honest updates
-        vary most, argmax_i |⟨v, x_i − μ⟩|, v their top principal component.
+        Row of the honest client to copy, modulo the number of rows. If None, the row
+        that is farthest out along the direction in which the honest updates vary most,
+        argmax_i |⟨v, x_i − μ⟩| with their top principal component v.
 
     Raises
     ------
@@ -33,13 +34,13 @@ class Mimic(Omniscient):
 
     Notes
     -----
-    Karimireddy et al. learn v over the first rounds and then keep the client; here it
-    is found anew in every round, without memory. ByzFL copies a client by number.
+    Karimireddy et al. learn v over the first rounds and then keep the client; here each
+    round has its own v. ByzFL copies a client by number.
 
-    `AttackedStrategy` puts rows in the order of node ids. In an `InProcessGrid` these
-    are in the order of partitions, so with f of them malicious `client=0` is partition
-    f, in every round in which all are asked. Flower draws node ids anew for every run:
-    there it is one and the same client for a run, but not the same in the next.
+    `AttackedStrategy` orders rows by node id. In an `InProcessGrid` node ids follow
+    partitions: with the first f of them malicious, `client=0` is partition f in every
+    round in which all take part. Flower draws new node ids for every run, so there the
+    copied client is the same within a run, but not in the next run.
 
     References
     ----------
@@ -64,19 +65,17 @@ class Mimic(Omniscient):
         if self.client is not None and self.client < 0:
             raise parameter_error("client", "0 or more", self.client)
 
-    def forge(
-        self, honest: Rows, weights: NDArray[np.float64], rng: np.random.Generator
-    ) -> Rows:
+    def craft(self, known: Knowledge) -> Rows:
         """One honest row."""
         client = self.client
         if client is None:
-            client = _farthest_out(honest, weights[: len(honest)])
-        copied: Rows = honest[client % len(honest)]
+            client = _farthest_out(known.honest, known.honest_weights)
+        copied: Rows = known.honest[client % len(known.honest)]
         return copied
 
 
 def _farthest_out(honest: Rows, weights: NDArray[np.float64]) -> int:
-    """Row of the largest projection on the first principal component.
+    """Return the row with the largest projection on the first principal component.
 
     With X the rows less their mean and W their weights, v ∝ Xᵀ√W u for the top
     eigenvector u of √W X Xᵀ √W; so projections X v are proportional to u/√W.

@@ -1,4 +1,4 @@
-"""MinMax and MinSum: as far off as honest updates are from each other."""
+"""MinMax and MinSum: no farther from the honest than these are from each other."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flwr_ctma.attacks.base import Omniscient, Rows
-from flwr_ctma.attacks.moments import deviation, mean
+from flwr_ctma.attacks.base import Omniscient
+from flwr_ctma.attacks.knowledge import Knowledge, Rows
 from flwr_ctma.engine.stack import squared_distances
 from flwr_ctma.engine.updates import Layer, Updates
 from flwr_ctma.errors import parameter_error
@@ -19,7 +19,7 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class _Spread(Omniscient):
-    """All colluders send μ + γ·p, with the largest γ that an honest spread allows."""
+    """All colluders send μ + γ·p with the largest γ that the honest spread allows."""
 
     direction: str = "std"
 
@@ -31,22 +31,21 @@ class _Spread(Omniscient):
 
     @abstractmethod
     def factor(self, spread: "_Geometry") -> float:
-        """Find the largest γ."""
+        """Return the largest γ."""
 
-    def forge(self, honest: Rows, weights: Float64, rng: np.random.Generator) -> Rows:
+    def craft(self, known: Knowledge) -> Rows:
         """μ + γ·p."""
-        w = weights[: len(honest)]
-        centre = mean(honest, w)
         if self.direction == "std":
-            p = -deviation(honest, w)
+            p = -known.std
         else:
-            p = -centre if self.direction == "unit" else -np.sign(centre)
-        return centre + self.factor(_Geometry.of(honest, w, p)) * p
+            p = -known.mean if self.direction == "unit" else -np.sign(known.mean)
+        geometry = _Geometry.of(known.honest, known.honest_weights, p)
+        return known.mean + self.factor(geometry) * p
 
 
 @dataclass(frozen=True)
 class _Geometry:
-    """Inner products of the honest rows about their mean μ, and of a direction p."""
+    """Inner products of the honest rows, about their mean μ, and of a direction p."""
 
     weights: Float64  # (h,)
     apart: Float64  # ‖x_i − x_j‖², (h, h)
@@ -67,23 +66,22 @@ class _Geometry:
 
 
 @dataclass(frozen=True)
-class MinMax(_Spread):
+class MinMax(_Spread, name="minmax"):
     """All colluders send μ + γ·p, no farther from any honest row than two of them are.
 
     The largest γ with max_i ‖μ + γp − x_i‖ ≤ max_ij ‖x_i − x_j‖. Each i allows γ up to
-    the larger root of a quadratic; the smallest of these is the answer, exactly. (The
-    authors and Blades search for it, up to an upper bound.)
+    the larger root of a quadratic equation; γ is the smallest of these roots. (The
+    authors and Blades approximate it by a search with an upper bound.)
 
     Parameters
     ----------
     direction : str (default: "std")
-        p: "std" is −σ, coordinate by coordinate, "unit" is −μ, "sign" is −sign(μ). Only
-        its direction matters.
+        p: −σ for "std", −μ for "unit", −sign(μ) for "sign". Its length does not matter.
 
     Raises
     ------
     ValueError
-        If there is no such direction.
+        If `direction` is another word.
 
     References
     ----------
@@ -91,7 +89,7 @@ class MinMax(_Spread):
 
     Examples
     --------
-    μ = 2 and the honest are at most 2 apart; 1 is as far from 3:
+    μ = 2, the honest updates are at most 2 apart, and 1 has this distance to 3:
 
     >>> MinMax()(np.array([[1.0], [2.0], [3.0]]), num_malicious=1).round(12)
     array([[1.]])
@@ -108,11 +106,11 @@ class MinMax(_Spread):
 
 
 @dataclass(frozen=True)
-class MinSum(_Spread):
-    """All colluders send μ + γ·p, in sum as near to the honest as one of them is.
+class MinSum(_Spread, name="minsum"):
+    """All colluders send μ + γ·p, as near to all honest rows as one of these is.
 
     The largest γ with Σ_i ‖μ + γp − x_i‖² ≤ max_i Σ_j ‖x_i − x_j‖². The cross terms
-    cancel, and γ² is what the sum has left, divided by h‖p‖².
+    cancel, so γ² is the right side minus Σ_i ‖μ − x_i‖², divided by h‖p‖².
 
     Parameters
     ----------
@@ -122,7 +120,7 @@ class MinSum(_Spread):
     Raises
     ------
     ValueError
-        If there is no such direction.
+        If `direction` is another word.
 
     References
     ----------
@@ -130,8 +128,8 @@ class MinSum(_Spread):
 
     Examples
     --------
-    μ = 2, Σ_i ‖μ − x_i‖² = 2, and 1² + 2² = 5 from the outermost: 3γ² = 5 − 2 leads to
-    2 − 1.
+    μ = 2, Σ_i ‖μ − x_i‖² = 2, and the outermost row has 1² + 2² = 5: 3γ² = 5 − 2, so
+    γ = 1.
 
     >>> MinSum()(np.array([[1.0], [2.0], [3.0]]), num_malicious=1).round(12)
     array([[1.]])

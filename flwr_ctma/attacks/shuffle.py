@@ -2,21 +2,18 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from flwr_ctma.attacks.base import Omniscient, Rows
-from flwr_ctma.attacks.moments import mean
+from flwr_ctma.attacks.base import Omniscient
+from flwr_ctma.attacks.knowledge import Knowledge, Rows
 
 __all__ = ["Shuffle"]
 
 
 @dataclass(frozen=True)
-class Shuffle(Omniscient):
-    """All colluders send the mean of the honest updates, its coordinates shuffled.
+class Shuffle(Omniscient, name="shuffle"):
+    """All colluders send the mean of the honest updates with its coordinates shuffled.
 
-    Its norm and its shares of positive, negative and zero entries, by which SignGuard
-    tells honest updates, are those of the honest mean; its direction is chance.
+    SignGuard recognises honest updates by their norm and by their shares of positive,
+    negative and zero entries. Shuffling keeps these and makes the direction random.
 
     References
     ----------
@@ -25,13 +22,12 @@ class Shuffle(Omniscient):
 
     Examples
     --------
+    >>> import numpy as np
     >>> honest = np.array([[1.0, 2.0, -3.0], [1.0, 2.0, -3.0]])
     >>> Shuffle()(honest, num_malicious=1, rng=np.random.default_rng(2))
     array([[-3.,  1.,  2.]])
     """
 
-    def forge(
-        self, honest: Rows, weights: NDArray[np.float64], rng: np.random.Generator
-    ) -> Rows:
+    def craft(self, known: Knowledge) -> Rows:
         """A permutation of μ."""
-        return rng.permutation(mean(honest, weights[: len(honest)]))
+        return known.rng.permutation(known.mean)

@@ -1,6 +1,6 @@
-"""Attacks on the update that one client sends: what it adds to the model it received.
+"""Attacks on the update of one client: the model it sends minus the one it received.
 
-In each, u is the client's own honest update, as a vector of all floating-point arrays.
+u is the client's own honest update: all floating-point arrays as one vector.
 """
 
 from abc import abstractmethod
@@ -29,11 +29,11 @@ Array = NDArray[Any]
 
 
 class UpdateAttack(Attack):
-    """Train honestly, then send another update: `attack.corrupt(update, rng)`."""
+    """Train honestly, then send `attack.corrupt(update, rng)` instead of the update."""
 
     @abstractmethod
     def corrupt(self, update: Array, rng: np.random.Generator) -> Array:
-        """Map (a part of) the honest update to (that part of) the malicious one."""
+        """Return the malicious update, or the part of it in place of an honest part."""
 
     def train(
         self,
@@ -42,14 +42,14 @@ class UpdateAttack(Attack):
         respond: ClientAppCallable,
         rng: np.random.Generator,
     ) -> Message | None:
-        """Reply with what was received plus the corrupted update."""
+        """Reply with the received model plus the corrupted update."""
         reply = respond(message, context)
         return messages.map_updates(reply, message, lambda u: self.corrupt(u, rng))
 
 
 @dataclass(frozen=True)
-class SignFlip(UpdateAttack):
-    """Send the opposite of the own honest update: −u.
+class SignFlip(UpdateAttack, name="signflip"):
+    """Send the opposite of the client's own honest update: −u.
 
     References
     ----------
@@ -69,8 +69,8 @@ class SignFlip(UpdateAttack):
 
 
 @dataclass(frozen=True)
-class GaussianNoise(UpdateAttack):
-    """Send noise in place of the update: every coordinate drawn from N(mean, std²).
+class GaussianNoise(UpdateAttack, name="noise"):
+    """Send noise in place of the update, each coordinate drawn from N(mean, std²).
 
     Parameters
     ----------
@@ -111,8 +111,8 @@ class GaussianNoise(UpdateAttack):
 
 
 @dataclass(frozen=True)
-class Zero(UpdateAttack):
-    """Send the model back as it came: an update of zero, a free rider's.
+class Zero(UpdateAttack, name="zero"):
+    """Send the received model back: the zero update of a free rider.
 
     Examples
     --------
@@ -126,11 +126,11 @@ class Zero(UpdateAttack):
 
 
 @dataclass(frozen=True)
-class Scaling(UpdateAttack):
-    """Send a multiple of the own update: γu.
+class Scaling(UpdateAttack, name="scaling"):
+    """Send a multiple of the client's own update: γu.
 
-    With γ = n, averaging n clients replaces the model by the attacker's own:
-    `both(backdoor, scaling(factor=17))` is model replacement.
+    With γ = n, the mean of n clients is the attacker's own model, if the others changed
+    nothing: `both(backdoor, scaling(factor=17))` is model replacement.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ class Scaling(UpdateAttack):
 
 
 @dataclass(frozen=True)
-class NonFinite(UpdateAttack):
+class NonFinite(UpdateAttack, name="nonfinite"):
     """Overwrite coordinates of the update with NaN or an infinity.
 
     Parameters
@@ -163,7 +163,7 @@ class NonFinite(UpdateAttack):
     value : str (default: "nan")
         "nan", "inf" or "-inf".
     share : float (default: 1.0)
-        Share of the coordinates of each array, in [0, 1]; always at least one.
+        Share of the coordinates of each array, in [0, 1]; at least one coordinate.
 
     Raises
     ------

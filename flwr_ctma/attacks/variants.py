@@ -1,26 +1,31 @@
-"""Colluders who see less than all, or go the other way."""
+"""Attacks of colluders that modify another attack of colluders."""
 
-from dataclasses import dataclass
-from typing import ClassVar, cast
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from flwr_ctma.attacks.base import Attack, Omniscient, Rows, Rule, parts
-from flwr_ctma.attacks.moments import mean
+from flwr_ctma.attacks.base import Omniscient, Rule, iter_attacks
+from flwr_ctma.attacks.knowledge import Knowledge, Rows
 from flwr_ctma.errors import parameter_error
 
-__all__ = ["Blind", "Mirror"]
+__all__ = ["Blind", "Drift", "Mirror", "Variant"]
 
 
 @dataclass(frozen=True)
-class _Variant(Omniscient):
-    """An attack of colluders, mounted otherwise."""
+class Variant(Omniscient):
+    """An attack of colluders in another form.
+
+    Parameters
+    ----------
+    attack : Omniscient
+        The attack that is modified.
+    """
 
     attack: Omniscient
 
     def __post_init__(self) -> None:
-        """Check that it is one of colluders."""
+        """Check that the attack is one of colluders."""
         if not isinstance(self.attack, Omniscient):
             raise parameter_error(
                 "attack",
@@ -28,19 +33,23 @@ class _Variant(Omniscient):
                 str(self.attack),
             )
 
+    def against(self, rule: Rule, f: int | float) -> Self:
+        """Aim the inner attack at a rule."""
+        return replace(self, attack=cast(Omniscient, self.attack.against(rule, f)))
+
 
 @dataclass(frozen=True)
-class Blind(_Variant):
-    """Colluders who see only one another: what the honest send, they must guess.
+class Blind(Variant, name="blind"):
+    """Colluders who do not see the honest updates, only one another's.
 
-    The wrapped attack gets the malicious clients' own honest updates in place of those
-    of the honest clients, f rows that stand for h. This is how ALIE was first proposed:
-    mean and standard deviation from the attackers' own data, z from n and f.
+    The inner attack gets the malicious clients' own honest updates in place of those of
+    the honest clients: f rows that stand for h. ALIE was first proposed in this form,
+    with mean and standard deviation from the attackers' own data, and z from n and f.
 
     Parameters
     ----------
     attack : Omniscient
-        `ALIE` or `IPM`, say.
+        For example `ALIE` or `IPM`.
 
     Raises
     ------
@@ -50,51 +59,40 @@ class Blind(_Variant):
     Examples
     --------
     >>> from flwr_ctma.attacks import IPM
-    >>> honest, own = np.array([[1.0], [3.0], [5.0]]), np.array([[2.0], [4.0]])
-    >>> Blind(IPM(epsilon=0.5)).collude(honest, own, np.random.default_rng(0))
+    >>> known = Knowledge(
+    ...     honest=np.array([[1.0], [3.0], [5.0]]),
+    ...     malicious=np.array([[2.0], [4.0]]),
+    ...     rng=np.random.default_rng(0),
+    ... )
+    >>> Blind(IPM(epsilon=0.5)).collude(known)
     array([[-1.5],
            [-1.5]])
     """
 
-    needs_own: ClassVar[bool] = True
+    needs_malicious: ClassVar[bool] = True
 
-    def forge(
-        self, honest: Rows, weights: NDArray[np.float64], rng: np.random.Generator
-    ) -> Rows:
-        """Forge from the rows that the attackers do see."""
-        return self.attack.forge(honest, weights, rng)
-
-    def collude(
-        self,
-        honest: Rows,
-        own: Rows,
-        rng: np.random.Generator,
-        weights: NDArray[np.float64] | None = None,
-    ) -> Rows:
-        """Send what the attack makes of the attackers' own updates."""
-        h, f = len(honest), len(own)
-        every = np.ones(h + f) if weights is None else weights
-        if not every[h:].any():  # there are none, or they count nothing
-            return own
-        stand_in = every[h:] * (every[:h].sum() / every[h:].sum())
-        return self(own, f, rng, np.concatenate([stand_in, every[h:]]))
-
-    def against(self, rule: Rule, f: int | float) -> Attack:
-        """Let the wrapped attack know the rule."""
-        return Blind(cast(Omniscient, self.attack.against(rule, f)))
+    def craft(self, known: Knowledge) -> Rows:
+        """Return what the attack makes of the attackers' own updates."""
+        h, f = len(known.honest), known.f
+        total, own = known.honest_weights.sum(), known.weights[h:]
+        if not own.any():  # they count for nothing
+            return known.malicious
+        weights = np.concatenate([own * (total / own.sum()), own])
+        stand_in = replace(known, honest=known.malicious, weights=weights)
+        return self.attack.collude(stand_in)[:f]
 
 
 @dataclass(frozen=True)
-class Mirror(_Variant):
-    """The same attack from the other side: 2μ − x for every x that it would send.
+class Mirror(Variant, name="mirror"):
+    """The same attack from the opposite side: 2μ − x for every x that it would send.
 
     μ is the mean of the honest updates. Which of μ − z·σ and μ + z·σ does more harm
-    depends on the model, so an attacker tries `alie` and `mirror(alie)`.
+    depends on the model, so an attacker tries both `alie` and `mirror(alie)`.
 
     Parameters
     ----------
     attack : Omniscient
-        `ALIE` or `MinMax`, say.
+        For example `ALIE` or `MinMax`.
 
     Raises
     ------
@@ -112,12 +110,13 @@ class Mirror(_Variant):
     """
 
     def __post_init__(self) -> None:
-        """Check that what is sent depends on the honest updates, and on no more."""
+        """Check that the attack depends on the honest updates alone."""
         super().__post_init__()
-        if any(part.needs_own for part in parts(self.attack)):
-            remedy = "`blind(mirror(…))` is what it would be."
-        elif any(part.needs_rule for part in parts(self.attack)):
-            remedy = "What is farthest on one side need not be so on the other."
+        inner = list(iter_attacks(self.attack))
+        if any(attack.needs_malicious for attack in inner):
+            remedy = "Write `blind(mirror(…))`."
+        elif any(attack.needs_rule for attack in inner):
+            remedy = "The best strength on one side is not the best on the other."
         else:
             return
         raise parameter_error(
@@ -127,9 +126,64 @@ class Mirror(_Variant):
             remedy,
         )
 
-    def forge(
-        self, honest: Rows, weights: NDArray[np.float64], rng: np.random.Generator
-    ) -> Rows:
+    def craft(self, known: Knowledge) -> Rows:
         """2μ − x."""
-        centre = mean(honest, weights[: len(honest)])
-        return 2 * centre - self.attack.forge(honest, weights, rng)
+        return 2 * known.mean - self.attack.craft(known)
+
+
+@dataclass(frozen=True)
+class Drift(Variant, name="drift"):
+    """The same attack, growing slowly from nothing: μ + a(x − μ) for every x it sends.
+
+    a = min(1, (t − start + 1)/rounds) in round t, and 0 before `start`. No round
+    differs much from the one before, which evades detectors of sudden changes.
+
+    Parameters
+    ----------
+    attack : Omniscient
+        For example `IPM`.
+    rounds : int (default: 20)
+        Number of rounds until the attack has its full strength. At least 1.
+    start : int (default: 1)
+        First round of the attack. Until then the colluders send μ.
+
+    Raises
+    ------
+    ValueError
+        If rounds is below 1, or the attack is not one of colluders.
+
+    Notes
+    -----
+    The construction is this library's. It makes the "slow drift" of the literature on
+    poisoning over time out of any attack of one round.
+
+    Examples
+    --------
+    A quarter of the way from μ = 2 to −2 in the fifth of 20 rounds:
+
+    >>> from flwr_ctma.attacks import IPM
+    >>> known = Knowledge(
+    ...     honest=np.array([[1.0], [3.0]]),
+    ...     malicious=np.array([[2.0]]),
+    ...     rng=np.random.default_rng(0),
+    ...     server_round=5,
+    ... )
+    >>> Drift(IPM(epsilon=1.0)).collude(known)
+    array([[1.]])
+    """
+
+    rounds: int = 20
+    start: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        super().__post_init__()
+        if self.rounds < 1:
+            raise parameter_error("rounds", "at least 1", self.rounds)
+
+    def craft(self, known: Knowledge) -> Rows:
+        """μ + a(x − μ)."""
+        passed = known.server_round - self.start + 1
+        share = min(1.0, max(0.0, passed / self.rounds))
+        rows: Rows = known.mean + share * (self.attack.collude(known) - known.mean)
+        return rows

@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import Result, Strategy
 
+from flwr_ctma.attacks import iter_attacks
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.mods import ByzantineMod
@@ -113,7 +114,7 @@ def run_match(
     if getattr(server_app, "_server_fn", None):
         raise legacy
     byzantine = ByzantineMod(match.attack, match.num_malicious, match.seed)
-    if not byzantine.attack.needs_own:
+    if not any(a.needs_malicious for a in iter_attacks(byzantine.attack)):
         client_app = _Idle(client_app, byzantine)
     config: UserConfig = dict(run_config)
     own: UserConfig = {

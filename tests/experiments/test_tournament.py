@@ -129,8 +129,8 @@ def test_colluders_do_not_train_what_nobody_sees(tournament, monkeypatch) -> Non
     original = match.load
     monkeypatch.setattr(match, "load", load)
     outcomes = []
-    for needs_own in (False, True):
-        monkeypatch.setattr(OptimalALIE, "needs_own", needs_own)
+    for needs_malicious in (False, True):
+        monkeypatch.setattr(OptimalALIE, "needs_malicious", needs_malicious)
         outcomes.append(tournament.run_match(Match("cwmed", "optimalalie", 4, 0)))
         outcomes.append(sum(trained))
         trained.clear()

@@ -1,6 +1,7 @@
 """AttackedStrategy: colluders see the honest updates, and answer on the server."""
 
 import logging
+import random
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from flwr.simulation import run_simulation
 from flwr_ctma.attacks import ALIE, IPM, Fang, OptimalALIE, OptimalIPM, SignFlip
 from flwr_ctma.mods import ByzantineMod
 from flwr_ctma.simulation.grid import InProcessGrid
-from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy
+from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy, Checkpointed
 from flwr_ctma.strategy.robust import RobustStrategy
 from flwr_ctma.strategy.wrappers.attacked import AttackedStrategy
 
@@ -197,6 +198,73 @@ def test_without_honest_clients_nothing_happens():
     assert run(ALIE(), nodes=5).updates() == {0: 1, 1: 2, 2: 3, 3: 4, 4: 5}
 
 
+class Averaging(Recorder):
+    """FedAvg that keeps what it was given and averages it."""
+
+    def aggregate_train(self, server_round, replies):
+        replies = list(replies)
+        super().aggregate_train(server_round, replies)
+        return FedAvg.aggregate_train(self, server_round, replies)
+
+
+def test_poisonedfl_pushes_the_global_model_in_one_direction():
+    """2 of 5 send 8 times the last step, signs fixed, once they know two models.
+
+    FedAvg turns the integers of the first model into floats, so that is in round 3.
+    """
+    recorder = Averaging()
+    strategy = AttackedStrategy(recorder, "poisonedfl", num_malicious_nodes=2)
+    result = strategy.start(InProcessGrid(app(), 5), model(), num_rounds=6)
+    assert [recorder.updates(1)[i] for i in (0, 1)] == [1, 2]
+    memory = strategy.colluders.memory["poisonedfl"]
+    assert memory["signs"].shape == (9,)
+    moved = np.concatenate(
+        [result.arrays[key].numpy().ravel() - START[key].ravel() for key in START]
+    )
+    assert moved @ memory["signs"] > 0.5 * np.abs(moved).sum() > 100
+
+
+@pytest.mark.parametrize("attack", ["poisonedfl(period=2)", "rop", "sparse(share=0.5)"])
+def test_a_resumed_run_remembers_what_the_attack_knew(attack, tmp_path):
+    """Stopped after round 3 of 6: the same bits as the run that was not stopped."""
+
+    def run_rounds(rounds, folder):
+        inner = FedAvg(fraction_evaluate=0.0)
+        attacked = AttackedStrategy(inner, attack, num_malicious_nodes=2)
+        strategy = Checkpointed(attacked, folder)
+        grid = InProcessGrid(app(), 5)
+        random.seed(0)  # the order of the replies
+        return strategy.start(grid, floats, num_rounds=rounds).arrays
+
+    # FedAvg turns an array of integers into floats, which no checkpoint resumes.
+    floats = ArrayRecord({key: Array(START[key]) for key in ("w", "b")})
+    whole = run_rounds(6, tmp_path / "whole")
+    run_rounds(3, tmp_path / "stopped")
+    resumed = run_rounds(6, tmp_path / "stopped")
+    for key in floats:
+        np.testing.assert_array_equal(resumed[key].numpy(), whole[key].numpy())
+
+
+def test_jittered_colluders_send_different_updates():
+    found = run("jitter(ipm(epsilon=0.5), scale=0.1)", nodes=2).updates()
+    assert found[0] != found[1]
+    assert [found[0], found[1]] == pytest.approx([-2, -2], abs=0.5)
+
+
+def test_search_is_aimed_at_the_rule_that_runs():
+    """Adaptive moves ctma(gm) farther than IPM does, in Flower's messages."""
+
+    def moved(attack):
+        inner = FedAvg(fraction_evaluate=0.0)
+        robust = RobustStrategy(inner, "ctma(gm)", num_malicious_nodes=2)
+        strategy = AttackedStrategy(robust, attack, num_malicious_nodes=2)
+        result = strategy.start(InProcessGrid(app(), 7), model(), num_rounds=1)
+        # The honest add 3 to 7.
+        return abs(result.arrays["b"].numpy()[0] - 20 - 5)
+
+    assert moved("trimevasion") >= moved("adaptive") > moved("ipm")
+
+
 def test_optimal_attacks_need_a_rule():
     with pytest.raises(ValueError, match="Wrap a RobustStrategy"):
         AttackedStrategy(FedMedian(), "during(optimalalie, start=3)", 2)
@@ -205,7 +273,7 @@ def test_optimal_attacks_need_a_rule():
 def test_where_a_strategy_averages_the_mean_is_the_rule():
     """It goes as far as the search does, here to ε = 64·4."""
     strategy = AttackedStrategy(FedAdam(), OptimalIPM(evaluations=9), 2)
-    assert isinstance(strategy.colluders.acts(1), OptimalIPM)
+    assert isinstance(strategy.colluders.joint_attack(1), OptimalIPM)
     assert run(OptimalIPM(evaluations=9), nodes=2).updates()[0] < -4 * 200
 
 

@@ -1,6 +1,6 @@
-"""Omniscient attackers, in a simulation: they see what the honest send, then answer."""
+"""Omniscient attackers in a simulation: they reply after they saw the honest."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from logging import INFO, WARNING
 from typing import Any
 
@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import Strategy
 
 from flwr_ctma.aggregators import Budget, Mean
 from flwr_ctma.attacks import Attack
-from flwr_ctma.attacks.collusion import Colluders, Seen, stack
+from flwr_ctma.attacks.collusion import Colluders, ObservedReply, stack
 from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.strategy.compatibility import check_compatible
@@ -23,24 +23,24 @@ __all__ = ["AttackedStrategy"]
 class AttackedStrategy(StrategyWrapper):
     """Let malicious clients collude, between the network and a strategy.
 
-    In every round the attack is shown the updates of all clients and replaces those of
-    the malicious ones; each replaced reply is the client's own with other arrays. For
-    simulations: a real server has no use for it.
+    In every round the attack sees the updates of all clients and replaces those of the
+    malicious ones. A replaced reply is the client's own reply with other arrays. For
+    simulations only.
 
     Parameters
     ----------
     strategy : Strategy
-        `RobustStrategy` or any other, which gets the replies.
+        `RobustStrategy` or any other strategy that aggregates rounds.
     attack : Attack | str
-        What the colluders do, or its spelling in a run-config. One that a client can
-        mount alone changes nothing here: give it to `ByzantineMod`.
+        The attack, or its spelling in a run-config. An attack that a client mounts
+        alone changes nothing here: give it to `ByzantineMod`.
     num_malicious_nodes : int | None (default: None)
-        How many nodes are malicious: the first that appear, in the order of their ids.
-        If None, those with a `ByzantineMod` of the same attack, which mark their
-        replies. Clients know their partition, so the same partitions are malicious in
-        every run, whatever ids Flower draws for their nodes.
+        Number of malicious nodes: the first nodes that appear, in the order of their
+        ids. If None, the nodes with a `ByzantineMod` of the same attack, which mark
+        their replies. Clients know their partition, so the same partitions are
+        malicious in every run, whatever ids Flower draws for their nodes.
     seed : int (default: 0)
-        Fixes, with the round, all that the attack leaves to chance.
+        Fixes, with the round, everything that the attack draws.
 
     Raises
     ------
@@ -49,11 +49,14 @@ class AttackedStrategy(StrategyWrapper):
 
     Notes
     -----
-    A node once malicious stays so. Optimal attacks are aimed at the rule of the
-    RobustStrategy inside, with the f that it is told in the round, or else at the mean
-    of equal clients; in a round in which they cannot be, the log says so and the
-    malicious clients are honest. Where a RobustStrategy lets clients claim weights,
-    every attack knows them, as they are bounded there.
+    A malicious node stays malicious. Attacks that search against a rule are aimed at
+    the rule of the RobustStrategy inside, with the f that it is told in the round, or
+    else at the mean of equal clients. In a round in which this is impossible, the log
+    says so and the malicious clients are honest. If a RobustStrategy lets clients claim
+    weights, every attack knows the weights as the strategy bounds them.
+
+    What attacks remember from round to round is part of `state_dict`, so `Checkpointed`
+    resumes them.
 
     Examples
     --------
@@ -84,11 +87,11 @@ class AttackedStrategy(StrategyWrapper):
         self._robust = _robust(strategy)
         aimed = self._robust is not None or _averages(strategy)
         self.colluders = Colluders(attack, num_malicious_nodes, seed, aimed)
-        self._asked: list[Message] = []
+        self._messages: list[Message] = []
 
     @property
     def malicious_nodes(self) -> set[int]:
-        """Ids of the nodes known to be malicious so far."""
+        """Ids of the nodes that are known to be malicious."""
         return self.colluders.nodes
 
     def summary(self) -> None:
@@ -102,51 +105,57 @@ class AttackedStrategy(StrategyWrapper):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Let the strategy inside configure the round; remember what it sends."""
-        asked = super().configure_train(server_round, arrays, config, grid)
-        self._asked = list(asked)
+        """Let the strategy inside configure the round, and keep its messages."""
+        messages = super().configure_train(server_round, arrays, config, grid)
+        self._messages = list(messages)
         self.colluders.recruit(grid.get_node_ids())
-        for message in self._asked:
+        for message in self._messages:
             self.colluders.announce(message)
-        return self._asked
+        return self._messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Replace the replies of the malicious, and let the strategy inside go on."""
+        """Replace the malicious replies, then let the strategy inside aggregate."""
         attacked = self._attacked(server_round, list(replies))
         return super().aggregate_train(server_round, attacked)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the malicious nodes follow from their ids."""
-        return {}
+        """Return the malicious nodes and what the attack remembers."""
+        return self.colluders.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.colluders.load_state_dict(state)
 
     def _attacked(self, server_round: int, replies: list[Message]) -> list[Message]:
-        asked = {message.metadata.message_id: message for message in self._asked}
+        sent = {message.metadata.message_id: message for message in self._messages}
         seen = {}
         for i, reply in enumerate(replies):
-            message = asked.get(reply.metadata.reply_to_message_id)
+            message = sent.get(reply.metadata.reply_to_message_id)
             if message is not None and reply.has_content():
-                seen[i] = Seen(reply, message)
-        self.colluders.meet(seen.values())
-        if self.colluders.acts(server_round):
+                seen[i] = ObservedReply(reply, message)
+        self.colluders.register(seen.values())
+        if self.colluders.joint_attack(server_round):
             self._collude(server_round, list(seen.values()))
         return [seen[i].reply if i in seen else r for i, r in enumerate(replies)]
 
-    def _collude(self, server_round: int, seen: list[Seen]) -> None:
-        honest, own = self.colluders.divide(seen)
-        if honest and own:
-            budget = self._budget([*honest, *own])
+    def _collude(self, server_round: int, seen: list[ObservedReply]) -> None:
+        honest, malicious = self.colluders.divide(seen)
+        if honest and malicious:
+            budget = self._budget([*honest, *malicious])
             rule = self._robust.aggregator if self._robust else Mean()
-            rows = self.colluders.forge(
+            model = honest[0].model
+            rows = self.colluders.craft(
                 server_round,
                 stack(honest),
-                stack(own),
+                stack(malicious),
                 budget.weights,
                 (rule, budget.f),
+                model,
             )
-            for one, row in zip(own, rows, strict=True):
-                one.answer(row)
+            for reply, row in zip(malicious, rows, strict=True):
+                reply.replace_update(row)
         elif not self.colluders.nodes:
             log(
                 WARNING,
@@ -155,12 +164,12 @@ class AttackedStrategy(StrategyWrapper):
                 *(server_round, self.colluders.attack),
             )
 
-    def _budget(self, seen: Sequence[Seen]) -> Budget:
-        """Give f and weights as the rule will be told them of these replies."""
+    def _budget(self, seen: Sequence[ObservedReply]) -> Budget:
+        """Return f and the weights that the rule will get for these replies."""
         if self._robust is None:
             return Budget(len(seen), 0)
         f = min(self._robust.f, (len(seen) - 1) // 2)
-        return self._robust.budget([one.metrics for one in seen], f)
+        return self._robust.budget([reply.metrics for reply in seen], f)
 
 
 def _robust(strategy: Strategy) -> RobustStrategy | None:

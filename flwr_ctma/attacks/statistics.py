@@ -1,4 +1,4 @@
-"""Mean and standard deviation of rows, column block by column block."""
+"""Weighted mean and standard deviation of rows, one block of columns at a time."""
 
 from typing import Any
 
@@ -7,16 +7,16 @@ from numpy.typing import NDArray
 
 from flwr_ctma.engine.updates import Updates
 
-__all__ = ["deviation", "mean"]
+__all__ = ["weighted_mean", "weighted_std"]
 
 # Two float64 blocks of 17 rows stay in a core's cache.
 _WIDTH = 4096
 
 
-def mean(
+def weighted_mean(
     rows: NDArray[np.floating[Any]], weights: NDArray[np.float64]
 ) -> NDArray[np.floating[Any]]:
-    """Weighted mean of the rows, in their dtype.
+    """Return the weighted mean of the rows, in their dtype.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def mean(
 
     Examples
     --------
-    >>> mean(np.array([[1.0], [4.0]]), np.array([2.0, 1.0]))
+    >>> weighted_mean(np.array([[1.0], [4.0]]), np.array([2.0, 1.0]))
     array([2.])
     """
     shares: NDArray[np.float64] = weights / weights.sum()
@@ -35,17 +35,17 @@ def mean(
     return vector.astype(rows.dtype, copy=False)
 
 
-def deviation(
+def weighted_std(
     rows: NDArray[np.floating[Any]], weights: NDArray[np.float64]
 ) -> NDArray[np.floating[Any]]:
-    """Weighted standard deviation of each column, in the rows' dtype.
+    """Return the weighted standard deviation of each column, in the rows' dtype.
 
-    The rows are all there is, not a sample: the sum of squares is divided by the sum of
-    the weights, as in the code of ALIE's authors. (ByzFL and Blades divide by n − 1.)
+    The rows are the population: the sum of squares is divided by the sum of the
+    weights, as in the code of ALIE's authors. (ByzFL and Blades divide by n − 1.)
 
     Examples
     --------
-    >>> deviation(np.array([[1.0], [4.0]]), np.array([1.0, 1.0]))
+    >>> weighted_std(np.array([[1.0], [4.0]]), np.array([1.0, 1.0]))
     array([1.5])
     """
     shares = weights / weights.sum()

@@ -1,4 +1,4 @@
-"""Replay: answer today with what was true some rounds ago."""
+"""Replay: answer with the result of an earlier round."""
 
 from dataclasses import dataclass
 
@@ -14,17 +14,17 @@ __all__ = ["Replay"]
 
 
 @dataclass(frozen=True)
-class Replay(Attack):
+class Replay(Attack, name="replay"):
     """Send the arrays of an earlier reply again.
 
-    The client trains honestly every time and answers with what it had computed `delay`
-    trainings before; with its first result as long as it has none so old. The model
-    itself is replayed, so its update also undoes what was learnt since.
+    The client trains honestly every time, and sends the result of `delay` trainings
+    before; until there is one so old, its first result. As the model itself is
+    replayed, the update also undoes what was learnt in between.
 
     Parameters
     ----------
     delay : int (default: 5)
-        How many of its own trainings the reply is behind. At least 1.
+        Number of its own trainings by which the reply is late. At least 1.
 
     Raises
     ------
@@ -33,7 +33,12 @@ class Replay(Attack):
 
     Notes
     -----
-    The waiting replies, at most `delay` models, are kept in `context.state`.
+    The client keeps the waiting replies, at most `delay` models, in `context.state`.
+
+    Examples
+    --------
+    >>> Replay(delay=2)
+    Replay(delay=2)
     """
 
     delay: int = 5
@@ -51,13 +56,13 @@ class Replay(Attack):
         respond: ClientAppCallable,
         rng: np.random.Generator,
     ) -> Message | None:
-        """Train, put the result at the end of the queue, send its head."""
+        """Train, append the result to the queue, and send the head of the queue."""
         reply = respond(message, context)
         if reply is None or not reply.has_content():
             return reply
         old: dict[str, messages.Record | None] = {}
         for name, arrays in reply.content.array_records.items():
-            queue = [f"flwr-ctma.stale.{i}.{name}" for i in range(self.delay)]
+            queue = [f"flwr-ctma.replay.{i}.{name}" for i in range(self.delay)]
             state = context.state.array_records
             waiting = [state[key] for key in queue if key in state]
             old[name] = waiting[0] if waiting else arrays
