@@ -1,7 +1,6 @@
 """The run-config of the app, checked once: server and clients read the same values."""
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 from clients.optimizers import Optimization, parse_optimizer
 from flwr_ctma import parse_aggregator
 from flwr_ctma.attacks import parse_attack
-from flwr_ctma.errors import parameter_error
+from flwr_ctma.errors import did_you_mean, parameter_error
 from flwr_ctma.simulation.arrivals import parse_arrival_model
 from flwr_ctma.strategy.asynchronous.weighting import parse_client_weighting
 from flwr_ctma.strategy.backends import parse_backend
@@ -146,8 +145,7 @@ class RunConfig:
         kinds = {_key(field.name): field.type for field in dataclasses.fields(cls)}
         for key in run_config:
             if key not in kinds:
-                close = difflib.get_close_matches(key, kinds, n=1)
-                remedy = f"Did you mean `{close[0]}`?" if close else ""
+                remedy = did_you_mean(key, kinds)
                 allowed = f"one of the run-config's keys: {', '.join(kinds)}"
                 raise parameter_error("run-config key", allowed, key, remedy)
         for key, kind in kinds.items():

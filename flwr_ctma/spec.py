@@ -7,14 +7,13 @@ The spelling of a value is its `str`, and `parse(spell(x)) == x`.
 
 import ast
 import dataclasses
-import difflib
 import re
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from flwr_ctma.errors import parameter_error
+from flwr_ctma.errors import did_you_mean, parameter_error
 
 __all__ = ["check_fields", "parse", "spell"]
 
@@ -116,8 +115,8 @@ def _build(node: ast.expr, table: Mapping[str, type]) -> Any:
         raise ValueError(f"`{ast.unparse(node)}` is not a name")
     kind = table.get(call.func.id)
     if kind is None:
-        close = difflib.get_close_matches(call.func.id.lower(), table, n=1)
-        hint = f" (did you mean `{close[0]}`?)" if close else ""
+        close = did_you_mean(call.func.id, table)
+        hint = f" (d{close[1:]})" if close else ""
         raise ValueError(
             f"`{call.func.id}` is not one of {', '.join(sorted(table))}{hint}"
         )

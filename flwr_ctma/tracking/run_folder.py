@@ -6,7 +6,6 @@ while the app still writes.
 
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RunFolder", "append_line"]
+from flwr_ctma.errors import parameter_error
+from flwr_ctma.tracking.json_lines import append_line, read_json_lines
+
+__all__ = ["RunFolder"]
 
 _PACKAGES = ("flwr-ctma", "flwr", "ray", "torch", "numpy", "flwr-datasets")
 
@@ -54,27 +56,22 @@ class RunFolder:
         append_line(self.path / "rounds.jsonl", json.dumps(_plain(record)))
 
     def rounds(self) -> list[dict[str, Any]]:
-        """Read the rounds that are there; a line that is being written is left out."""
-        try:
-            text = (self.path / "rounds.jsonl").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return []
-        whole = text[: text.rfind("\n") + 1]
-        return [json.loads(line) for line in whole.splitlines()]
+        """Return the finished lines of the rounds.
 
-
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a file, in the place of half a one, as a full disk leaves it."""
-    with path.open("a+b") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        while end:
-            file.seek(end - 1)
-            if file.read(1) == b"\n":
-                break
-            end -= 1
-        if end < size:
-            file.truncate(end)
-        file.write(f"{line}\n".encode())
+        Raises
+        ------
+        ValueError
+            If a finished line holds no JSON object.
+        """
+        file = self.path / "rounds.jsonl"
+        lines = []
+        for number, line in enumerate(read_json_lines(file), start=1):
+            if line is None:
+                expected = "a file with one JSON object in each line"
+                remedy = f"Line {number} holds none."
+                raise parameter_error("file", expected, str(file), remedy)
+            lines.append(line)
+        return lines
 
 
 def _versions() -> dict[str, str]:
