@@ -57,9 +57,7 @@ def score_table(
     attacks, share = attacks_of(by_rule), is_share(by_rule)
     for attack in [*attacks, "worst"]:
         table.add_column(Text(attack), justify="right", overflow="fold")
-    intervals = {
-        rule: worst_case_interval(results or {}, rule, f) for rule in by_rule
-    }
+    intervals = {rule: worst_case_interval(results or {}, rule, f) for rule in by_rule}
     if any(intervals.values()):
         table.add_column("95 % interval", justify="right")
     for rule, by_attack in by_rule.items():
@@ -95,7 +93,9 @@ def ledger_table(
     if not cells:
         return None
     title = f"Suspicion, {f} of {n} malicious: AUC, true + false suspects"
-    table = Table(title=Text(title, style="italic"), title_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title=Text(title, style="italic"), title_justify="left", box=SIMPLE_HEAD
+    )
     table.add_column("attack", no_wrap=True)
     rules = list(dict.fromkeys(rule for _, rule in cells))
     for rule in rules:

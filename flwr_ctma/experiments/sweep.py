@@ -234,7 +234,9 @@ class _Plan:
     def _error(
         self, name: str, expected: str, found: object, remedy: str = ""
     ) -> ValueError:
-        return ValueError(f"{self.file}: {parameter_error(name, expected, found, remedy)}")
+        return ValueError(
+            f"{self.file}: {parameter_error(name, expected, found, remedy)}"
+        )
 
 
 def _product(axes: Values) -> Iterator[dict[str, Any]]:

@@ -48,9 +48,7 @@ _FAMILIES = (
     *("none", "signflip", "labelflip", "ipm(epsilon=0.5)", "alie", "mirror(alie)"),
     *("mimic", "minmax", "optimalipm", "optimalalie", "poisonedfl"),
 )
-DEFAULT_ATTACKS = tuple(
-    text for text in _FAMILIES if text.partition("(")[0] in ATTACKS
-)
+DEFAULT_ATTACKS = tuple(text for text in _FAMILIES if text.partition("(")[0] in ATTACKS)
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,9 @@ class Tournament:
                 raise parameter_error("seed", "at least 0", seed)
         every = itertools.product(malicious, seeds, attacks, aggregators)
         return list(
-            dict.fromkeys(Match(rule, attack, f, seed) for f, seed, attack, rule in every)
+            dict.fromkeys(
+                Match(rule, attack, f, seed) for f, seed, attack, rule in every
+            )
         )
 
     def run_match(
@@ -136,9 +136,7 @@ class Tournament:
         Exception
             Whatever ends the run.
         """
-        reason = undefined_reason(
-            match.aggregator, self.num_nodes, match.num_malicious
-        )
+        reason = undefined_reason(match.aggregator, self.num_nodes, match.num_malicious)
         if reason:
             return MatchResult(None, 0.0, "undefined", reason)
         app = parse_app(self.app)

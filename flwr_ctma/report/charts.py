@@ -21,7 +21,14 @@ _WIDTH, _HEIGHT = 420, 260
 _LETTERS = 40  # of a label
 _WIDE_RANGE = 50  # greatest value ÷ least: from here on, a logarithmic axis
 
-_LEGEND = {"labelLimit": 300, "orient": "bottom", "columns": 3, "symbolType": "stroke"}
+_LEGEND = {
+    "labelLimit": 300,
+    "orient": "bottom",
+    "symbolType": "stroke",
+    "symbolSize": 300,
+    "symbolOpacity": 1,
+    "symbolStrokeWidth": 2,
+}
 _SELECTIONS: list[Spec] = [
     {
         "name": "shown",
@@ -85,14 +92,13 @@ def line_charts(
         spec["autosize"] = {"type": "fit-x", "contains": "padding"}
         spec["params"] = [{"name": "baseline", "value": ""}]
         spec["transform"] = _DIFFERENCE
+        spec["layer"][0]["params"] = _SELECTIONS
         for layer in spec["layer"]:
             opacity = layer["mark"].get("opacity", 1)
             layer["encoding"]["opacity"] = {
                 "condition": {"param": "shown", "value": opacity},
                 "value": 0.04 if opacity else 0,
             }
-            if layer["name"] == "lines":
-                layer["params"] = _SELECTIONS
         yield title, spec
 
 
@@ -109,7 +115,7 @@ def line_chart(
     charts = [
         {
             **_panel(curves, labels, axis, x, share, log_x),
-            "title": {"text": text[:_LETTERS * 2], "anchor": "start", "fontSize": 12},
+            "title": {"text": text[: _LETTERS * 2], "anchor": "start", "fontSize": 12},
             "width": _WIDTH,
             "height": _HEIGHT,
         }
@@ -147,8 +153,15 @@ def score_chart(
                         "worst": column in attacks and value == low is not None,
                     }
                 )
-        charts.append(_score_panel(f"{f} of {n} clients malicious", values, attacks, by_rule, metric, share))
-    return _figure(charts, "") | {"columns": 1, "resolve": {"scale": {"color": "independent"}}}
+        charts.append(
+            _score_panel(
+                f"{f} of {n} clients malicious", values, attacks, by_rule, metric, share
+            )
+        )
+    return _figure(charts, "") | {
+        "columns": 1,
+        "resolve": {"scale": {"color": "independent"}},
+    }
 
 
 def client_chart(
@@ -172,7 +185,11 @@ def client_chart(
             "domain": [name for name, _ in states],
             "range": [shade for _, shade in states],
         },
-        "legend": {"orient": "bottom", "symbolType": "square", "symbolStrokeColor": "#888"},
+        "legend": {
+            "orient": "bottom",
+            "symbolType": "square",
+            "symbolStrokeColor": "#888",
+        },
     }
     charts = []
     for title, (rounds, rows, suspected) in panels.items():
@@ -188,10 +205,19 @@ def client_chart(
             "title": "Round",
             "axis": {"labelOverlap": True, "labelAngle": 0, "ticks": False},
         }
-        node_axis = {"field": "node", "type": "nominal", "sort": list(rows), "title": "Client"}
+        node_axis = {
+            "field": "node",
+            "type": "nominal",
+            "sort": list(rows),
+            "title": "Client",
+        }
         charts.append(
             {
-                "title": {"text": title[: 2 * _LETTERS], "anchor": "start", "fontSize": 12},
+                "title": {
+                    "text": title[: 2 * _LETTERS],
+                    "anchor": "start",
+                    "fontSize": 12,
+                },
                 "width": _WIDTH,
                 "height": {"step": 15},
                 "layer": [
@@ -202,8 +228,14 @@ def client_chart(
                     },
                     {
                         "data": {"values": marks},
-                        "mark": {"type": "point", "shape": "triangle-up", "filled": True,
-                                 "color": "black", "size": 45, "stroke": "white"},
+                        "mark": {
+                            "type": "point",
+                            "shape": "triangle-up",
+                            "filled": True,
+                            "color": "black",
+                            "size": 45,
+                            "stroke": "white",
+                        },
                         "encoding": {"x": x, "y": node_axis},
                     },
                 ],
@@ -242,7 +274,7 @@ def _axis(panels: Mapping[str, Mapping[str, Curve]], y: str, share: bool) -> Spe
         axis["scale"] = {"type": "symlog", "constant": low}
         axis["axis"] = {"format": "~g", "values": _powers(low, high)}
         return axis
-    return axis | {"scale": {"zero": True}, "axis": {"format": "~g"}}
+    return axis | {"scale": {"zero": True}}
 
 
 def _powers(low: float, high: float) -> list[float]:
@@ -277,7 +309,7 @@ def _panel(
     colour = {**by_label, "scale": colours, "legend": _LEGEND}
     dash = {**by_label, "scale": dashes, "legend": _LEGEND}
     across: Spec = {"field": "x", "type": "quantitative", "title": x}
-    across |= {"scale": {"nice": False}, "axis": {"tickMinStep": 1, "format": "~g"}}
+    across |= {"scale": {"nice": False}, "axis": {"tickMinStep": 1}}
     if log_x:
         across["scale"] = {"type": "symlog", "constant": 10}
     few = all(len(curve.rounds) < 2 for curve in curves.values())  # dots, not lines
@@ -286,7 +318,6 @@ def _panel(
         "data": {"values": values},
         "layer": [
             {
-                "name": "bands",
                 "mark": {"type": "area", "opacity": 0.15, "clip": True},
                 "encoding": {
                     **mean,
@@ -295,12 +326,10 @@ def _panel(
                 },
             },
             {
-                "name": "lines",
                 "mark": {"type": "line", "strokeWidth": 2, "clip": True},
                 "encoding": {**mean, "strokeDash": dash},
             },
             {
-                "name": "points",
                 "mark": {
                     "type": "point",
                     "filled": True,
@@ -341,10 +370,20 @@ def _score_panel(
     known = [v["value"] for v in values if v["value"] is not None]
     middle = 50 if share else (min(known) + max(known)) / 2 if known else 0
     position = {
-        "x": {"field": "attack", "type": "nominal", "sort": [*attacks, "worst"], "title": None,
-              "axis": {"labelAngle": -35, "labelLimit": 240, "ticks": False}},
-        "y": {"field": "rule", "type": "nominal", "sort": list(rules), "title": None,
-              "axis": {"labelLimit": 400, "ticks": False}},
+        "x": {
+            "field": "attack",
+            "type": "nominal",
+            "sort": [*attacks, "worst"],
+            "title": None,
+            "axis": {"labelAngle": -35, "labelLimit": 240, "ticks": False},
+        },
+        "y": {
+            "field": "rule",
+            "type": "nominal",
+            "sort": list(rules),
+            "title": None,
+            "axis": {"labelLimit": 400, "ticks": False},
+        },
     }
     unit = " (%)" if share else ""
     return {
@@ -358,14 +397,25 @@ def _score_panel(
                 "mark": {"type": "rect", "invalid": None},
                 "encoding": {
                     "color": {
-                        "condition": {"test": "!isValid(datum.value)", "value": "#eeeeee"},
-                        "field": "value", "type": "quantitative", "title": metric + unit, "scale": scale,
+                        "condition": {
+                            "test": "!isValid(datum.value)",
+                            "value": "#eeeeee",
+                        },
+                        "field": "value",
+                        "type": "quantitative",
+                        "title": metric + unit,
+                        "scale": scale,
                     }
                 },
             },
             {
                 "transform": [{"filter": "datum.worst"}],
-                "mark": {"type": "rect", "filled": False, "stroke": "#d55e00", "strokeWidth": 2},
+                "mark": {
+                    "type": "rect",
+                    "filled": False,
+                    "stroke": "#d55e00",
+                    "strokeWidth": 2,
+                },
             },
             {
                 "mark": {"type": "text", "fontSize": 11},

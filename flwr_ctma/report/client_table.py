@@ -96,7 +96,9 @@ def client_states(run: RecordedRun) -> tuple[list[int], dict[int, str]]:
         for node, state in _states_of(line).items():
             states[node] = states.get(node, "").ljust(i, _NOT_ASKED) + state
     whole = {node: row.ljust(len(lines), _NOT_ASKED) for node, row in states.items()}
-    order: Sequence[int] = sorted(whole, key=lambda node: (-_oddness(whole[node]), node))
+    order: Sequence[int] = sorted(
+        whole, key=lambda node: (-_oddness(whole[node]), node)
+    )
     return [line["round"] for line in lines], {node: whole[node] for node in order}
 
 

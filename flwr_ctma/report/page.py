@@ -110,7 +110,9 @@ def _charts(
         if (name := run.key(metric))
     }
     specs = [(title, json.dumps(spec)) for title, spec in line_charts(panels, y, share)]
-    labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
+    labels = list(
+        dict.fromkeys(label for curves in panels.values() for label in curves)
+    )
     rows = [
         (title, label, number, mean, least, greatest)
         for title, curves in panels.items()
@@ -123,7 +125,9 @@ def _charts(
         "metric": ", ".join(sorted(names)),
         "specs": specs,
         "labels": labels,
-        "csv": json.dumps([("scenario", "line", "round", "mean", "least", "greatest"), *rows]),
+        "csv": json.dumps(
+            [("scenario", "line", "round", "mean", "least", "greatest"), *rows]
+        ),
     }
 
 
@@ -146,7 +150,9 @@ def _common_settings(runs: Sequence[RecordedRun]) -> str:
     """Return attack, malicious clients and dataset of all runs, as far as they agree."""
 
     def values(key: str) -> list[str]:
-        return list(dict.fromkeys(_text(r.config[key]) for r in runs if key in r.config))
+        return list(
+            dict.fromkeys(_text(r.config[key]) for r in runs if key in r.config)
+        )
 
     attacks, datasets = values("attack"), values("dataset")
     f, n = values("num-malicious-nodes"), values("num-nodes")
@@ -180,7 +186,10 @@ def _clients(runs: Sequence[RecordedRun]) -> list[dict[str, Any]]:
 def _run_entry(
     run: RecordedRun, runs: Sequence[RecordedRun], folder: Path
 ) -> dict[str, Any]:
-    links = [(f.name, quote(os.path.relpath(f.resolve(), folder.resolve()))) for f in run.files]
+    links = [
+        (f.name, quote(os.path.relpath(f.resolve(), folder.resolve())))
+        for f in run.files
+    ]
     key = run.key("accuracy")
     values = [value for value in run.values(key) if value is not None]
     return {
@@ -192,7 +201,9 @@ def _run_entry(
 
 
 def _configuration(runs: Sequence[RecordedRun]) -> list[tuple[str, str]]:
-    keys = dict.fromkeys([*varying_keys(runs), *(k for run in runs for k in run.config)])
+    keys = dict.fromkeys(
+        [*varying_keys(runs), *(k for run in runs for k in run.config)]
+    )
     return _distinct(keys, [run.config for run in runs])
 
 

@@ -32,7 +32,9 @@ def write_chart(spec: Mapping[str, Any], path: Path) -> None:
     import vl_convert
 
     if path.suffix[1:] not in FIGURE_FORMATS:
-        raise parameter_error("figures", f"one of {', '.join(FIGURE_FORMATS)}", path.suffix)
+        raise parameter_error(
+            "figures", f"one of {', '.join(FIGURE_FORMATS)}", path.suffix
+        )
     draw: dict[str, Callable[[], str | bytes]] = {
         ".svg": lambda: vl_convert.vegalite_to_svg(dict(spec)),
         ".pdf": lambda: vl_convert.vegalite_to_pdf(dict(spec)),

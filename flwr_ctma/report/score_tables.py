@@ -75,9 +75,7 @@ def _final(group: RunGroup) -> float | None:
     return fmean(values) if values else None
 
 
-def _table(
-    title: str, by_rule: Mapping[str, Mapping[str, float | None]]
-) -> ScoreTable:
+def _table(title: str, by_rule: Mapping[str, Mapping[str, float | None]]) -> ScoreTable:
     attacks, share = attacks_of(by_rule), is_share(by_rule)
     known = [
         value
