@@ -2,15 +2,26 @@
 
 import itertools
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from flwr_ctma.experiments.app import App
+from flwr_ctma.experiments.app import App, num_nodes_for
 from flwr_ctma.experiments.curves import Curve
-from flwr_ctma.experiments.sweep_results import FinishedRun, PlannedRun
+from flwr_ctma.experiments.processes import RunFailed
+from flwr_ctma.experiments.runtimes import Engine
+from flwr_ctma.experiments.sweep import Sweep, SweepProgress
+from flwr_ctma.experiments.sweep_results import (
+    FinishedRun,
+    PlannedRun,
+    mark_finished,
+)
+from flwr_ctma.experiments.workers import exclusive_folder
+from flwr_ctma.tracking.run_folder import RunFolder
 
-__all__ = ["RuleSummary", "comparison_runs", "summarize_rules"]
+__all__ = ["RuleSummary", "comparison_runs", "run_one_by_one", "summarize_rules"]
 
 
 def comparison_runs(
@@ -108,3 +119,47 @@ def _summary(rule: str, runs: Sequence[FinishedRun]) -> RuleSummary:
         statistics.fmean(kept) if kept else 0.0,
         statistics.fmean(opened) if opened else None,
     )
+
+
+def run_one_by_one(plan: Sweep, engine: Engine, root: Path) -> Iterator[SweepProgress]:
+    """Run what the folder does not hold yet, one run after the other, on an engine.
+
+    Yields
+    ------
+    SweepProgress
+        First the runs that the folder holds, then a report several times a second.
+
+    Raises
+    ------
+    RunFailed
+        If the very first run fails before its first round: a mistake in the
+        configuration, which would end the other runs as well.
+    """
+    with exclusive_folder(root):
+        saved = plan.saved(root)
+        done = sum(one.run.num_rounds for one in saved)
+        yield SweepProgress(done, saved)
+        anything = bool(saved)
+        for run in plan.unfinished(root):
+            folder = root / run.name
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in ("rounds.jsonl", "ended.json"):
+                (folder / name).unlink(missing_ok=True)
+            written = RunFolder(folder)
+            config = {**run.config, "output": str(folder.resolve())}
+            began = time.monotonic()
+            try:
+                nodes = num_nodes_for(config)
+                for _ in engine.run(config, nodes, folder / "log.txt"):
+                    yield SweepProgress(done + max(len(written.rounds()) - 1, 0), [])
+                error = ""
+                mark_finished(folder, time.monotonic() - began, "")
+            except RunFailed as failure:
+                if not anything and not written.rounds():
+                    raise
+                error = str(failure)
+            anything = True
+            done += run.num_rounds
+            seconds = time.monotonic() - began
+            lines = written.rounds()
+            yield SweepProgress(done, [FinishedRun(run, lines, seconds, error=error)])

@@ -26,7 +26,7 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """
     rows = list(rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
         writer = csv.writer(file)
         writer.writerow([_cell(name) for name in names])
         writer.writerows([[_cell(row.get(name)) for name in names] for row in rows])

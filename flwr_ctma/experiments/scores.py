@@ -62,9 +62,9 @@ def worst_case_interval(
     table: dict[int, dict[str, float]] = {}
     for match, result in results.items():
         value = _value(result)
-        if (match.aggregator, match.num_malicious) == (aggregator, num_malicious):
-            if value is not None:
-                table.setdefault(match.seed, {})[match.attack] = value
+        played = (match.aggregator, match.num_malicious)
+        if played == (aggregator, num_malicious) and value is not None:
+            table.setdefault(match.seed, {})[match.attack] = value
     attacks = {attack for row in table.values() for attack in row}
     rows = [row for row in table.values() if row.keys() == attacks]
     samples = [[row[attack] for attack in sorted(attacks)] for row in rows]

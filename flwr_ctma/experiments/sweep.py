@@ -161,6 +161,11 @@ class Sweep:
                     )
                     yield SweepProgress(rounds + active, ended)
 
+    def unfinished(self, folder: Path) -> list[PlannedRun]:
+        """Return the runs that a folder does not hold yet."""
+        names = {one.run.name for one in self.saved(folder)}
+        return [run for run in self.runs if run.name not in names]
+
     def saved(self, folder: Path) -> list[FinishedRun]:
         """Read the finished runs that a folder holds."""
         found = (read_finished(run, folder / run.name) for run in self.runs)

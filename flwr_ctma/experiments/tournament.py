@@ -229,7 +229,7 @@ def read_matches(file: Path) -> dict[Match, MatchResult]:
 
 
 def undefined_reason(aggregator: str, n: int, f: int) -> str:
-    """Return why a rule is undefined for n clients with f malicious; empty if it is not.
+    """Return why a rule is undefined for f malicious of n clients; empty if it is not.
 
     Examples
     --------

@@ -52,7 +52,7 @@ def write_report(runs: Sequence[Path], out: Path, figures: Sequence[str] = ()) -
     title = ", ".join(path.resolve().name for path in runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     page = render_page(title, single, tournaments, out.parent)
-    out.write_text(page, encoding="utf-8")
+    out.write_text(page, encoding="utf-8", errors="replace")
     for suffix in figures:
         write_figures(single, tournaments, out.with_suffix(f".{suffix}"))
     return out

@@ -296,7 +296,10 @@ def _panel(
     names = [f"{raw}{name}" for name in ("mean", "least", "greatest")]
     values = [
         {"label": label, "x": number}
-        | {name: None if v is None else factor * v for name, v in zip(names, three)}
+        | {
+            name: None if v is None else factor * v
+            for name, v in zip(names, three, strict=True)
+        }
         for label, curve in curves.items()
         for number, *three in zip(
             curve.rounds, curve.mean, curve.least, curve.greatest, strict=True

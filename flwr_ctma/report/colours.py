@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 __all__ = ["LineStyle", "line_styles"]
 
-# At least 3 : 1 in contrast on white and on a dark page; most are Okabe and Ito's, which
-# any colour vision tells apart.
+# Contrast of at least 3 : 1 on white and on a dark page. Most are Okabe and Ito's,
+# which differ for any colour vision.
 _COLOURS = (
     *("#0072b2", "#d55e00", "#009e73", "#b85c93", "#b07800"),
     *("#2a8fc4", "#8a6fd1", "#6b8e23", "#c0392b"),
@@ -61,7 +61,7 @@ def line_styles(labels: Sequence[str]) -> dict[str, LineStyle]:
     found = {label: styles[label] for label in labels if label in styles}
     for label in labels:
         if label not in found:
-            start = int(hashlib.sha256(label.encode()).hexdigest(), 16) % len(every)
+            start = int(hashlib.sha256(label.encode(errors="replace")).hexdigest(), 16) % len(every)
             free = [*every[start:], *every[:start]]
             used = set(found.values())
             found[label] = next((one for one in free if one not in used), free[0])

@@ -148,7 +148,7 @@ def group_runs(runs: Sequence[RecordedRun]) -> list[Scenario]:
 
 
 def run_label(run: RecordedRun, runs: Sequence[RecordedRun]) -> str:
-    """Return the settings that set a run apart from the others, or its folder's name."""
+    """Return the settings that differ from other runs, or the folder's name."""
     keys = [*varying_keys(runs), "seed"]
     parts = [_setting(key, run.config[key]) for key in keys if key in run.config]
     return ", ".join(parts) if len(runs) > 1 and parts else run.path.name

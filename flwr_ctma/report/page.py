@@ -14,7 +14,7 @@ from flwr_ctma.report.charts import line_charts
 from flwr_ctma.report.client_table import client_rows, state_bars
 from flwr_ctma.report.groups import Scenario, group_runs, run_label, varying_keys
 from flwr_ctma.report.overview import overview_tables
-from flwr_ctma.report.render import vega_script
+from flwr_ctma.report.render import printable, vega_script
 from flwr_ctma.report.runs import RecordedRun, RecordedTournament
 from flwr_ctma.report.score_tables import score_tables
 
@@ -109,7 +109,7 @@ def _charts(
         for run in group.runs
         if (name := run.key(metric))
     }
-    specs = [(title, json.dumps(spec)) for title, spec in line_charts(panels, y, share)]
+    specs = [(title, json.dumps(printable(spec))) for title, spec in line_charts(panels, y, share)]
     labels = list(
         dict.fromkeys(label for curves in panels.values() for label in curves)
     )
@@ -147,7 +147,7 @@ def _headline(
 
 
 def _common_settings(runs: Sequence[RecordedRun]) -> str:
-    """Return attack, malicious clients and dataset of all runs, as far as they agree."""
+    """Return the attacks, numbers of malicious clients and datasets of all runs."""
 
     def values(key: str) -> list[str]:
         return list(

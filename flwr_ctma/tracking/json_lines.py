@@ -10,7 +10,7 @@ __all__ = ["append_line", "read_json", "read_json_lines", "write_json"]
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any] | None]:
-    """Read a file with one JSON object in each line.
+    r"""Read a file with one JSON object in each line.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any] | None]:
     --------
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "lines.jsonl"
-    >>> _ = path.write_text('{"round": 1}\\n{"round"\\n{"round": 3}\\n{"rou')
+    >>> _ = path.write_text('{"round": 1}\n{"round"\n{"round": 3}\n{"rou')
     >>> read_json_lines(path)
     [{'round': 1}, None, {'round': 3}]
     """
