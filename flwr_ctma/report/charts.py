@@ -1,7 +1,7 @@
 """Charts as Vega-Lite specifications, for the page and for papers alike.
 
-Values of runs are data or text in a specification, never names of fields, since both
-may hold anything.
+Values of runs may hold anything. So they are data, domains or text of a specification,
+never names of fields and never lists to sort by, which Vega-Lite reads as expressions.
 """
 
 import math
@@ -208,7 +208,8 @@ def client_chart(
         node_axis = {
             "field": "node",
             "type": "nominal",
-            "sort": list(rows),
+            "sort": None,
+            "scale": {"domain": list(rows)},
             "title": "Client",
         }
         charts.append(
@@ -376,14 +377,16 @@ def _score_panel(
         "x": {
             "field": "attack",
             "type": "nominal",
-            "sort": [*attacks, "worst"],
+            "sort": None,
+            "scale": {"domain": [*attacks, "worst"]},
             "title": None,
             "axis": {"labelAngle": -35, "labelLimit": 240, "ticks": False},
         },
         "y": {
             "field": "rule",
             "type": "nominal",
-            "sort": list(rules),
+            "sort": None,
+            "scale": {"domain": list(rules)},
             "title": None,
             "axis": {"labelLimit": 400, "ticks": False},
         },
@@ -397,7 +400,9 @@ def _score_panel(
         "encoding": position,
         "layer": [
             {
-                "mark": {"type": "rect", "invalid": None},
+                # The title of a colour, which is the metric's name, would be part of an
+                # expression in the description of every cell.
+                "mark": {"type": "rect", "invalid": None, "aria": False},
                 "encoding": {
                     "color": {
                         "condition": {

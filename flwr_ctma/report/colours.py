@@ -61,7 +61,9 @@ def line_styles(labels: Sequence[str]) -> dict[str, LineStyle]:
     found = {label: styles[label] for label in labels if label in styles}
     for label in labels:
         if label not in found:
-            start = int(hashlib.sha256(label.encode(errors="replace")).hexdigest(), 16) % len(every)
+            start = int(
+                hashlib.sha256(label.encode(errors="replace")).hexdigest(), 16
+            ) % len(every)
             free = [*every[start:], *every[:start]]
             used = set(found.values())
             found[label] = next((one for one in free if one not in used), free[0])

@@ -109,7 +109,10 @@ def _charts(
         for run in group.runs
         if (name := run.key(metric))
     }
-    specs = [(title, json.dumps(printable(spec))) for title, spec in line_charts(panels, y, share)]
+    specs = [
+        (title, json.dumps(printable(spec)))
+        for title, spec in line_charts(panels, y, share)
+    ]
     labels = list(
         dict.fromkeys(label for curves in panels.values() for label in curves)
     )
