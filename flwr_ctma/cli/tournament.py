@@ -52,9 +52,11 @@ def tournament(
     malicious: Annotated[
         list[int], typer.Option(help="Number of malicious clients. Repeatable.")
     ] = [3, 5, 8],  # noqa: B006
-    seed: Annotated[
-        list[int], typer.Option(help="Seed of a run. Repeatable.")
-    ] = [1, 2, 3],  # noqa: B006
+    seed: Annotated[list[int], typer.Option(help="Seed of a run. Repeatable.")] = [
+        1,
+        2,
+        3,
+    ],  # noqa: B006
     num_nodes: Annotated[int, typer.Option(help="Number of clients.", min=1)] = 17,
     metric: Annotated[
         str,

@@ -161,17 +161,12 @@ class ModuleApp(App):
 
 
 def parse_app(text: str) -> App:
-    """Return the app that a text names.
+    """Return the app that a text names; it is not read yet.
 
     Parameters
     ----------
     text : str
         A folder, or `module:server_app,module:client_app`.
-
-    Raises
-    ------
-    ValueError
-        If the text is neither.
 
     Examples
     --------
@@ -180,9 +175,7 @@ def parse_app(text: str) -> App:
     """
     if not Path(text).is_dir() and ":" in text:
         return ModuleApp(text)
-    app = FlowerApp(Path(text))
-    _ = app.settings
-    return app
+    return FlowerApp(Path(text))
 
 
 def num_nodes_for(run_config: Mapping[str, Any], given: int | None = None) -> int:

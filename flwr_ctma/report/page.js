@@ -100,7 +100,7 @@ for (const bars of all("td > .bars")) {
 }
 const node = document.getElementById("node");
 if (node) node.oninput = () => {
-  for (const row of all(".roll tbody tr")) row.hidden = !row.dataset.node.includes(node.value.trim());
+  for (const row of all(".client-table tbody tr")) row.hidden = !row.dataset.node.includes(node.value.trim());
   if (node.value) for (const run of all("details")) run.open = true;
 };
 })();

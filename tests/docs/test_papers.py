@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.experiments.sweep import Sweep
 from flwr_ctma.experiments.sweep_results import final_scores
 from flwr_ctma.tracking.run_folder import RunFolder
@@ -18,7 +19,7 @@ PAPERS = ROOT / "examples" / "papers"
 @pytest.mark.parametrize("file", sorted(PAPERS.glob("*.toml")), ids=lambda f: f.stem)
 def test_every_grid_can_be_planned(file):
     """No rule, attack or key is misspelled, and every run has a folder of its own."""
-    sweep = Sweep.read(file, ROOT)
+    sweep = Sweep.read(file, FlowerApp(ROOT))
     assert len({run.name for run in sweep.runs}) == len(sweep.runs) > 0
 
 
@@ -87,9 +88,9 @@ def test_lines_have_a_panel_for_each_attack_and_tell_when_goals_are_reached(swep
 @pytest.mark.long
 def test_ctma_lifts_its_base_and_falls_behind_mixing_near_half(tmp_path):
     """Eight of seventeen: see docs/results/papers.md for MNIST."""
-    sweep = Sweep.read(PAPERS / "p1-digits.toml", ROOT)
-    ended = [one for state in sweep.play(tmp_path, 2) for one in state.ended]
-    assert [one.why for one in ended] == [""] * len(sweep.runs)
+    sweep = Sweep.read(PAPERS / "p1-digits.toml", FlowerApp(ROOT))
+    ended = [one for state in sweep.run(tmp_path, 2) for one in state.finished]
+    assert [one.error for one in ended] == [""] * len(sweep.runs)
     accuracy = final_scores(ended)[8]
     flipped = {rule: by["signflip"] for rule, by in accuracy.items()}
     assert flipped["ctma(cwmed)"] > flipped["cwmed"] + 0.1

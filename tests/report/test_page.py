@@ -17,8 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 from flwr_ctma.cli import app
-from flwr_ctma.report import write_report
 from flwr_ctma.experiments.curves import Curve
+from flwr_ctma.report import write_report
 from flwr_ctma.report.charts import line_charts
 from flwr_ctma.report.colours import line_styles
 from flwr_ctma.report.render import write_chart
@@ -539,7 +539,7 @@ STEPS = r"""<script>(async () => {
   }
 
   const node = one("#node"); node.value = "22"; node.oninput();
-  seen.shown = all(".roll tbody tr:not([hidden])").map(r => r.dataset.node);
+  seen.shown = all(".client-table tbody tr:not([hidden])").map(r => r.dataset.node);
   seen.wide = document.documentElement.scrollWidth - innerWidth;
   document.body.textContent = JSON.stringify(seen);
 })().catch(e => { document.body.textContent = JSON.stringify({error: String(e.stack)}); });
