@@ -39,6 +39,9 @@ from flwr_ctma.report.charts import score_chart
 
 __all__ = ["tournament"]
 
+_MALICIOUS = [3, 5, 8]
+_SEEDS = [1, 2, 3]
+
 
 def tournament(
     app: AppArgument = ".",
@@ -51,12 +54,10 @@ def tournament(
     ] = [*DEFAULT_ATTACKS],  # noqa: B006
     malicious: Annotated[
         list[int], typer.Option(help="Number of malicious clients. Repeatable.")
-    ] = [3, 5, 8],  # noqa: B006
-    seed: Annotated[list[int], typer.Option(help="Seed of a run. Repeatable.")] = [
-        1,
-        2,
-        3,
-    ],  # noqa: B006
+    ] = _MALICIOUS,
+    seed: Annotated[
+        list[int], typer.Option(help="Seed of a run. Repeatable.")
+    ] = _SEEDS,
     num_nodes: Annotated[int, typer.Option(help="Number of clients.", min=1)] = 17,
     metric: Annotated[
         str,

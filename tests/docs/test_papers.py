@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.experiments.sweep import Sweep
 from flwr_ctma.experiments.sweep_results import final_scores
+from flwr_ctma.report.colours import line_styles
 from flwr_ctma.tracking.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -81,8 +82,9 @@ def test_lines_have_a_panel_for_each_attack_and_tell_when_goals_are_reached(swep
     ]
     assert not script("lines.py", swept, one, "--only", "attack=signflip")
     assert Image.open(two).width > 1.5 * Image.open(one).width
-    drawn = Image.open(two).convert("RGB").getcolors(256)
-    assert {(0, 114, 178), (213, 94, 0)} <= {colour for _, colour in drawn}
+    drawn = Image.open(two).convert("RGB").getcolors(1 << 24)
+    styles = line_styles(["gm", "mean"]).values()
+    assert {ImageColor.getrgb(s.colour) for s in styles} <= {c for _, c in drawn}
 
 
 @pytest.mark.long
