@@ -95,6 +95,7 @@ class Sweep:
             unknown rule or attack. The sentence names the file and the key.
         """
         plan = _Plan(file)
+        common = plan.scalars("run-config")
         excluded = [point for one in plan.tables("exclude") for point in _product(one)]
         points = [
             point
@@ -105,7 +106,6 @@ class Sweep:
         if not points:
             expected = "a TOML file whose `axes` or `include` hold at least one run"
             raise parameter_error("file", expected, str(file))
-        common = plan.scalars("run-config")
         keys = dict.fromkeys(key for point in points for key in point)
         runs = []
         for point in points:

@@ -13,6 +13,7 @@ from flwr_ctma.experiments.sweep_results import (
     FinishedRun,
     PlannedRun,
     final_scores,
+    mark_finished,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +101,43 @@ def test_folder_tells_the_configuration(plan):
 def test_mistake_is_told_before_any_run(plan, text, sentence):
     with pytest.raises(ValueError, match=sentence):
         Sweep.read(plan(text), APP)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("axes = 3", "axes"),
+        ("axes = [1]", "axes"),
+        ("include = 3", "include"),
+        ("include = [3]", "include"),
+        ("[include]\nseed = 1", "include"),
+        ("[axes]\nseed = [[1]]", "axes.seed"),
+        ("[axes]\nseed = 1979-05-27", "axes.seed"),
+        ("[axes.seed]\na = 1", "axes.seed"),
+        ("[axes]\nseed = [1]\n[[exclude]]\nseed = []", "exclude.seed"),
+        ("run-config = []", "run-config"),
+        ("[run-config]\nseed = [1]", "run-config.seed"),
+    ],
+)
+def test_wrong_shape_is_one_sentence_with_file_and_key(tmp_path, text, key):
+    file = tmp_path / "plan.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=rf"plan\.toml.*`{key}` should be") as error:
+        Sweep.read(file, APP)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ['{"seconds"', "[]", "", '{"seconds": "x"}'])
+def test_damaged_file_costs_one_run(plan, tmp_path, damage):
+    sweep = Sweep.read(plan("[axes]\nseed = [1, 2]\n"), APP)
+    for run in sweep.runs:
+        (tmp_path / run.name).mkdir()
+        mark_finished(tmp_path / run.name, 1.0, "")
+    assert len(sweep.saved(tmp_path)) == 2
+    (tmp_path / sweep.runs[0].name / "ended.json").write_text(damage)
+    assert [one.run for one in sweep.saved(tmp_path)] == [sweep.runs[1]]
+    (tmp_path / sweep.runs[1].name / "rounds.jsonl").write_text('{"round"\n{}\n')
+    assert sweep.unfinished(tmp_path) == [*sweep.runs]
 
 
 def sweep_command(file, output):
