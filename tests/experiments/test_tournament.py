@@ -9,7 +9,7 @@ import pytest
 from flwr.clientapp import ClientApp
 from rich.console import Console
 
-from flwr_ctma.attacks import OptimalALIE
+from flwr_ctma.attacks import OptimalALIE, parse_attack
 from flwr_ctma.cli.tables import ledger_table, score_table
 from flwr_ctma.experiments import tournament as tournament_module
 from flwr_ctma.experiments.app import FlowerApp
@@ -343,9 +343,7 @@ def test_result_that_contradicts_itself_is_refused(fields, named) -> None:
 
 @pytest.mark.parametrize("attack", DEFAULT_ATTACKS)
 def test_default_attacks_are_known(attack) -> None:
-    from flwr_ctma.attacks import parse_attack
-
-    assert str(parse_attack(attack)) == attack
+    assert parse_attack(str(parse_attack(attack))) == parse_attack(attack)
 
 
 def test_saved_results_are_read_as_written(tmp_path, tournament) -> None:
