@@ -1,7 +1,6 @@
 """The run-config of the app: server and clients check and read the same values."""
 
 import dataclasses
-import difflib
 import math
 import typing
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 from clients.optimizers import Optimization, parse_optimizer
 from flwr_ctma import parse_aggregator
 from flwr_ctma.attacks import parse_attack
-from flwr_ctma.errors import parameter_error
+from flwr_ctma.errors import did_you_mean, parameter_error
 from flwr_ctma.simulation.arrivals import parse_arrival_model
 from flwr_ctma.strategy.asynchronous.weighting import parse_client_weighting
 from flwr_ctma.strategy.backends import parse_backend
@@ -173,8 +172,7 @@ class RunConfig:
         declared = {_key(f.name): _declaration(f) for f in dataclasses.fields(cls)}
         for key in run_config:
             if key not in declared:
-                close = difflib.get_close_matches(key, declared, n=1)
-                remedy = f"Did you mean `{close[0]}`?" if close else ""
+                remedy = did_you_mean(key, declared)
                 allowed = f"one of the run-config's keys: {', '.join(declared)}"
                 raise parameter_error("run-config key", allowed, key, remedy)
         for key, (kind, _) in declared.items():

@@ -1,6 +1,9 @@
 """One sentence for every wrong input: what it should be, what was found, the remedy."""
 
-__all__ = ["parameter_error"]
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["did_you_mean", "parameter_error"]
 
 _LONGEST = 200
 
@@ -32,3 +35,29 @@ Sample more clients.')
         shown = f"{shown[:_LONGEST]}…"
     sentence = f"Parameter `{name}` should be {expected}. Found `{name} = {shown}`."
     return ValueError(f"{sentence} {remedy}".rstrip())
+
+
+def did_you_mean(found: str, known: Iterable[str]) -> str:
+    """Return the sentence that suggests the known name closest to a misspelled one.
+
+    Parameters
+    ----------
+    found : str
+        The misspelled name.
+    known : iterable of str
+        The names that exist.
+
+    Returns
+    -------
+    str
+        The sentence; empty if no known name is close.
+
+    Examples
+    --------
+    >>> did_you_mean("kurm", ["gm", "krum"])
+    'Did you mean `krum`?'
+    >>> did_you_mean("mode", ["gm", "krum"])
+    ''
+    """
+    close = difflib.get_close_matches(found.lower(), known, n=1)
+    return f"Did you mean `{close[0]}`?" if close else ""

@@ -7,7 +7,6 @@ name, followed in parentheses by the value that it holds and by its parameters:
 
 import ast
 import dataclasses
-import difflib
 import re
 import types
 import typing
@@ -15,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flwr_ctma.errors import parameter_error
+from flwr_ctma.errors import did_you_mean, parameter_error
 
 __all__ = ["check_fields", "parse", "spell"]
 
@@ -185,8 +184,8 @@ class _Grammar:
         else:
             known = {other.lower(): rule for other, rule in self.same.items()}
             known |= {name: name for name in self.table}
-            found = difflib.get_close_matches(name.lower(), known, n=1)
-            hint = f" (did you mean `{known[found[0]]}`?)" if found else ""
+            close = did_you_mean(name.lower(), known)
+            hint = f" (d{close[1:]})" if close else ""
         raise ValueError(f"`{name}` is not one of {names}{hint}")
 
 

@@ -1,49 +1,50 @@
-"""Print how the runs of a sweep ended, as a Markdown table.
+"""Print the final accuracies of a sweep's runs as a Markdown table.
 
     python examples/papers/ends.py runs/p2-digits --row aggregator client-weighting \
         --column attack --only malicious-share=0.4 --last 3
 
-Accuracy in per cent, mean of the last evaluations of each run: the mean over seeds, and
-their standard deviation.
+Each cell is the accuracy in per cent, averaged over the last evaluations of each run:
+mean over seeds ± standard deviation.
 """
 
 import argparse
-import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from flwr_ctma.experiments.intervals import tail_mean
+from flwr_ctma.experiments.match import metric_values
+from flwr_ctma.tracking.json_lines import read_json
 from flwr_ctma.tracking.run_folder import RunFolder
 
 
-def main(asked: argparse.Namespace) -> None:
-    """Read the runs, sort them, and print."""
-    only = dict(pair.split("=", 1) for pair in asked.only)
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for file in sorted(asked.sweep.glob("*/ended.json")):
-        config = json.loads((file.parent / "config.json").read_text(encoding="utf-8"))
+def main(options: argparse.Namespace) -> None:
+    """Read the runs, group them, and print the table."""
+    only = dict(pair.split("=", 1) for pair in options.only)
+    ends: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for file in sorted(options.sweep.glob("*/ended.json")):
+        config = read_json(file.parent / "config.json") or {}
         if any(str(config[key]) != value for key, value in only.items()):
             continue
-        lines = [x for x in RunFolder(file.parent).rounds() if "accuracy" in x]
         row, column = (
             ", ".join(str(config[key]) for key in keys)
-            for keys in (asked.row, asked.column)
+            for keys in (options.row, options.column)
         )
-        last = [100 * line["accuracy"] for line in lines[-asked.last :]]
-        found[row][column].append(statistics.mean(last))
-    columns = sorted({column for by_column in found.values() for column in by_column})
+        values = metric_values(RunFolder(file.parent).rounds(), "accuracy")
+        ends[row][column].append(100 * tail_mean(values, options.last))
+    columns = sorted({column for by_column in ends.values() for column in by_column})
     print("| " + " | ".join(["", *columns]) + " |")
     print("|---" * (len(columns) + 1) + "|")
-    for row, by_column in found.items():
-        cells = [_spelled(by_column[column]) for column in columns]
+    for row, by_column in ends.items():
+        cells = [_cell(by_column[column]) for column in columns]
         print("| " + " | ".join([row, *cells]) + " |")
 
 
-def _spelled(ends: list[float]) -> str:
-    if not ends:
+def _cell(values: list[float]) -> str:
+    if not values:
         return ""
-    spread = f" ± {statistics.stdev(ends):.1f}" if len(ends) > 1 else ""
-    return f"{statistics.mean(ends):.1f}{spread}"
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
 
 
 if __name__ == "__main__":

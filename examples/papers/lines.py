@@ -5,97 +5,64 @@
     python examples/papers/lines.py runs/p2-straggler time.png \
         --line asynchronous learning-rate --x virtual-seconds --goals 0.5 0.8 0.85
 
-A panel for each value of one key, a line for each combination of others: the mean over
-seeds, in a band from the least to the most. With goals it prints when each run of a
-kind was first that accurate.
+The figure has a panel for each value of one key and a line for each combination of
+others: the mean over seeds, in a band from the least to the greatest. With goals, the
+script prints when each run first reached that accuracy.
 """
 
 import argparse
-import json
+import statistics
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from PIL import Image
-
+from flwr_ctma.experiments.curves import Curve
+from flwr_ctma.report.charts import line_chart
+from flwr_ctma.report.render import write_chart
+from flwr_ctma.tracking.json_lines import read_json
 from flwr_ctma.tracking.run_folder import RunFolder
 
-COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#000000",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#F0E442",
-)
+Runs = list[list[dict[str, Any]]]
 
 
-def main(asked: argparse.Namespace) -> None:
-    """Read the runs, sort them, and draw."""
-    panels: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
-    only = dict(pair.split("=", 1) for pair in asked.only)
-    for file in sorted(asked.sweep.glob("*/config.json")):
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if not (file.parent / "ended.json").exists():
-            continue
+def main(options: argparse.Namespace) -> None:
+    """Read the runs, group them, and draw."""
+    panels: dict[str, dict[str, Runs]] = defaultdict(lambda: defaultdict(list))
+    only = dict(pair.split("=", 1) for pair in options.only)
+    for file in sorted(options.sweep.glob("*/ended.json")):
+        config = read_json(file.parent / "config.json") or {}
         if any(str(config[key]) != value for key, value in only.items()):
             continue
         lines = [x for x in RunFolder(file.parent).rounds() if "accuracy" in x]
-        kind = ", ".join(_spelled(key, config[key]) for key in asked.line)
-        panels[str(config.get(asked.panel, ""))][kind].append(lines)
-    columns = min(len(panels), 2)
-    figure, axes = plt.subplots(
-        *(-(-len(panels) // columns), columns),
-        figsize=(1 + 4.2 * columns, 0.6 + 2.6 * -(-len(panels) // columns)),
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-        layout="constrained",
-    )
-    kinds = sorted({kind for by_kind in panels.values() for kind in by_kind})
-    for ax, (title, by_kind) in zip(axes.flat, panels.items(), strict=False):
-        for kind, runs in sorted(by_kind.items()):
-            x, y = (
-                np.array([[line[key] for line in lines] for lines in runs])
-                for key in (asked.x, "accuracy")
-            )
-            colour = COLOURS[kinds.index(kind)]
-            ax.plot(x.mean(axis=0), 100 * y.mean(axis=0), color=colour, label=kind)
-            ax.fill_between(
-                x.mean(axis=0),
-                100 * y.min(axis=0),
-                100 * y.max(axis=0),
-                color=colour,
-                alpha=0.1,
-                linewidth=0,
-            )
-            for goal in asked.goals:
-                print(f"{title} {kind}: {goal:.0%} {_when(runs, goal, asked.x)}")
-        ax.set_title(title, loc="left", fontsize=10)
-        ax.set_ylim(0, 100)
-        ax.grid(alpha=0.3)
-        ax.spines[["top", "right"]].set_visible(False)
-        if asked.x != "round":
-            ax.set_xscale("symlog", linthresh=10)
-            ax.set_xlim(left=0)
-    axes[0, 0].legend(frameon=False, fontsize=8)
-    figure.supxlabel(asked.x.replace("-", " ").capitalize(), fontsize=10)
-    figure.supylabel("Test accuracy (%)", fontsize=10)
-    figure.savefig(asked.figure, dpi=110)
-    Image.open(asked.figure).convert("RGB").quantize(256).save(asked.figure)
+        label = ", ".join(_setting(key, config[key]) for key in options.line)
+        panels[str(config.get(options.panel, ""))][label].append(lines)
+    for title, by_label in panels.items():
+        for label, runs in sorted(by_label.items()):
+            for goal in options.goals:
+                times = _first_times(runs, goal, options.x)
+                print(f"{title} {label}: {goal:.0%} {times}")
+    curves = {
+        title: {label: _curve(runs, options.x) for label, runs in sorted(some.items())}
+        for title, some in panels.items()
+    }
+    x = options.x.replace("-", " ").capitalize()
+    log_x = options.x != "round"
+    chart = line_chart(curves, "Test accuracy (%)", share=True, x=x, log_x=log_x)
+    write_chart(chart, options.figure)
 
 
-def _spelled(key: str, value: object) -> str:
+def _curve(runs: Runs, x: str) -> Curve:
+    evaluations = list(zip(*runs, strict=True))
+    positions = [statistics.fmean(line[x] for line in lines) for lines in evaluations]
+    values = [[line["accuracy"] for line in lines] for lines in evaluations]
+    return Curve.over_runs(positions, values)  # type: ignore[arg-type]
+
+
+def _setting(key: str, value: object) -> str:
     return str(value) if isinstance(value, str) else f"{key} {value}".lower()
 
 
-def _when(runs: list, goal: float, x: str) -> str:
+def _first_times(runs: Runs, goal: float, x: str) -> str:
     times = [
         next((line[x] for line in lines if line["accuracy"] >= goal), None)
         for lines in runs

@@ -1,9 +1,10 @@
-"""Tell whether a model is wrong, or only its running means and variances are.
+"""Measure whether a model is wrong, or only its running means and variances.
 
-These travel with the weights, so that attacks reach them as well. For each folder of a
-run: accuracy of its model as it is, and with statistics of an honest client's examples.
+These travel with the weights, so attacks reach them as well. For each run folder, print
+the accuracy of the model as it is, and with the statistics of an honest client's data.
+Run it in the folder of this repository:
 
-`python -m examples.papers.running_statistics FOLDER …`, where this repository is.
+    python -m examples.papers.running_statistics FOLDER …
 """
 
 import json
@@ -22,7 +23,7 @@ APP = FlowerApp(Path(__file__).parents[2])
 
 
 def accuracies(folder: Path) -> tuple[float, float]:
-    """Evaluate a run's model before and after its statistics are measured anew."""
+    """Return the accuracy of a run's model before and after new statistics."""
     told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = RunConfig.of(APP.run_config(told))
     held_out = load_held_out(config)
@@ -37,7 +38,7 @@ def accuracies(folder: Path) -> tuple[float, float]:
 
 @torch.no_grad()
 def measure_statistics(model: nn.Module, images: Tensor) -> None:
-    """Replace running statistics by averages over these images."""
+    """Replace the running statistics by averages over images."""
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.reset_running_stats()

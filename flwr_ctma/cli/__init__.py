@@ -1,7 +1,7 @@
-"""The command line: `flwr-ctma` and its commands, one in each file.
+"""The command line: `flwr-ctma` and its commands.
 
-It exits with 0 if all went well, 1 if something failed or a value is wrong, 2 if the
-line cannot be read, and 130 after Ctrl-C.
+The exit code is 0 for success, 1 if a run failed or a value is wrong, 2 if the command
+line is wrong, and 130 after Ctrl-C.
 """
 
 from typing import Annotated
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from flwr_ctma import __version__
+from flwr_ctma.cli.catalogue import attacks, rules
 from flwr_ctma.cli.compare import compare
 from flwr_ctma.cli.report import report
 from flwr_ctma.cli.simulate import simulate
@@ -18,13 +19,17 @@ from flwr_ctma.cli.verify import verify
 
 __all__ = ["app", "command", "main"]
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-for function in (compare, tournament, sweep, report, simulate, verify):
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for function in (compare, tournament, sweep, report, simulate, rules, attacks, verify):
     app.command()(function)
 
 
-def _show_version(wished: bool) -> None:
-    if wished:
+def _show_version(requested: bool) -> None:
+    if requested:
         print(f"flwr-ctma {__version__}")
         raise typer.Exit
 

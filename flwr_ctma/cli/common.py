@@ -1,41 +1,176 @@
-"""What the commands share."""
+"""Options and behaviour that the commands share."""
 
+import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
+from flwr_ctma.experiments.estimate import format_seconds
 from flwr_ctma.experiments.processes import RunFailed
+from flwr_ctma.report.render import can_render, write_chart
 from flwr_ctma.simulation.batched import BatchedGrid
 from flwr_ctma.simulation.grid import InProcessGrid
 
-__all__ = ["Batched", "Folder", "RunConfig", "in_a_sentence", "kind_of_grid"]
+__all__ = [
+    "MANY_RUNS",
+    "NUM_CORES",
+    "AppArgument",
+    "Batched",
+    "DryRun",
+    "Json",
+    "NumNodes",
+    "Quiet",
+    "RunConfig",
+    "Screen",
+    "Workers",
+    "errors_as_sentences",
+    "grid_type",
+]
 
-Folder = Annotated[Path, typer.Argument(help="Folder of the Flower app.")]
+AppArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="APP",
+        help="Folder of the Flower app, or `module:server_app,module:client_app`.",
+    ),
+]
 RunConfig = Annotated[
     list[str],
-    typer.Option("--run-config", "-c", help="As for `flwr run`: 'key=1 other=\"x\"'."),
+    typer.Option(
+        "--run-config",
+        "-c",
+        help="Values for the app's run-config, as for `flwr run`: "
+        "'key=1 other=\"x\"'. Repeatable.",
+    ),
 ]
-
 Batched = Annotated[
     bool,
-    typer.Option("--batched", help="Compute the clients of a round together: quicker."),
+    typer.Option(
+        "--batched", help="Compute the clients of a round together, which is faster."
+    ),
+]
+NumNodes = Annotated[
+    int | None,
+    typer.Option(
+        help="Number of clients.",
+        min=1,
+        show_default="the app's key num-nodes, or 17",
+    ),
+]
+Workers = Annotated[
+    int,
+    typer.Option(
+        help="Runs at the same time; each uses one core.",
+        min=1,
+        show_default="number of cores",
+    ),
+]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Show the plan and an estimate of the time; stop."),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Show errors only, no progress or tables.")
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Write the results as JSON to the standard output."),
 ]
 
 
-def kind_of_grid(batched: bool) -> type[InProcessGrid]:
-    """Choose what runs the clients in one process."""
+def _num_cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+NUM_CORES = _num_cores()
+
+MANY_RUNS = 12
+"""From this number on, an estimate of the time is worth the seconds that it takes."""
+
+
+def grid_type(batched: bool) -> type[InProcessGrid]:
+    """Return the grid that runs the clients in one process."""
     return BatchedGrid if batched else InProcessGrid
 
 
 @contextmanager
-def in_a_sentence() -> Iterator[None]:
-    """End with the sentence of an error that is the user's to mend, not a traceback."""
+def errors_as_sentences() -> Iterator[None]:
+    """Exit with 1 and the sentence of an error that the user can fix."""
     try:
         yield
     except (ValueError, OSError, RunFailed) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from error
+
+
+class Screen:
+    """The output of a command: tables or JSON, and how verbose it is.
+
+    Texts that come from files or users are never read as markup.
+
+    Parameters
+    ----------
+    quiet : bool
+        Show errors only.
+    as_json : bool
+        Write one JSON object at the end, and progress to the standard error.
+    """
+
+    def __init__(self, quiet: bool, as_json: bool) -> None:
+        self.quiet, self.as_json = quiet, as_json
+        self.console = Console(stderr=as_json, quiet=quiet, highlight=False)
+
+    def print(self, *items: Any, style: str = "") -> None:
+        """Print texts and tables, unless the command is quiet."""
+        for item in items:
+            shown = Text(item, style=style) if isinstance(item, str) else item
+            self.console.print(shown, soft_wrap=isinstance(item, str))
+
+    def error(self, text: str) -> None:
+        """Print an error, even if the command is quiet."""
+        print(text, file=sys.stderr)
+
+    def estimate(
+        self, count: int, what: str, seconds: float | None, workers: int
+    ) -> None:
+        """Print how many runs follow, and how long they take."""
+        if not count:
+            self.print(f"All {what} are finished already.")
+        elif seconds is None:
+            text = "no estimate, as the app has no key `num-server-rounds`"
+            self.print(f"{count} {what} to run: {text}.")
+        else:
+            processes = "1 process" if workers == 1 else f"{workers} processes"
+            text = f"about {format_seconds(seconds)} with {processes}"
+            self.print(f"{count} {what} to run: {text}.")
+
+    def figure(self, spec: Mapping[str, Any], *paths: Path) -> None:
+        """Write a chart to files, if the packages to draw it are installed."""
+        if not can_render():
+            self.print('No figure: install `pip install "flwr-ctma[report]"`.')
+            return
+        for path in paths:
+            write_chart(spec, path)
+
+    def json(self, value: Mapping[str, Any]) -> None:
+        """Write the results, if they are asked for as JSON."""
+        if self.as_json:
+            print(json.dumps(_finite(value), indent=2))
+
+
+def _finite(value: Any) -> Any:
+    """Return a value as JSON can hold it: infinite numbers become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    infinite = isinstance(value, float) and value - value != 0
+    return None if infinite else value

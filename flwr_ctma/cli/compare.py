@@ -1,44 +1,57 @@
 """`flwr-ctma compare`: the app under several rules, side by side."""
 
-import json
 import signal
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from flwr_ctma.attacks import parse_attack
-from flwr_ctma.cli.common import Folder, RunConfig, in_a_sentence
+from flwr_ctma.cli.common import (
+    MANY_RUNS,
+    NUM_CORES,
+    AppArgument,
+    Batched,
+    DryRun,
+    Json,
+    Quiet,
+    RunConfig,
+    Screen,
+    Workers,
+    errors_as_sentences,
+    grid_type,
+)
+from flwr_ctma.cli.sweep import collect_runs, print_failures, run_to_json
+from flwr_ctma.cli.tables import comparison_table
 from flwr_ctma.errors import parameter_error
-from flwr_ctma.experiments.app import FlowerApp
-from flwr_ctma.experiments.comparison import Job, Rounds, curves, jobs, table, write_csv
-from flwr_ctma.experiments.processes import RunFailed
-from flwr_ctma.experiments.progress import Watcher
-from flwr_ctma.experiments.runtimes import Batched, Engine, InProcess, Ray
-from flwr_ctma.experiments.tournament import undefined
-from flwr_ctma.report.accuracy_figure import draw_accuracy
+from flwr_ctma.experiments.app import App, FlowerApp, num_nodes_for, parse_app
+from flwr_ctma.experiments.comparison import (
+    comparison_runs,
+    run_one_by_one,
+    summarize_rules,
+)
+from flwr_ctma.experiments.plan_cost import estimate_seconds
+from flwr_ctma.experiments.runtimes import Ray
+from flwr_ctma.experiments.sweep import Sweep, SweepProgress
+from flwr_ctma.experiments.sweep_results import FinishedRun, PlannedRun, write_rounds
+from flwr_ctma.experiments.tournament import undefined_reason
+from flwr_ctma.report.charts import line_chart
+from flwr_ctma.tracking.json_lines import write_json
 
 __all__ = ["compare"]
 
 
 class EngineName(StrEnum):
-    """What runs the clients."""
+    """Where the clients run."""
 
     RAY = "ray"
     IN_PROCESS = "in-process"
-    BATCHED = "batched"
 
 
-_ENGINES: dict[EngineName, type[Engine]] = {
-    EngineName.RAY: Ray,
-    EngineName.IN_PROCESS: InProcess,
-    EngineName.BATCHED: Batched,
-}
 _KEYS = {
     *("aggregator", "attack", "partitioner", "seed", "output", "dataset"),
     *("num-nodes", "num-malicious-nodes", "num-server-rounds"),
@@ -46,124 +59,150 @@ _KEYS = {
 
 
 def compare(
-    folder: Folder = Path(),
+    app: AppArgument = ".",
     aggregator: Annotated[
         list[str], typer.Option(help="Rule, or `fedavg`. Repeatable.")
     ] = ["fedavg", "ctma(gm)"],  # noqa: B006, typer copies it
     attack: Annotated[
         list[str],
-        typer.Option(help="What malicious clients do. Repeatable. Default: the app's."),
+        typer.Option(
+            help="Attack of the malicious clients. Repeatable.",
+            show_default="the app's",
+        ),
     ] = [],  # noqa: B006
     partitioner: Annotated[
-        list[str], typer.Option(help="How the data is partitioned. Repeatable.")
+        list[str], typer.Option(help="How the data are partitioned. Repeatable.")
     ] = ["iid", "dirichlet"],  # noqa: B006
     seed: Annotated[
-        list[int], typer.Option(help="Repeatable. Default: the app's.")
+        list[int], typer.Option(help="Repeatable.", show_default="the app's")
     ] = [],  # noqa: B006
     run_config: RunConfig = [],  # noqa: B006
     engine: Annotated[
         EngineName,
         typer.Option(
-            help="Flower's Ray-backed simulation; one process: quicker; or there, the "
-            "clients of a round computed together: quicker still."
+            help="`ray`: Flower's simulation, one run at a time on all cores; "
+            "`in-process`: each run in one process, which is faster."
         ),
     ] = EngineName.RAY,
+    workers: Workers = NUM_CORES,
+    batched: Batched = False,
     output: Annotated[
         Path | None,
-        typer.Option(help="Run folder.", show_default="runs/<date and time>"),
+        typer.Option(
+            help="Folder for the results. An existing folder is resumed.",
+            show_default="runs/<date and time>",
+        ),
     ] = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Run the app under several rules, and show them side by side.
 
-    Every combination of rule, attack, partitioner and seed is one run. The run folder
-    gets the configuration, a figure, and of every run the metrics by round with who was
-    rejected or trimmed. The exit code is 1 if a run failed.
+    Every combination of rule, attack, partitioner and seed is one run. The folder gets
+    the configuration, a figure, and for each run the metrics by round with the clients
+    that were rejected or trimmed. The exit code is 1 if a run failed.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    console = Console()
-    with in_a_sentence():
-        flower_app = FlowerApp(folder)
+    screen = Screen(quiet, json)
+    with errors_as_sentences():
+        flower_app = parse_app(app)
         settings = flower_app.run_config(*run_config)
         if missing := sorted(_KEYS - set(settings)):
-            expected = f"an app whose run-config has {', '.join(missing)}"
-            raise parameter_error("app", expected, str(folder))
+            expected = f"an app whose run-config has the keys {', '.join(missing)}"
+            raise parameter_error(
+                "app", expected, app, "`flwr-ctma tournament` takes any app."
+            )
+        if batched and engine is EngineName.RAY:
+            expected = "`in-process` with `--batched`"
+            raise parameter_error("engine", expected, str(engine))
         attacks = attack or [settings["attack"]]
-        n, f = settings["num-nodes"], settings["num-malicious-nodes"]
-        if not isinstance(n, int) or n < 1:
-            raise parameter_error("num-nodes", "at least 1", n)
-        for rule in aggregator:
-            if why := undefined(rule, n, f):
-                raise ValueError(why)
-        for each in attacks:
-            parse_attack(each)
-        plan = jobs(attacks, partitioner, aggregator, seed or [settings["seed"]])
-        root = output or Path("runs") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-        _write_config(root, settings, plan, engine)
-        results, failed = _run_all(
-            plan, _ENGINES[engine](folder), settings, root, console
+        _check(settings, aggregator, attacks)
+        runs = comparison_runs(
+            *(flower_app, settings, attacks, partitioner, aggregator),
+            seed or [settings["seed"]],
         )
-    write_csv(root / "rounds.csv", results)
-    if results:
-        _show(results, settings, root, console)
-    for job, reason in failed.items():
-        console.print(f"[bold red]failed[/] {job}: {escape(reason)}", soft_wrap=True)
-    console.print(f"Run folder: {root}", soft_wrap=True)
+        plan = Sweep(flower_app, runs)
+        root = output or Path("runs") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        kind, left = grid_type(batched), plan.unfinished(root)
+        if dry_run or (engine is EngineName.IN_PROCESS and len(left) >= MANY_RUNS):
+            seconds = estimate_seconds(flower_app, left, workers, kind)
+            screen.estimate(len(left), "runs", seconds, workers)
+        if dry_run:
+            for run in left:
+                screen.print(f"  {run.name}")
+            screen.json({"runs": [run.name for run in left], "output": str(root)})
+            return
+        _write_config(root, settings, runs, engine)
+        states = (
+            plan.run(root, workers, kind)
+            if engine is EngineName.IN_PROCESS
+            else _run_in_ray(flower_app, plan, root)
+        )
+        finished = list(collect_runs(plan, states, screen, "accuracy"))
+        write_rounds(root / "rounds.csv", finished)
+    good = [one for one in finished if not one.error]
+    if good:
+        _show(good, settings, root, screen)
+    failed = print_failures(finished, screen)
+    screen.print(f"Folder: {root}")
+    results = [run_to_json(one, "accuracy", 1) for one in finished]
+    screen.json({"output": str(root), "runs": results})
     raise typer.Exit(1 if failed else 0)
 
 
-def _run_all(
-    plan: list[Job],
-    engine: Engine,
-    settings: dict[str, Any],
-    root: Path,
-    console: Console,
-) -> tuple[dict[Job, Rounds], dict[Job, str]]:
-    """Run one job after the other; only the first stops the others if it cannot begin.
+def _check(
+    settings: Mapping[str, Any], aggregators: Sequence[str], attacks: Sequence[str]
+) -> None:
+    n, f = num_nodes_for(settings), settings["num-malicious-nodes"]
+    for rule in aggregators:
+        if reason := undefined_reason(rule, n, f):
+            raise ValueError(reason)
+    for attack in attacks:
+        parse_attack(attack)
 
-    That is the user's to mend, and before anything else is run.
-    """
-    results: dict[Job, Rounds] = {}
-    failed: dict[Job, str] = {}
-    with engine, Watcher(console, plan, settings["num-server-rounds"]) as watcher:
-        for job in plan:
-            rounds: Rounds = []
-            try:
-                for rounds in job.run(engine, settings, root / str(job)):
-                    watcher.see(job, rounds)
-                results[job] = rounds
-            except RunFailed as error:
-                if not (rounds or results or failed):
-                    raise
-                failed[job] = str(error)
-    return results, failed
+
+def _run_in_ray(app: App, plan: Sweep, root: Path) -> Iterator[SweepProgress]:
+    if not isinstance(app, FlowerApp):
+        raise parameter_error(
+            "app", "a folder, as `flwr run` runs folders only", str(app)
+        )
+    with Ray(app.path) as engine:
+        yield from run_one_by_one(plan, engine, root)
 
 
 def _write_config(
-    root: Path, settings: dict[str, Any], plan: list[Job], engine: EngineName
+    root: Path, settings: Mapping[str, Any], runs: Sequence[PlannedRun], engine: str
 ) -> None:
     root.mkdir(parents=True, exist_ok=True)
     config = {
-        "run-config": settings,
-        "runs": {str(job): job.config for job in plan},
-        "engine": engine,
+        "run-config": dict(settings),
+        "runs": {run.name: dict(run.point) for run in runs},
+        "engine": str(engine),
     }
-    (root / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_json(root / "config.json", config)
 
 
 def _show(
-    results: dict[Job, Rounds], settings: dict[str, Any], root: Path, console: Console
+    finished: Sequence[FinishedRun],
+    settings: Mapping[str, Any],
+    root: Path,
+    screen: Screen,
 ) -> None:
-    by_scenario = curves(results)
+    scenarios = summarize_rules(finished)
     malicious = f"{settings['num-malicious-nodes']} of {settings['num-nodes']}"
-    for scenario, by_rule in by_scenario.items():
-        console.print()
-        console.print(
-            f"[bold]Test accuracy (%), {malicious} clients malicious: {scenario}",
-            highlight=False,
-        )
-        console.print(table(by_rule))
-    console.print("kept: malicious clients that counted in a round, on average")
-    if any(c.backdoor is not None for by_rule in by_scenario.values() for c in by_rule):
-        console.print("backdoor: how often it opens after the last round (%)")
+    for title, summaries in scenarios.items():
+        screen.print("")
+        heading = f"Test accuracy (%), {malicious} clients malicious: {title}"
+        screen.print(heading, style="bold")
+        screen.print(comparison_table(summaries))
+    screen.print("kept: malicious clients that counted in a round, on average")
+    if any(one.backdoor is not None for some in scenarios.values() for one in some):
+        screen.print("backdoor: success rate after the last round (%)")
+    panels = {
+        title: {one.aggregator: one.curve for one in summaries if one.curve.rounds}
+        for title, summaries in scenarios.items()
+    }
     title = f"{settings['dataset']}: {malicious} clients malicious"
-    draw_accuracy(by_scenario, title, root / "accuracy.png")
+    chart = line_chart(panels, "Test accuracy (%)", share=True, title=title)
+    screen.figure(chart, root / "accuracy.png")

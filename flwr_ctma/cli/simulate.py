@@ -1,37 +1,33 @@
 """`flwr-ctma simulate`: an app in this process."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from flwr_ctma.cli.common import Batched, Folder, RunConfig, in_a_sentence, kind_of_grid
-from flwr_ctma.experiments.app import FlowerApp
+from flwr_ctma.cli.common import (
+    AppArgument,
+    Batched,
+    NumNodes,
+    RunConfig,
+    errors_as_sentences,
+    grid_type,
+)
+from flwr_ctma.experiments.app import num_nodes_for, parse_app
 
 __all__ = ["simulate"]
 
 
 def simulate(
-    folder: Folder = Path(),
-    num_nodes: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of clients; the app's key `num-nodes`, or 17, if not given.",
-            min=1,
-        ),
-    ] = None,
-    run_config: RunConfig = [],  # noqa: B006
+    app: AppArgument = ".",
+    num_nodes: NumNodes = None,
+    run_config: RunConfig = [],  # noqa: B006, typer copies it
     batched: Batched = False,
 ) -> None:
-    """Run a Flower app in this process, its clients one after the other.
+    """Run a Flower app once, in this process and without Ray.
 
-    Without Ray there is nothing to start and nothing to wait for: for tests, and for
-    many short runs. The apps are the very ones that `flwr run` runs.
+    Nothing has to start, so this is the fastest way for tests and for short runs. The
+    ServerApp and the ClientApp are those that `flwr run` runs.
     """
-    with in_a_sentence():
-        flower_app = FlowerApp(folder)
+    with errors_as_sentences():
+        flower_app = parse_app(app)
         settings = flower_app.run_config(*run_config)
-        nodes = num_nodes or int(settings.get("num-nodes", 17))
+        nodes = num_nodes_for(settings, num_nodes)
         if "num-nodes" in settings:
             settings["num-nodes"] = nodes
-        flower_app.simulate(nodes, settings, kind_of_grid(batched))
+        flower_app.simulate(nodes, settings, grid_type(batched))

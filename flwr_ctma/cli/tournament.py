@@ -1,94 +1,198 @@
-"""`flwr-ctma tournament`: rules against attacks, in any app."""
+"""`flwr-ctma tournament`: rules against attacks in any app."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import MofNCompleteColumn, Progress
 
 from flwr_ctma.cli.common import (
+    MANY_RUNS,
+    NUM_CORES,
+    AppArgument,
     Batched,
-    Folder,
+    DryRun,
+    Json,
+    Quiet,
     RunConfig,
-    in_a_sentence,
-    kind_of_grid,
+    Screen,
+    Workers,
+    errors_as_sentences,
+    grid_type,
 )
-from flwr_ctma.compat import parse_config_args
-from flwr_ctma.experiments.app import FlowerApp
-from flwr_ctma.experiments.tournament import Tournament, scores, write_matches
-from flwr_ctma.report.heatmap import draw_scores, ledger_table, score_table
+from flwr_ctma.cli.progress import RunProgress
+from flwr_ctma.cli.tables import ledger_table, score_table
+from flwr_ctma.experiments.app import parse_app
+from flwr_ctma.experiments.plan_cost import measured_cost
+from flwr_ctma.experiments.scores import mean_scores, worst, worst_case_interval
+from flwr_ctma.experiments.tournament import (
+    DEFAULT_AGGREGATORS,
+    DEFAULT_ATTACKS,
+    Match,
+    MatchResult,
+    Tournament,
+    undefined_reason,
+    write_matches,
+)
+from flwr_ctma.report.charts import score_chart
 
 __all__ = ["tournament"]
 
-_RULES = ["fedavg", "cwmed", "gm", "ctma(cwmed)", "ctma(gm)", "nnm(cwmed)", "nnm(gm)"]
-_ATTACKS = ["none", "signflip", "labelflip", "ipm(epsilon=0.5)", "alie", "minmax"]
+_MALICIOUS = [3, 5, 8]
+_SEEDS = [1, 2, 3]
 
 
 def tournament(
-    folder: Folder = Path(),
-    apps: Annotated[
-        str,
-        typer.Option(
-            "--app", help="`module:server_app,module:client_app`, in place of a folder."
-        ),
-    ] = "",
+    app: AppArgument = ".",
     aggregator: Annotated[
-        list[str], typer.Option(help="Rule, or `fedavg`. Repeatable.")
-    ] = _RULES,
+        list[str],
+        typer.Option(help="Rule, or `fedavg` for the app's own. Repeatable."),
+    ] = [*DEFAULT_AGGREGATORS],  # noqa: B006, typer copies it
     attack: Annotated[
-        list[str], typer.Option(help="What malicious clients do. Repeatable.")
-    ] = _ATTACKS,
+        list[str], typer.Option(help="Attack of the malicious clients. Repeatable.")
+    ] = [*DEFAULT_ATTACKS],  # noqa: B006
     malicious: Annotated[
-        list[int], typer.Option(help="How many clients are malicious. Repeatable.")
-    ] = [3, 5, 8],  # noqa: B006
-    seed: Annotated[list[int], typer.Option(help="Seed of a run. Repeatable.")] = [1],  # noqa: B006
+        list[int], typer.Option(help="Number of malicious clients. Repeatable.")
+    ] = _MALICIOUS,
+    seed: Annotated[
+        list[int], typer.Option(help="Seed of a run. Repeatable.")
+    ] = _SEEDS,
     num_nodes: Annotated[int, typer.Option(help="Number of clients.", min=1)] = 17,
     metric: Annotated[
-        str, typer.Option(help="What is compared, as the app names it; large is good.")
+        str,
+        typer.Option(
+            help="Metric to compare, as the app reports it; larger is better."
+        ),
     ] = "accuracy",
+    last: Annotated[
+        int, typer.Option(help="Average the metric over the last evaluations.", min=1)
+    ] = 3,
     run_config: RunConfig = [],  # noqa: B006
-    workers: Annotated[int, typer.Option(help="Runs at a time.", min=1)] = 2,
+    workers: Workers = NUM_CORES,
     batched: Batched = False,
     output: Annotated[
-        Path, typer.Option(help="Folder. What it holds of it is not played again.")
+        Path,
+        typer.Option(help="Folder for the results. Finished matches are skipped."),
     ] = Path("runs/tournament"),
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
-    """Play rules against attacks in any app, and name the best worst case.
+    """Run rules against attacks in any app, and name the best worst case.
 
-    The app needs no change: its clients are made malicious, and whatever strategy it
-    starts is wrapped in the rule. Every match is a run in one process. The folder gets
-    a table with a row for each match, and a heat map.
+    The app needs no change: its clients are made malicious, and the strategy that it
+    starts is wrapped in the rule. Every match is one run in one process. The folder
+    gets a table with a row for each match, and a heat map.
     """
-    console = Console()
-    with in_a_sentence():
-        if apps:
-            config = parse_config_args(run_config)
-        else:
-            config = FlowerApp(folder).run_config(*run_config)
-        cup = Tournament(apps or str(folder.resolve()), config, num_nodes, metric)
-        plan = cup.matches(aggregator, attack, malicious, seed)
-        played = {}
-        bar = Progress(
-            *Progress.get_default_columns(), MofNCompleteColumn(), console=console
+    screen = Screen(quiet, json)
+    with errors_as_sentences():
+        config = parse_app(app).run_config(*run_config)
+        name = (
+            app if ":" in app and not Path(app).is_dir() else str(Path(app).resolve())
         )
-        with bar:
-            matches = cup.play_all(plan, output, workers, kind_of_grid(batched))
-            for match, outcome in bar.track(matches, len(plan), description="Matches"):
-                played[match] = outcome
-    write_matches(output / "matches.csv", played)
-    for match, outcome in played.items():
-        if outcome.value is None:
-            console.print(f"not played: {match}: {escape(outcome.why)}", style="dim")
-    if all(outcome.value is None for outcome in played.values()):
-        raise typer.Exit(1)
-    found = scores(played)
-    for f, by_rule in found.items():
-        console.print(score_table(f, num_nodes, by_rule))
-        best = next(iter(by_rule))
-        console.print(f"Best worst case with {f} malicious: [bold]{best}[/]\n")
-        if told := ledger_table(f, num_nodes, played, attack):
-            console.print(told)
-    draw_scores(found, num_nodes, metric, output / "tournament.png")
-    console.print(f"Folder: {output}", soft_wrap=True)
+        planned = Tournament(name, config, num_nodes, metric, last)
+        plan = planned.matches(aggregator, attack, malicious, seed)
+        kind = grid_type(batched)
+        saved = planned.saved(plan, output)
+        undefined = sum(
+            bool(undefined_reason(rule, num_nodes, f)) * len(attack) * len(seed)
+            for rule in set(aggregator)
+            for f in set(malicious)
+        )
+        left = max(len(plan) - saved - undefined, 0)
+        seconds = None
+        if dry_run or left >= MANY_RUNS:
+            honest = _without_attack(config, num_nodes)
+            cost = measured_cost(parse_app(name), honest, num_nodes, kind)
+            seconds = cost.seconds([honest] * left, workers) if cost else None
+            screen.estimate(left, "matches", seconds, workers)
+        if dry_run:
+            screen.print(
+                f"Rules: {', '.join(aggregator)}",
+                f"Attacks: {', '.join(attack)}",
+                f"Malicious clients: {', '.join(map(str, malicious))} of {num_nodes}",
+                f"Seeds: {', '.join(map(str, seed))}",
+            )
+            screen.json({"matches": left, "seconds": seconds, "output": str(output)})
+            return
+        results: dict[Match, MatchResult] = {}
+        with RunProgress(screen, len(plan), len(plan), saved, saved) as progress:
+            played = planned.run(plan, output, workers, kind)
+            for match, result in played:
+                results[match] = result
+                if len(results) > saved:
+                    progress.update(len(results))
+                    progress.finish_run(_line(match, result))
+        write_matches(output / "matches.csv", results)
+        finished = any(one.value is not None for one in results.values())
+        _show(results, planned, attack, output, screen if finished else None)
+    crashed = _print_failures(results, screen)
+    screen.print(f"Folder: {output}")
+    screen.json(
+        {
+            "output": str(output),
+            "best": _best(results) if finished else {},
+            "matches": [asdict(m) | asdict(r) for m, r in results.items()],
+        }
+    )
+    raise typer.Exit(0 if finished and not crashed else 1)
+
+
+def _without_attack(config: Mapping[str, object], n: int) -> dict[str, object]:
+    honest = {"attack": "none", "num-malicious-nodes": 0, "num-nodes": n}
+    return {**config, **{key: honest[key] for key in honest if key in config}}
+
+
+def _line(match: Match, result: MatchResult) -> str:
+    score = result.status if result.value is None else f"{result.value:.4g}"
+    return (
+        f"{match.aggregator}, {match.attack}, {match.num_malicious} malicious, "
+        f"seed {match.seed}: {score} after {result.seconds:.0f} s"
+    )
+
+
+def _show(
+    results: Mapping[Match, MatchResult],
+    planned: Tournament,
+    attacks: list[str],
+    output: Path,
+    screen: Screen | None,
+) -> None:
+    if screen is None:
+        return
+    scores, n = mean_scores(results), planned.num_nodes
+    for f, by_rule in scores.items():
+        screen.print(score_table(f, n, by_rule, results))
+        screen.print(f"Best worst case with {f} malicious: {next(iter(by_rule))}\n")
+        if suspicion := ledger_table(f, n, results, attacks):
+            screen.print(suspicion)
+    paths = (output / f"tournament.{suffix}" for suffix in ("png", "svg"))
+    screen.figure(score_chart(scores, n, planned.metric), *paths)
+
+
+def _best(results: Mapping[Match, MatchResult]) -> dict[int, object]:
+    best: dict[int, object] = {}
+    for f, by_rule in mean_scores(results).items():
+        rule = next(iter(by_rule))
+        interval = worst_case_interval(results, rule, f)
+        ends = [interval.low, interval.high] if interval else None
+        best[f] = {"rule": rule, "worst": worst(by_rule[rule]), "interval": ends}
+    return best
+
+
+def _print_failures(results: Mapping[Match, MatchResult], screen: Screen) -> bool:
+    """Print each reason once; return whether a match crashed."""
+    by_reason: dict[tuple[str, str], list[Match]] = {}
+    for match, result in results.items():
+        if result.value is None:
+            key = (result.status, " ".join(result.reason.split()))
+            by_reason.setdefault(key, []).append(match)
+    for (status, reason), matches in by_reason.items():
+        rules = ", ".join(dict.fromkeys(match.aggregator for match in matches))
+        text = f"{status.capitalize()}: {len(matches)} matches of {rules}: {reason}"
+        if status == "crashed":
+            screen.error(text)
+        else:
+            screen.print(text, style="dim")
+    return any(status == "crashed" for status, _ in by_reason)

@@ -1,12 +1,15 @@
-"""A Flower app as it lies in a folder: its configuration, and a run in this process."""
+"""A Flower app: its run-config, its two components, and a run in this process."""
 
-import difflib
+import importlib
+import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import click
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
@@ -19,16 +22,55 @@ from flwr_ctma.compat import (
     load_app,
     parse_config_args,
 )
-from flwr_ctma.errors import parameter_error
+from flwr_ctma.errors import did_you_mean, parameter_error
 from flwr_ctma.simulation.arrivals import grid_of
 from flwr_ctma.simulation.grid import InProcessGrid
 
-__all__ = ["FlowerApp"]
+__all__ = ["App", "FlowerApp", "ModuleApp", "num_nodes_for", "parse_app"]
+
+_NUM_NODES = 17
+
+
+class App(ABC):
+    """A ServerApp and a ClientApp that belong together, and their run-config."""
+
+    @abstractmethod
+    def run_config(self, *overrides: str | Mapping[str, Any]) -> dict[str, Any]:
+        """Return the complete run-config: the app's defaults, then the overrides.
+
+        Parameters
+        ----------
+        *overrides : str or Mapping[str, Any]
+            As for `flwr run --run-config`: `'seed=2 aggregator="ctma(gm)"'`; or values
+            by key. Later overrides win.
+
+        Raises
+        ------
+        ValueError
+            For a text that is no run-config, and for a key that the app does not have.
+        """
+
+    @abstractmethod
+    def load(self) -> tuple[ServerApp, ClientApp]:
+        """Import the ServerApp and the ClientApp."""
+
+    def simulate(
+        self,
+        num_nodes: int,
+        run_config: Mapping[str, Any],
+        kind: type[InProcessGrid] = InProcessGrid,
+    ) -> None:
+        """Run the app once in this process, on a grid of this kind."""
+        server_app, client_app = self.load()
+        grid = grid_of(client_app, num_nodes, run_config, kind)
+        server_app(
+            grid, Context(grid.run.run_id, 1, {}, RecordDict(), dict(run_config))
+        )
 
 
 @dataclass(frozen=True)
-class FlowerApp:
-    """The app in a folder, whose `pyproject.toml` describes it.
+class FlowerApp(App):
+    """The app in a folder with a `pyproject.toml`.
 
     Parameters
     ----------
@@ -38,71 +80,142 @@ class FlowerApp:
 
     path: Path
 
+    def __str__(self) -> str:
+        """Return the folder as an absolute path."""
+        return str(self.path.resolve())
+
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Its table `[tool.flwr.app]`.
+        """Table `[tool.flwr.app]` of the `pyproject.toml`.
 
         Raises
         ------
         ValueError
-            If there is no such folder, or it holds no Flower app.
+            If the folder does not exist or holds no Flower app.
         """
         try:
             settings: dict[str, Any] = get_project_config(self.path)
             return dict(settings["tool"]["flwr"]["app"])
-        except (OSError, ValueError, LookupError) as error:
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise parameter_error(
                 "app",
-                "the folder of a Flower app, with its `pyproject.toml`",
+                "the folder of a Flower app with its `pyproject.toml`",
                 str(self.path),
-                "Run the command in that folder, or name it.",
+                f"{' '.join(str(error).split())}. "
+                "Run the command in that folder, or name the folder.",
             ) from error
 
     def run_config(self, *overrides: str | Mapping[str, Any]) -> dict[str, Any]:
-        """Spell out the run-config: the app's defaults, then what differs.
-
-        Parameters
-        ----------
-        *overrides : str or Mapping[str, Any]
-            As for `flwr run --run-config`: `'seed=2 aggregator="ctma(gm)"'`; or values
-            by key. What comes later counts.
-
-        Raises
-        ------
-        ValueError
-            For a key that the app does not have.
-        """
+        """Return the app's defaults, then the overrides; see `App.run_config`."""
         defaults = flatten_dict(self.settings.get("config"))
-        given: dict[str, Any] = {}
-        for one in overrides:
-            given |= parse_config_args([one]) if isinstance(one, str) else one
+        given = _merge(overrides)
         for key in given:
             if key not in defaults:
-                close = difflib.get_close_matches(key, defaults, n=1)
-                raise parameter_error(
-                    "run-config key",
-                    f"one of {', '.join(sorted(defaults))}",
-                    key,
-                    f"Did you mean `{close[0]}`?" if close else "",
-                )
+                allowed = f"one of {', '.join(sorted(defaults))}"
+                remedy = did_you_mean(key, defaults)
+                raise parameter_error("run-config key", allowed, key, remedy)
         return {**defaults, **given}
 
     def load(self) -> tuple[ServerApp, ClientApp]:
-        """Import its ServerApp and its ClientApp."""
+        """Import the components that the `pyproject.toml` names."""
         components = self.settings["components"]
         client_app = load_app(components["clientapp"], LoadClientAppError, self.path)
         server_app = load_app(components["serverapp"], LoadServerAppError, self.path)
         return cast(ServerApp, server_app), cast(ClientApp, client_app)
 
-    def simulate(
-        self,
-        num_nodes: int,
-        run_config: Mapping[str, Any],
-        kind: type[InProcessGrid] = InProcessGrid,
-    ) -> None:
-        """Run it in this process, on a grid of that kind."""
-        server_app, client_app = self.load()
-        grid = grid_of(client_app, num_nodes, run_config, kind)
-        server_app(
-            grid, Context(grid.run.run_id, 1, {}, RecordDict(), dict(run_config))
-        )
+
+@dataclass(frozen=True)
+class ModuleApp(App):
+    """An app given as two objects in importable modules.
+
+    Parameters
+    ----------
+    text : str
+        `module:server_app,module:client_app`. The current folder is searched first.
+    """
+
+    text: str
+
+    def __str__(self) -> str:
+        """Return the text."""
+        return self.text
+
+    def run_config(self, *overrides: str | Mapping[str, Any]) -> dict[str, Any]:
+        """Return the overrides: such an app declares no defaults and no keys."""
+        return _merge(overrides)
+
+    def load(self) -> tuple[ServerApp, ClientApp]:
+        """Import both modules.
+
+        Raises
+        ------
+        ValueError
+            If a module or an object does not exist.
+        """
+        try:
+            pairs = [pair.split(":") for pair in self.text.split(",")]
+            if "" not in sys.path:
+                sys.path.insert(0, "")
+            server_app, client_app = (
+                getattr(importlib.import_module(module), name) for module, name in pairs
+            )
+        except (ImportError, AttributeError, ValueError) as error:
+            raise _app_error(self.text, str(error)) from error
+        return server_app, client_app
+
+
+def parse_app(text: str) -> App:
+    """Return the app that a text names; it is not read yet.
+
+    Parameters
+    ----------
+    text : str
+        A folder, or `module:server_app,module:client_app`.
+
+    Examples
+    --------
+    >>> parse_app("my_app.server:app,my_app.client:app")
+    ModuleApp(text='my_app.server:app,my_app.client:app')
+    """
+    if not Path(text).is_dir() and ":" in text:
+        return ModuleApp(text)
+    return FlowerApp(Path(text))
+
+
+def num_nodes_for(run_config: Mapping[str, Any], given: int | None = None) -> int:
+    """Return the number of clients: as given, else the key `num-nodes`, else 17.
+
+    Raises
+    ------
+    ValueError
+        If it is not an integer of at least 1.
+    """
+    count = run_config.get("num-nodes", _NUM_NODES) if given is None else given
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise parameter_error("num-nodes", "an integer of at least 1", count)
+    return count
+
+
+def _merge(overrides: tuple[str | Mapping[str, Any], ...]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for one in overrides:
+        merged |= _parse(one) if isinstance(one, str) else one
+    return merged
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        parsed: dict[str, Any] = parse_config_args([text])
+    except (click.ClickException, OSError, ValueError) as error:
+        remedy = "" if isinstance(error, click.ClickException) else f"{error}."
+        expected = "`key=value` pairs as in TOML, such as 'seed=1 attack=\"alie\"'"
+        raise parameter_error("run-config", expected, text, remedy) from error
+    if text.strip() and not parsed:
+        expected = "`key=value` pairs as in TOML, such as 'seed=1 attack=\"alie\"'"
+        raise parameter_error("run-config", expected, text)
+    return parsed
+
+
+def _app_error(text: str, reason: str) -> ValueError:
+    expected = "a folder, or `module:server_app,module:client_app`"
+    return parameter_error("app", expected, text, f"{reason}.")

@@ -1,36 +1,45 @@
-"""One run of an app whose clients are made malicious and whose strategy is wrapped."""
+"""One run of an app with malicious clients and a robust strategy."""
 
-import contextlib
-import importlib
-import random
-import sys
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Message, MessageType, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Strategy
 
 from flwr_ctma.attacks import iter_attacks
 from flwr_ctma.errors import parameter_error
-from flwr_ctma.experiments.app import FlowerApp
+from flwr_ctma.experiments.app import App
+from flwr_ctma.experiments.interposition import fixed_sampling, wrapped_strategies
+from flwr_ctma.experiments.intervals import tail_mean
 from flwr_ctma.mods import ByzantineMod
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy.robust import RobustStrategy
 from flwr_ctma.strategy.wrappers.attacked import AttackedStrategy
-from flwr_ctma.strategy.wrappers.base import HookedStrategy, inside
+from flwr_ctma.strategy.wrappers.base import inside
+from flwr_ctma.strategy.wrappers.observed import Observed
 from flwr_ctma.tracking.ledger import Ledger
 
-__all__ = ["Match", "MatchResult", "load", "read", "run_match"]
+__all__ = ["Match", "MatchResult", "match_from_json", "metric_values", "run_match"]
+
+_STATUSES = ("finished", "diverged", "crashed", "undefined")
 
 
 @dataclass(frozen=True)
 class Match:
-    """One run: a rule, the attack it meets, and by how many."""
+    """One run of a tournament.
+
+    Attributes
+    ----------
+    aggregator : str
+        The rule, or `fedavg` for the app's strategy as it is.
+    attack : str
+    num_malicious : int
+    seed : int
+    """
 
     aggregator: str
     attack: str
@@ -40,133 +49,206 @@ class Match:
 
 @dataclass(frozen=True)
 class MatchResult:
-    """How a match ended.
+    """The result of a match.
 
     Attributes
     ----------
     value : float or None
-        The metric after the last round; None if the match cannot be played.
+        The metric, mean of the last evaluations; None unless the match finished.
     seconds : float
-    why : str
-        Why it could not be played.
+    status : str
+        "finished"; "diverged": an evaluation gave no finite number; "crashed": the run
+        raised an exception; "undefined": the rule is undefined for so many malicious
+        clients, and nothing was run. A match that diverged or crashed is the worst case
+        of its rule.
+    reason : str
+        Why there is no value.
     auc : float or None
-        How well the ledger tells who attacks: see `Ledger.auc`. None if nobody does, or
-        nobody keeps a ledger.
-    found : int or None
-        How many of the malicious the ledger suspects in the end.
-    alarms : int or None
-        How many of the honest it suspects.
+        How well the ledger tells attackers from honest nodes; see `Ledger.auc`. None
+        without attackers or without a ledger.
+    true_suspects : int or None
+        Malicious nodes that the ledger suspects after the last round.
+    false_suspects : int or None
+        Honest nodes that it suspects.
+
+    Raises
+    ------
+    ValueError
+        For an unknown status, and for a value that does not fit the status.
     """
 
     value: float | None
     seconds: float
-    why: str = ""
+    status: str = "finished"
+    reason: str = ""
     auc: float | None = None
-    found: int | None = None
-    alarms: int | None = None
+    true_suspects: int | None = None
+    false_suspects: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.status not in _STATUSES:
+            allowed = f"one of {', '.join(_STATUSES)}"
+            raise parameter_error("status", allowed, self.status)
+        finished = self.status == "finished"
+        if finished and not (_is_number(self.value) and math.isfinite(self.value or 0)):
+            raise parameter_error("value", "a finite number", self.value)
+        if not finished and self.value is not None:
+            expected = f"None, as the match is {self.status}"
+            raise parameter_error("value", expected, self.value)
+
+    @property
+    def is_worst_case(self) -> bool:
+        """Whether the match diverged or crashed."""
+        return self.status in ("diverged", "crashed")
 
 
-def read(line: Mapping[str, Any]) -> tuple[Match, MatchResult]:
-    """Read a match and its outcome, written as one mapping."""
-    pairing = {field.name: line[field.name] for field in fields(Match)}
+def match_from_json(line: Mapping[str, Any]) -> tuple[Match, MatchResult]:
+    """Return the match and the result that a JSON object holds.
+
+    Raises
+    ------
+    LookupError, TypeError, ValueError
+        If a field is missing or does not hold what a match holds.
+    """
+    match = Match(**{field.name: line[field.name] for field in fields(Match)})
     known = {f.name: line[f.name] for f in fields(MatchResult) if f.name in line}
-    return Match(**pairing), MatchResult(**known)
-
-
-def load(app: str) -> tuple[ServerApp, ClientApp]:
-    """Import an app: a folder, or `module:server_app,module:client_app`."""
-    if ":" not in app:
-        return FlowerApp(Path(app)).load()
-    try:
-        parts = [part.split(":") for part in app.split(",")]
-        if "" not in sys.path:
-            sys.path.insert(0, "")
-        server_app, client_app = (
-            getattr(importlib.import_module(module), name) for module, name in parts
-        )
-    except (ImportError, AttributeError, ValueError) as error:
-        raise parameter_error(
-            "app",
-            "a folder, or `module:server_app,module:client_app`",
-            app,
-            str(error),
-        ) from error
-    return server_app, client_app
+    numbers, texts = (match.num_malicious, match.seed), (match.aggregator, match.attack)
+    if not all(map(_is_number, numbers)) or not all(isinstance(t, str) for t in texts):
+        raise TypeError("a field of the match has the wrong type")
+    return match, MatchResult(**known)
 
 
 def run_match(
     match: Match,
-    app: str,
+    app: App,
     run_config: Mapping[str, Any],
     num_nodes: int,
     metric: str,
+    last: int = 1,
     kind: type[InProcessGrid] = InProcessGrid,
 ) -> MatchResult:
-    """Run an app once, under a rule and an attack; see `Tournament`."""
+    """Run an app once under a rule and an attack; see `Tournament`.
+
+    Raises
+    ------
+    ValueError
+        If the app starts no strategy of Flower's Message API, waits for more nodes than
+        there are, or does not report the metric.
+    """
     began = time.monotonic()
-    server_app, client_app = load(app)
-    legacy = parameter_error(
+    server_app, client_app = app.load()
+    unsupported = parameter_error(
         "app",
-        "one whose ServerApp starts a strategy of the Message API",
-        app,
-        "Those of `flwr.server.strategy` are not.",
+        "an app whose ServerApp starts a strategy of Flower's Message API",
+        str(app),
+        "Strategies of `flwr.server.strategy` are not supported here.",
     )
     if getattr(server_app, "_server_fn", None):
-        raise legacy
+        raise unsupported
     byzantine = ByzantineMod(match.attack, match.num_malicious, match.seed)
     if not any(a.needs_malicious for a in iter_attacks(byzantine.attack)):
-        client_app = _Idle(client_app, byzantine)
+        client_app = _TrainMaliciousOnce(client_app, byzantine)
     config: UserConfig = dict(run_config)
-    own: UserConfig = {
+    replaced: UserConfig = {
         "seed": match.seed,
         "num-nodes": num_nodes,
         "attack": "none",
         "num-malicious-nodes": 0,
     }
-    config.update({key: own[key] for key in own.keys() & config.keys()})
+    config.update({key: replaced[key] for key in replaced.keys() & config.keys()})
     grid = kind(byzantine.around(client_app), num_nodes, config)
-    with _sampling(match.seed), _defended(match, num_nodes) as ended:
+    lines: list[dict[str, Any]] = []
+    ledgers: list[Ledger] = []
+
+    def wrap(strategy: Strategy) -> Strategy:
+        lines.clear()
+        ledgers.clear()
+        wrapped, ledger = _defended(strategy, match, num_nodes)
+        ledgers.extend([ledger] if ledger else [])
+        return Observed(wrapped, lines.append)
+
+    with fixed_sampling(match.seed), wrapped_strategies(wrap) as started:
         server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), config))
-    if not ended:
-        raise legacy
-    result, ledger = ended[-1]
-    value = _final(result, metric)
+    if not started:
+        raise unsupported
+    value = tail_mean(metric_values(lines, metric), last)
     seconds = time.monotonic() - began
-    if ledger is None:
+    if math.isnan(value):
+        reason = f"The metric `{metric}` is not finite in the last evaluations."
+        return MatchResult(None, seconds, "diverged", reason)
+    if not ledgers:
         return MatchResult(value, seconds)
     attacked = match.attack != "none"
     malicious = set(grid.get_node_ids()[: match.num_malicious if attacked else 0])
-    suspects = set(ledger.suspects())
+    suspects = set(ledgers[0].suspects())
     return MatchResult(
         value,
         seconds,
-        auc=ledger.auc(malicious),
-        found=len(suspects & malicious),
-        alarms=len(suspects - malicious),
+        auc=ledgers[0].auc(malicious),
+        true_suspects=len(suspects & malicious),
+        false_suspects=len(suspects - malicious),
     )
 
 
-def _final(result: Result, metric: str) -> float:
-    """Give a metric after the last round."""
-    found: set[str] = set()
-    for history in (
-        result.evaluate_metrics_serverapp,
-        result.evaluate_metrics_clientapp,
-    ):
-        if history:
-            last = history[max(history)]
-            if metric in last:
-                return float(last[metric])  # type: ignore[arg-type]
-            found |= set(last)
-    raise parameter_error(
-        "metric", f"one that the app reports: {sorted(found)}", metric
+def metric_values(lines: Sequence[Mapping[str, Any]], metric: str) -> list[float]:
+    """Return a metric of the trained model, by evaluation.
+
+    Parameters
+    ----------
+    lines : sequence of Mapping[str, Any]
+        One for each round, as `Observed` writes them. Round 0 is left out.
+    metric : str
+        As the server reports it, or else the clients.
+
+    Raises
+    ------
+    ValueError
+        If neither the server nor the clients report the metric.
+    """
+    trained = [line for line in lines if line["round"] > 0]
+    for name in (metric, f"clients-{metric}"):
+        found = [line[name] for line in trained if name in line]
+        if found:
+            return [_number(value) for value in found]
+    names = {
+        name.removeprefix("clients-")
+        for line in trained
+        for name, value in line.items()
+        if isinstance(value, float)
+    }
+    expected = f"a metric that the app reports: {', '.join(sorted(names))}"
+    raise parameter_error("metric", expected, metric)
+
+
+def _number(value: Any) -> float:
+    return float(value) if _is_number(value) else math.nan
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _defended(
+    strategy: Strategy, match: Match, num_nodes: int
+) -> tuple[Strategy, Ledger | None]:
+    """Wrap a strategy in the rule and the attack of a match."""
+    (*_, innermost) = inside(strategy)
+    needed = getattr(innermost, "min_available_nodes", 0)
+    if needed > num_nodes:
+        expected = f"at least {needed}, which the app's strategy waits for"
+        raise parameter_error("num-nodes", expected, num_nodes)
+    if match.aggregator == "fedavg":
+        return AttackedStrategy(innermost, match.attack, seed=match.seed), None
+    robust = RobustStrategy(
+        innermost, match.aggregator, num_malicious_nodes=match.num_malicious
     )
+    return AttackedStrategy(robust, match.attack, seed=match.seed), robust.ledger
 
 
-class _Idle(ClientApp):
-    """Spare malicious clients the training that nobody will see, but the first.
+class _TrainMaliciousOnce(ClientApp):
+    """Train each malicious client once, then repeat its first reply.
 
-    Colluders put theirs in the place of its arrays; the rest is the same every time.
+    Colluders replace the arrays of the reply; the rest is the same in every round.
     """
 
     def __init__(self, app: ClientApp, byzantine: ByzantineMod) -> None:
@@ -184,49 +266,3 @@ class _Idle(ClientApp):
         if reply is not None and reply.has_content():
             self._first[context.node_id] = reply.content
         return reply
-
-
-_Ended = Sequence[tuple[Result, Ledger | None]]
-
-
-@contextlib.contextmanager
-def _defended(match: Match, num_nodes: int) -> Iterator[_Ended]:
-    """Let every strategy that is started run under a match's rule and attack.
-
-    An app starts its strategy itself: the method it calls is the place to step in.
-    """
-    start, ended = Strategy.start, list[tuple[Result, Ledger | None]]()
-
-    def start_defended(self: Strategy, *args: Any, **kwargs: Any) -> Result:
-        (*_, strategy) = inside(self)
-        needed = getattr(strategy, "min_available_nodes", 0)
-        if needed > num_nodes:
-            expected = f"at least {needed}: the app's strategy waits for so many"
-            raise parameter_error("num-nodes", expected, num_nodes)
-        ledger = None
-        if match.aggregator != "fedavg":
-            strategy = RobustStrategy(
-                strategy, match.aggregator, num_malicious_nodes=match.num_malicious
-            )
-            ledger = strategy.ledger
-        attacked = AttackedStrategy(strategy, match.attack, seed=match.seed)
-        ended.append((start(attacked, *args, **kwargs), ledger))
-        return ended[-1][0]
-
-    own = HookedStrategy.start
-    try:
-        Strategy.start = HookedStrategy.start = start_defended  # type: ignore
-        yield ended
-    finally:
-        Strategy.start, HookedStrategy.start = start, own  # type: ignore
-
-
-@contextlib.contextmanager
-def _sampling(seed: int) -> Iterator[None]:
-    """Let Flower's strategies, which sample nodes with `random`, sample as ever."""
-    before = random.getstate()
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(before)

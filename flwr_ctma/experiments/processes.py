@@ -1,4 +1,4 @@
-"""Flower's programs as processes that end when they are no longer needed."""
+"""Flower's programs as child processes that end with the block that started them."""
 
 import http.client
 import json
@@ -31,12 +31,12 @@ _STOP_SECONDS = 10
 
 
 class RunFailed(RuntimeError):
-    """A run that did not finish; its message is the reason."""
+    """A run that did not finish; the message is the reason."""
 
 
 @contextmanager
 def superlink(*options: str) -> Iterator[tuple[dict[str, str], str]]:
-    """Run a SuperLink on a free port of this machine, with a state folder of its own.
+    """Run a SuperLink on a free port of this machine, with its own state folder.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def superlink(*options: str) -> Iterator[tuple[dict[str, str], str]]:
     Raises
     ------
     RunFailed
-        If it does not start.
+        If the SuperLink does not start.
     """
     with TemporaryDirectory(prefix="flwr-ctma-", ignore_cleanup_errors=True) as folder:
         address = free_address()
@@ -63,8 +63,8 @@ def superlink(*options: str) -> Iterator[tuple[dict[str, str], str]]:
         )
         host, _, port = address.partition(":")
         command = ["flower-superlink", "--insecure", "--host", host, "--port", port]
-        # By itself it would start the SuperExec in a session of its own, where the runs
-        # that Flower does not stop (a ServerApp's thread, Ray) are out of reach.
+        # By default the SuperLink starts the SuperExec in a new session. Runs that
+        # Flower does not stop (a ServerApp's thread, Ray) would be out of reach there.
         command += ["--isolation", "process", *options]
         executor = ["flower-superexec", "--insecure", "--runtime-api-address", address]
         log = Path(folder, "superlink.log")
@@ -73,14 +73,14 @@ def superlink(*options: str) -> Iterator[tuple[dict[str, str], str]]:
             while not _is_healthy(address):
                 if running.poll() is not None or time.monotonic() > deadline:
                     text = log.read_text(encoding="utf-8", errors="replace")
-                    raise RunFailed(f"the SuperLink did not start:\n{text}")
+                    raise RunFailed(f"The SuperLink did not start:\n{text}")
                 time.sleep(_TICK)
             with process([*executor, "--parent-pid", str(os.getpid())], file, env):
                 yield env, address
 
 
 def last_run(env: Mapping[str, str]) -> tuple[str, str]:
-    """Ask the SuperLink for the status of its last run, and the details of it."""
+    """Return the status of the SuperLink's last run, and its details."""
     listed = subprocess.run(
         ["flwr", "ls", "--limit", "1", "--format", "json"],
         env=env,
@@ -92,14 +92,14 @@ def last_run(env: Mapping[str, str]) -> tuple[str, str]:
         run = json.loads(listed.stdout)["runs"][0]
     except (ValueError, LookupError) as error:
         said = listed.stdout + listed.stderr
-        raise RunFailed(f"`flwr ls` does not tell how the run ended: {said}") from error
+        raise RunFailed(f"`flwr ls` shows no status of the run: {said}") from error
     return run["status"], run["status-details"]
 
 
 def watch(
     command: list[str], log: Path, env: Mapping[str, str] | None = None
 ) -> Generator[None, None, int]:
-    """Run a command, yield every now and then, return its exit code."""
+    """Run a command; yield several times a second; return the exit code."""
     with log.open("wb") as file, process(command, file, env) as running:
         while running.poll() is None:
             yield
@@ -111,10 +111,10 @@ def watch(
 def process(
     command: list[str], log: IO[bytes], env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command until it ends or the block does, and whatever it starts with it.
+    """Run a command until it or the block ends; stop it and all its children.
 
-    It is out of reach of the terminal: on Ctrl-C, who started it decides the order in
-    which things stop.
+    The command runs in its own session, so that Ctrl-C in a terminal reaches this
+    process alone, which then stops its children in order.
     """
     running = subprocess.Popen(
         command,
@@ -135,28 +135,28 @@ def process(
 
 
 def spell_config(config: Mapping[str, Any]) -> str:
-    """Spell scalars as `flwr run` reads them: JSON's are TOML's.
+    """Write scalars as `flwr run` reads them: JSON scalars are TOML scalars.
 
     Examples
     --------
     >>> spell_config({"seed": 1, "attack": "signflip"})
     'seed=1 attack="signflip"'
     """
-    # JSON escapes characters beyond the first 65536 in halves, which TOML refuses.
+    # JSON escapes characters above U+FFFF as surrogates, which TOML refuses.
     spelled = {k: json.dumps(v, ensure_ascii=False) for k, v in config.items()}
     return " ".join(f"{key}={value}" for key, value in spelled.items())
 
 
 def free_address() -> str:
-    """Find an address of this machine that nothing listens on."""
+    """Return an address of this machine on which no process listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def _signal_all(leader: subprocess.Popen[bytes], number: int) -> bool:
-    """Send a signal to a process and its kin; tell whether there were any."""
-    leader.poll()  # lest it count as alive when it only waits to be asked how it ended
+    """Send a signal to a process group; return whether the group exists."""
+    leader.poll()  # a finished process counts as alive until it is polled
     try:
         os.killpg(leader.pid, number)
     except ProcessLookupError:
@@ -165,7 +165,7 @@ def _signal_all(leader: subprocess.Popen[bytes], number: int) -> bool:
 
 
 def _environment() -> dict[str, str]:
-    """Flower's programs of this installation, quiet, and with nothing to download."""
+    """Environment for Flower's programs of this installation: quiet, no downloads."""
     scripts = sysconfig.get_path("scripts")
     return os.environ | {
         "PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]),

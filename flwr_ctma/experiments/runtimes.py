@@ -1,8 +1,8 @@
-"""Ways to run a Flower app from a script: Ray-backed, and in one process.
+"""Ways to run a Flower app from a script: in Flower's simulation, and in one process.
 
-All run the app's own ServerApp and ClientApp in processes of their own and write what
-these print to a log file. Unlike `flwr run`, whose exit code is 0 in any case, they say
-when a run has failed, and why.
+Each runs the app's own ServerApp and ClientApp in separate processes and writes their
+output to a log file. `flwr run` exits with 0 even if the run failed; these raise an
+error with the reason.
 """
 
 import sys
@@ -25,12 +25,12 @@ __all__ = ["Batched", "Engine", "InProcess", "Ray"]
 
 
 class Engine(ABC):
-    """Something that runs a Flower app; a context manager that cleans up after itself.
+    """A way to run a Flower app; a context manager that stops all that it started.
 
     Parameters
     ----------
     app : Path
-        Folder of the app: the one with its `pyproject.toml`.
+        Folder of the app, with its `pyproject.toml`.
     """
 
     def __init__(self, app: Path) -> None:
@@ -38,7 +38,7 @@ class Engine(ABC):
         self._shared = ExitStack()
 
     def __enter__(self) -> Self:
-        """Start what the runs share."""
+        """Start the processes that the runs share."""
         return self
 
     def __exit__(
@@ -47,23 +47,23 @@ class Engine(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop it."""
+        """Stop the processes that the runs share."""
         self._shared.close()
 
     @abstractmethod
     def run(
         self, config: Mapping[str, Any], num_nodes: int, log: Path
     ) -> Iterator[None]:
-        """Run the app once, yielding every now and then while it runs.
+        """Run the app once; yield several times a second while it runs.
 
         Parameters
         ----------
         config : Mapping[str, Any]
-            What differs from the run-config in the app's `pyproject.toml`.
+            Values that replace those in the app's `pyproject.toml`.
         num_nodes : int
             Number of clients.
         log : Path
-            File for everything that the run prints.
+            File for the output of the run.
 
         Raises
         ------
@@ -73,7 +73,7 @@ class Engine(ABC):
 
 
 class InProcess(Engine):
-    """All clients in one process, one after the other: no start-up, no Ray."""
+    """All clients in one process, one after the other, without Ray."""
 
     options: ClassVar[Sequence[str]] = ()
 
@@ -90,16 +90,16 @@ class InProcess(Engine):
 
 
 class Batched(InProcess):
-    """All clients in one process, those of a round computed together."""
+    """All clients in one process; the clients of a round are computed together."""
 
     options = ("--batched",)
 
 
 class Ray(Engine):
-    """Flower's simulation, `flwr run`, on a SuperLink that lives as long as the engine.
+    """Flower's simulation, `flwr run`, on a SuperLink that the runs share.
 
-    The SuperLink has a free port and a state folder of its own: runs and settings of
-    the user's own Flower are neither seen nor touched. A client has one CPU core.
+    The SuperLink has a free port and its own state folder, so that runs and settings of
+    the user's Flower installation stay untouched. Each client has one CPU core.
     """
 
     def __enter__(self) -> Self:
@@ -110,13 +110,13 @@ class Ray(Engine):
     def run(
         self, config: Mapping[str, Any], num_nodes: int, log: Path
     ) -> Iterator[None]:
-        """Run `flwr run`, then ask how the run ended."""
+        """Run `flwr run`, then ask the SuperLink for the status of the run."""
         federation = {"num-supernodes": num_nodes, "client-resources-num-cpus": 1}
         command = ["flwr", "run", str(self.app), "--stream"]
         command += ["--run-config", spell_config(config)]
         command += ["--federation-config", spell_config(federation)]
         if code := (yield from watch(command, log, self._env)):
-            raise RunFailed(f"`flwr run` ended with code {code}; see {log}")
+            raise RunFailed(f"`flwr run` exited with code {code}. See {log}.")
         status, details = last_run(self._env)
         if status != "finished:completed":
             raise RunFailed(details or status)

@@ -1,7 +1,6 @@
 """A grid of runs of one app: planned in a file, resumable, on all cores."""
 
 import itertools
-import json
 import subprocess
 import time
 import tomllib
@@ -13,30 +12,50 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import Strategy
 
 from flwr_ctma.aggregators import parse_aggregator
 from flwr_ctma.attacks import parse_attack
-from flwr_ctma.errors import parameter_error
-from flwr_ctma.experiments.app import FlowerApp
-from flwr_ctma.experiments.sweep_results import Ended, Run, evaluated, held
-from flwr_ctma.experiments.workers import alone_in, one_core_each
+from flwr_ctma.errors import did_you_mean, parameter_error
+from flwr_ctma.experiments.app import App, num_nodes_for
+from flwr_ctma.experiments.interposition import fixed_sampling, wrapped_strategies
+from flwr_ctma.experiments.sweep_results import (
+    FinishedRun,
+    PlannedRun,
+    mark_finished,
+    read_finished,
+)
+from flwr_ctma.experiments.workers import exclusive_folder, single_core_pool
 from flwr_ctma.simulation.arrivals import grid_of
 from flwr_ctma.simulation.grid import InProcessGrid
+from flwr_ctma.strategy.wrappers.observed import Observed
+from flwr_ctma.tracking.run_folder import RunFolder
 
-__all__ = ["State", "Sweep"]
+__all__ = ["Sweep", "SweepProgress", "check_values"]
 
 _TICK = 0.5
 _TABLES = ("run-config", "axes", "exclude", "include")
+_SCALAR = (bool, int, float, str)
 
 Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class State:
-    """How far a sweep is: rounds done, and the runs that ended since the last state."""
+class SweepProgress:
+    """How far a sweep is.
+
+    Attributes
+    ----------
+    rounds : int
+        Rounds finished so far, in all runs.
+    finished : sequence of FinishedRun
+        Runs that ended since the last report.
+    """
 
     rounds: int
-    ended: Sequence[Ended]
+    finished: Sequence[FinishedRun]
 
 
 @dataclass(frozen=True)
@@ -45,115 +64,188 @@ class Sweep:
 
     Parameters
     ----------
-    app : Path
-        Folder of the app.
-    runs : Sequence[Run]
+    app : App
+    runs : sequence of PlannedRun
         In the order in which they start.
     """
 
-    app: Path
-    runs: Sequence[Run]
+    app: App
+    runs: Sequence[PlannedRun]
 
     @classmethod
-    def read(cls, file: Path, app: Path, *overrides: str) -> "Sweep":
-        """Plan what a TOML file describes.
+    def read(cls, file: Path, app: App, *overrides: str) -> "Sweep":
+        """Read the plan of a sweep from a TOML file.
 
-        Its tables are `run-config`, values of all runs; `axes`, lists of values by key,
-        all combinations of which are runs; `exclude`, tables of values (or lists of
-        them): a combination that has them is left out; `include`, tables of values (or
-        lists of them) that are runs as well.
+        The file has up to four tables. `run-config` holds values for all runs. `axes`
+        holds lists of values by key; every combination is a run. `exclude` holds tables
+        of values or lists of values; a combination that has them all is left out.
+        `include` holds tables of values or lists of values that are runs as well.
 
         Parameters
         ----------
         file : Path
-        app : Path
-            Folder of the app.
+        app : App
         *overrides : str
-            As for `flwr run --run-config`, in place of the file's `run-config`.
+            As for `flwr run --run-config`; they replace values of `run-config`.
 
         Raises
         ------
         ValueError
-            For a file that is none, a key that the app does not have, and a rule or an
-            attack that is none.
+            For a file that is no such plan, a key that the app does not have, and an
+            unknown rule or attack. The sentence names the file and the key.
         """
-        try:
-            plan = tomllib.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise parameter_error(
-                "file", "a TOML file", str(file), str(error)
-            ) from error
-        if strange := [name for name in plan if name not in _TABLES]:
-            raise parameter_error("table", f"one of {', '.join(_TABLES)}", strange[0])
-        flower_app = FlowerApp(app)
-        excluded = [p for values in plan.get("exclude", []) for p in _product(values)]
+        plan = _Plan(file)
+        common = plan.scalars("run-config")
+        excluded = [point for one in plan.tables("exclude") for point in _product(one)]
         points = [
             point
-            for point in _product(plan.get("axes", {}))
+            for point in _product(plan.table("axes"))
             if not any(one.items() <= point.items() for one in excluded)
         ]
-        points += [p for values in plan.get("include", []) for p in _product(values)]
+        points += [point for one in plan.tables("include") for point in _product(one)]
         if not points:
-            raise parameter_error(
-                "file", "one whose `axes` or `include` hold a run", str(file)
-            )
+            expected = "a TOML file whose `axes` or `include` hold at least one run"
+            raise parameter_error("file", expected, str(file))
         keys = dict.fromkeys(key for point in points for key in point)
         runs = []
         for point in points:
-            config = flower_app.run_config(
-                plan.get("run-config", {}), *overrides, point
-            )
-            _check(config)
-            runs.append(Run(config, {key: config[key] for key in keys}))
+            try:
+                config = app.run_config(common, *overrides, point)
+                check_values(config)
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
+            runs.append(PlannedRun(config, {key: config.get(key) for key in keys}))
         return cls(app, list({run.name: run for run in runs}.values()))
 
-    def run_match(
+    def run(
         self,
         folder: Path,
         workers: int,
         kind: type[InProcessGrid] = InProcessGrid,
-    ) -> Iterator[State]:
-        """Run what the folder does not hold yet, and tell every now and then how far.
+    ) -> Iterator[SweepProgress]:
+        """Run everything that the folder does not hold yet.
 
-        Runs that it holds are in the first state. One that fails ends no other, and is
-        run again the next time.
+        Closing the iterator, as an exception does, kills the running runs.
+
+        Yields
+        ------
+        SweepProgress
+            First the runs that the folder holds, then a report every half second. A run
+            that fails ends no other run; it is run again the next time.
 
         Raises
         ------
         ValueError
-            If another process is at work in the folder.
+            If another process is using the folder.
         """
-        with alone_in(folder):
-            yield from self._play(folder, workers, kind)
+        with exclusive_folder(folder):
+            saved = self.saved(folder)
+            rounds = sum(one.run.num_rounds for one in saved)
+            yield SweepProgress(rounds, saved)
+            names = {one.run.name for one in saved}
+            left = [run for run in self.runs if run.name not in names]
+            commit = _commit(self.app)
+            with single_core_pool(workers, folder / "log.txt") as pool:
+                futures: dict[Future[FinishedRun], PlannedRun] = {
+                    pool.submit(_run, self.app, run, folder, commit, kind): run
+                    for run in left
+                }
+                while futures:
+                    done, _ = wait(futures, _TICK, FIRST_COMPLETED)
+                    ended = [_result(futures.pop(future), future) for future in done]
+                    rounds += sum(one.run.num_rounds for one in ended)
+                    active = sum(
+                        _count_rounds(folder / run.name)
+                        for future, run in futures.items()
+                        if future.running()
+                    )
+                    yield SweepProgress(rounds + active, ended)
 
-    def _play(
-        self, folder: Path, workers: int, kind: type[InProcessGrid]
-    ) -> Iterator[State]:
-        before = [one for run in self.runs if (one := held(run, folder / run.name))]
-        rounds = sum(one.run.num_rounds for one in before)
-        yield State(rounds, before)
-        names = {one.run.name for one in before}
-        left = [run for run in self.runs if run.name not in names]
-        commit = _commit(self.app)
-        with one_core_each(workers, folder / "log.txt") as pool:
-            futures: dict[Future[Ended], Run] = {
-                pool.submit(_run, self.app, run, folder / run.name, commit, kind): run
-                for run in left
-            }
-            while futures:
-                done, _ = wait(futures, _TICK, FIRST_COMPLETED)
-                ended = [_result(futures.pop(future), future) for future in done]
-                rounds += sum(one.run.num_rounds for one in ended)
-                active = sum(
-                    _count(folder / run.name)
-                    for future, run in futures.items()
-                    if future.running()
-                )
-                yield State(rounds + active, ended)
+    def unfinished(self, folder: Path) -> list[PlannedRun]:
+        """Return the runs that a folder does not hold yet."""
+        names = {one.run.name for one in self.saved(folder)}
+        return [run for run in self.runs if run.name not in names]
+
+    def saved(self, folder: Path) -> list[FinishedRun]:
+        """Read the finished runs that a folder holds."""
+        found = (read_finished(run, folder / run.name) for run in self.runs)
+        return [one for one in found if one]
+
+
+def check_values(config: Values) -> None:
+    """Check the rule, the attack and the number of nodes of a run-config.
+
+    Raises
+    ------
+    ValueError
+        For an unknown rule or attack, and a number of nodes below 1.
+    """
+    if "attack" in config:
+        parse_attack(config["attack"])
+    if config.get("aggregator", "fedavg") != "fedavg":
+        parse_aggregator(config["aggregator"])
+    num_nodes_for(config)
+
+
+class _Plan:
+    """The TOML file of a sweep; every mistake names the file and the key."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        try:
+            self.content = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise parameter_error(
+                "file", "a TOML file", str(file), f"{error}."
+            ) from error
+        for name in self.content:
+            if name not in _TABLES:
+                remedy = did_you_mean(name, _TABLES)
+                raise self._error("table", f"one of {', '.join(_TABLES)}", name, remedy)
+
+    def table(self, name: str) -> Values:
+        """Return a table of values and lists of values."""
+        return self._checked(name, self.content.get(name, {}))
+
+    def tables(self, name: str) -> list[Values]:
+        """Return an array of such tables."""
+        found = self.content.get(name, [])
+        if not isinstance(found, list):
+            expected = f"an array of tables, written `[[{name}]]`"
+            raise self._error(name, expected, found)
+        return [self._checked(name, one) for one in found]
+
+    def scalars(self, name: str) -> Values:
+        """Return a table of single values."""
+        found = self.table(name)
+        for key, value in found.items():
+            if isinstance(value, list):
+                remedy = "Lists of values belong into the table `axes`."
+                raise self._error(f"{name}.{key}", "a single value", value, remedy)
+        return found
+
+    def _checked(self, name: str, table: Any) -> Values:
+        if not isinstance(table, dict):
+            raise self._error(name, "a table of keys and values", table)
+        for key, value in table.items():
+            values = value if isinstance(value, list) else [value]
+            if not values:
+                raise self._error(f"{name}.{key}", "at least one value", value)
+            if not all(isinstance(one, _SCALAR) for one in values):
+                expected = "a string, number or boolean, or a list of them"
+                raise self._error(f"{name}.{key}", expected, value)
+        return table
+
+    def _error(
+        self, name: str, expected: str, found: object, remedy: str = ""
+    ) -> ValueError:
+        return ValueError(
+            f"{self.file}: {parameter_error(name, expected, found, remedy)}"
+        )
 
 
 def _product(axes: Values) -> Iterator[dict[str, Any]]:
-    """Combine lists of values, or single ones; what is empty combines to nothing."""
+    """Combine lists of values and single values; no axes give no combination."""
     if not axes:
         return
     lists = [value if isinstance(value, list) else [value] for value in axes.values()]
@@ -161,52 +253,63 @@ def _product(axes: Values) -> Iterator[dict[str, Any]]:
         yield dict(zip(axes, values, strict=True))
 
 
-def _check(config: Values) -> None:
-    if "attack" in config:
-        parse_attack(config["attack"])
-    if config.get("aggregator", "fedavg") != "fedavg":
-        parse_aggregator(config["aggregator"])
-
-
 @cache
-def _app(path: Path) -> tuple[Any, Any]:
-    """Load an app once in a process, so that its data stay loaded, too."""
-    return FlowerApp(path).load()
+def _load(app: App) -> tuple[ServerApp, ClientApp]:
+    """Load an app once in each process, so that its data stay loaded, too."""
+    return app.load()
 
 
 def _run(
-    app: Path, run: Run, folder: Path, commit: str, kind: type[InProcessGrid]
-) -> Ended:
-    server_app, client_app = _app(app)
+    app: App, run: PlannedRun, root: Path, commit: str, kind: type[InProcessGrid]
+) -> FinishedRun:
+    folder = root / run.name
+    server_app, client_app = _load(app)
     began = time.monotonic()
-    config = {**run.config, "output": str(folder.resolve())}
-    grid = grid_of(client_app, int(config["num-nodes"]), config, kind)
-    server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), config))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("rounds.jsonl", "config.json", "ended.json"):
+        (folder / name).unlink(missing_ok=True)
+    config = dict(run.config)
+    if "output" in config:
+        config["output"] = str(folder.resolve())
+
+    def observe(strategy: Strategy) -> Strategy:
+        if (folder / "config.json").exists():  # the app writes its run folder itself
+            return strategy
+        run_folder = RunFolder(folder)
+        run_folder.begin(config)
+        return Observed(strategy, run_folder.append)
+
+    grid = grid_of(client_app, num_nodes_for(config), config, kind)
+    seed = config.get("seed", 0)
+    with (
+        fixed_sampling(seed if isinstance(seed, int) else 0),
+        wrapped_strategies(observe),
+    ):
+        server_app(grid, Context(grid.run.run_id, 1, {}, RecordDict(), config))
     seconds = time.monotonic() - began
-    ending = json.dumps({"seconds": seconds, "commit": commit}) + "\n"
-    (folder / "ended.json").write_text(ending, encoding="utf-8")
-    return Ended(run, evaluated(folder), seconds, commit)
+    mark_finished(folder, seconds, commit)
+    return FinishedRun(run, RunFolder(folder).rounds(), seconds, commit)
 
 
-def _result(run: Run, future: Future[Ended]) -> Ended:
+def _result(run: PlannedRun, future: Future[FinishedRun]) -> FinishedRun:
     error = future.exception()
     if error:
-        return Ended(run, [], why=f"{type(error).__name__}: {error}")
+        return FinishedRun(run, [], error=f"{type(error).__name__}: {error}")
     return future.result()
 
 
-def _count(folder: Path) -> int:
+def _count_rounds(folder: Path) -> int:
     try:
         return max((folder / "rounds.jsonl").read_bytes().count(b"\n") - 1, 0)
     except FileNotFoundError:
         return 0
 
 
-def _commit(app: Path) -> str:
-    """Name the commit that a folder is at; empty where git does not know."""
+def _commit(app: App) -> str:
+    """Return the Git commit of an app's folder; empty without Git."""
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(app), *words]
+        command = ["git", "-C", str(getattr(app, "path", ".")), *words]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.stdout.strip()
 

@@ -1,8 +1,8 @@
-"""What came of a sweep: its runs, a table of their rounds, and their scores."""
+"""The runs of a sweep: their folders, a table of their rounds, and their scores."""
 
-import csv
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,24 +10,38 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flwr_ctma.experiments.tournament import Match, MatchResult, Scores, scores
+from flwr_ctma.experiments.csv_table import write_csv
+from flwr_ctma.experiments.estimate import num_rounds_of
+from flwr_ctma.experiments.intervals import tail_mean
+from flwr_ctma.experiments.match import Match, MatchResult, metric_values
+from flwr_ctma.experiments.scores import Scores, mean_scores
+from flwr_ctma.tracking.json_lines import read_json, write_json
 from flwr_ctma.tracking.run_folder import RunFolder
 
-__all__ = ["Ended", "Run", "evaluated", "final_scores", "held", "write_rounds"]
+__all__ = [
+    "FinishedRun",
+    "PlannedRun",
+    "final_scores",
+    "mark_finished",
+    "match_results",
+    "read_finished",
+    "write_rounds",
+]
 
-_APART = ("attack", "seed", "num-malicious-nodes")
+_MATCH_KEYS = ("attack", "seed", "num-malicious-nodes")
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One run of a sweep.
 
     Parameters
     ----------
     config : Mapping[str, Any]
-        Its whole run-config, but for `output`.
+        The whole run-config, without `output`.
     point : Mapping[str, Any]
-        Where on the grid it is: the keys that the sweep varies.
+        The point on the grid: values of the keys that the sweep varies.
     """
 
     config: Mapping[str, Any]
@@ -35,121 +49,153 @@ class Run:
 
     @cached_property
     def name(self) -> str:
-        """Name of its folder: where it is on the grid, and a digest of the whole.
+        """Name of the run's folder: the point, and a digest of the configuration.
 
         Examples
         --------
-        >>> Run({"seed": 1, "lr": 0.1}, {"aggregator": "ctma(gm)", "seed": 1}).name
+        >>> point = {"aggregator": "ctma(gm)", "seed": 1}
+        >>> PlannedRun({"seed": 1, "lr": 0.1}, point).name
         'ctma-gm_1_2ccbe2'
         """
         words = [
-            re.sub(r"[^\w.=]+", "-", str(v)).strip("-") for v in self.point.values()
+            re.sub(r"[^\w.=]+", "-", str(value)).strip("-")
+            for value in self.point.values()
         ]
-        whole = json.dumps(dict(self.config), sort_keys=True)
-        digest = hashlib.sha256(whole.encode()).hexdigest()[:6]
-        return "_".join([*words, digest])[-200:]
+        text = json.dumps(dict(self.config), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+        return "_".join([*words, digest])[-_LONGEST_NAME:]
 
     @property
     def num_rounds(self) -> int:
-        """How many rounds it takes."""
-        return int(self.config["num-server-rounds"])
+        """Number of rounds; 1 if the app does not say."""
+        return num_rounds_of(self.config) or 1
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a run ended.
+class FinishedRun:
+    """A run of a sweep that has ended.
 
     Attributes
     ----------
-    run : Run
-    lines : list of dict
-        Its rounds in which the model was evaluated.
+    run : PlannedRun
+    lines : sequence of dict
+        All its rounds.
     seconds : float
-        Of the whole run.
+        Duration of the run.
     commit : str
-        Of the code, with a plus sign if it was changed since; empty if not known.
-    why : str
-        Why it failed, if it did.
+        Git commit of the app, with `+` for uncommitted changes; empty if unknown.
+    error : str
+        Why the run failed; empty if it did not.
     """
 
-    run: Run
-    lines: list[dict[str, Any]]
+    run: PlannedRun
+    lines: Sequence[Mapping[str, Any]]
     seconds: float = 0.0
     commit: str = ""
-    why: str = ""
+    error: str = ""
 
-    @property
-    def accuracy(self) -> float | None:
-        """Accuracy after the last round."""
-        return self.lines[-1]["accuracy"] if self.lines and not self.why else None
+    def value(self, metric: str = "accuracy", last: int = 1) -> float | None:
+        """Return the mean of a metric over the last evaluations.
+
+        None if the run failed or does not report the metric; NaN if it diverged.
+        """
+        if self.error:
+            return None
+        try:
+            return tail_mean(metric_values(self.lines, metric), last)
+        except ValueError:
+            return None
 
 
-def held(run: Run, folder: Path) -> Ended | None:
-    """Read a run that has ended from its folder."""
-    try:
-        ending = json.loads((folder / "ended.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def mark_finished(folder: Path, seconds: float, commit: str) -> None:
+    """Mark the run in a folder as finished: it is not run again."""
+    write_json(folder / "ended.json", {"seconds": seconds, "commit": commit})
+
+
+def read_finished(run: PlannedRun, folder: Path) -> FinishedRun | None:
+    """Read a finished run; None if it has not finished or a file is damaged."""
+    ending = read_json(folder / "ended.json")
+    if ending is None:
         return None
-    return Ended(run, evaluated(folder), ending["seconds"], ending["commit"])
+    try:
+        lines = RunFolder(folder).rounds()
+        seconds, commit = float(ending["seconds"]), str(ending["commit"])
+    except (LookupError, TypeError, ValueError):
+        return None
+    return FinishedRun(run, lines, seconds, commit)
 
 
-def evaluated(folder: Path) -> list[dict[str, Any]]:
-    """Read the rounds of a run in which the model was evaluated."""
-    return [line for line in RunFolder(folder).rounds() if "accuracy" in line]
-
-
-def write_rounds(path: Path, ended: Iterable[Ended]) -> None:
+def write_rounds(
+    path: Path, finished: Iterable[FinishedRun], metric: str = "accuracy"
+) -> None:
     """Write a table with one row for each evaluated round of each run."""
-    rows = [
-        {
-            **one.run.point,
-            "seed": one.run.config.get("seed"),
-            "commit": one.commit,
-            **{
-                key: value for key, value in line.items() if not isinstance(value, list)
-            },
-        }
-        for one in ended
-        for line in one.lines
-    ]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(
+        path,
+        [
+            {
+                **one.run.point,
+                "seed": one.run.config.get("seed"),
+                "commit": one.commit,
+                **{key: v for key, v in line.items() if not isinstance(v, list)},
+            }
+            for one in finished
+            for line in one.lines
+            if metric in line or f"clients-{metric}" in line
+        ],
+    )
 
 
-def final_scores(ended: Sequence[Ended]) -> Scores:
-    """Average final accuracy over seeds: malicious clients → rule → attack → value.
+def match_results(
+    finished: Sequence[FinishedRun], metric: str = "accuracy", last: int = 1
+) -> dict[Match, MatchResult]:
+    """Return the runs as matches: rule, attack, malicious clients, seed.
 
-    What else the sweep varies stands behind the rule; None where nothing was run.
+    Other keys that the sweep varies are part of the rule's name.
     """
     varied = {
         key
-        for key in {key for one in ended for key in one.run.point}
-        if key not in (*_APART, "aggregator")
-        and len({str(one.run.point[key]) for one in ended}) > 1
+        for key in {key for one in finished for key in one.run.point}
+        if key not in (*_MATCH_KEYS, "aggregator")
+        and len({str(one.run.point.get(key)) for one in finished}) > 1
     }
-    outcomes = {
-        _match(one.run, sorted(varied)): MatchResult(one.accuracy, one.seconds, one.why)
-        for one in ended
-    }
-    attacks = dict.fromkeys(match.attack for match in outcomes)
     return {
-        f: {
-            rule: {attack: values.get(attack) for attack in attacks}
-            for rule, values in by_rule.items()
-        }
-        for f, by_rule in scores(outcomes).items()
+        _match(one.run, sorted(varied)): _result(one, metric, last) for one in finished
     }
 
 
-def _match(run: Run, varied: Iterable[str]) -> Match:
-    words = [str(run.config.get("aggregator", ""))]
-    words += [f"{key}={run.point[key]}" for key in varied]
+def final_scores(
+    finished: Sequence[FinishedRun], metric: str = "accuracy", last: int = 1
+) -> Scores:
+    """Average the last values over seeds; see `Scores`."""
+    scores = mean_scores(match_results(finished, metric, last))
+    attacks = dict.fromkeys(
+        attack for rules in scores.values() for row in rules.values() for attack in row
+    )
+    return {
+        f: {rule: {a: row.get(a) for a in attacks} for rule, row in by_rule.items()}
+        for f, by_rule in scores.items()
+    }
+
+
+def _match(run: PlannedRun, varied: Iterable[str]) -> Match:
+    words = [str(run.config["aggregator"])] if "aggregator" in run.config else []
+    words += [f"{key}={run.point.get(key)}" for key in varied]
     return Match(
-        " ".join(words),
+        " ".join(words) or "the app",
         str(run.config.get("attack", "none")),
         int(run.config.get("num-malicious-nodes", 0)),
         int(run.config.get("seed", 0)),
     )
+
+
+def _result(one: FinishedRun, metric: str, last: int) -> MatchResult:
+    if one.error:
+        return MatchResult(None, one.seconds, "crashed", one.error)
+    value = one.value(metric, last)
+    if value is None:
+        reason = f"The run reports no `{metric}`."
+        return MatchResult(None, one.seconds, "crashed", reason)
+    if math.isnan(value):
+        reason = f"`{metric}` is not finite."
+        return MatchResult(None, one.seconds, "diverged", reason)
+    return MatchResult(value, one.seconds)

@@ -1,62 +1,94 @@
-"""Rules against attacks: which rule holds for an app, in its worst case."""
+"""Rules against attacks: which rule holds for an app in its worst case."""
 
-import csv
 import itertools
 import json
-import math
-import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flwr.common import log
 
 from flwr_ctma.aggregators import parse_aggregator
-from flwr_ctma.attacks import parse_attack
+from flwr_ctma.attacks import ATTACKS, parse_attack
 from flwr_ctma.errors import parameter_error
-from flwr_ctma.experiments.match import Match, MatchResult, read, run_match
-from flwr_ctma.experiments.workers import alone_in, one_core_each
+from flwr_ctma.experiments.app import parse_app
+from flwr_ctma.experiments.csv_table import write_csv
+from flwr_ctma.experiments.match import Match, MatchResult, match_from_json, run_match
+from flwr_ctma.experiments.workers import exclusive_folder, single_core_pool
 from flwr_ctma.simulation.grid import InProcessGrid
-from flwr_ctma.tracking.run_folder import append_line
+from flwr_ctma.tracking.json_lines import (
+    append_line,
+    read_json,
+    read_json_lines,
+    write_json,
+)
 
 __all__ = [
+    "DEFAULT_AGGREGATORS",
+    "DEFAULT_ATTACKS",
     "Match",
     "MatchResult",
     "Tournament",
-    "played",
-    "scores",
-    "undefined",
-    "worst",
+    "read_matches",
+    "undefined_reason",
     "write_matches",
 ]
+
+DEFAULT_AGGREGATORS = (
+    *("mean", "cwmed", "gm", "ctma(gm)", "nnm(gm)", "nnm(cwmed)", "caf"),
+)
+
+# At least one of each family: none, alone, with poisoned data, colluding, aimed at the
+# rule in use, and over rounds.
+_FAMILIES = (
+    *("none", "signflip", "labelflip", "ipm(epsilon=0.5)", "alie", "mirror(alie)"),
+    *("mimic", "minmax", "optimalipm", "optimalalie", "poisonedfl"),
+)
+DEFAULT_ATTACKS = tuple(text for text in _FAMILIES if text.partition("(")[0] in ATTACKS)
 
 
 @dataclass(frozen=True)
 class Tournament:
-    """All rules against all attacks, in one app, each match a whole run.
+    """All rules against all attacks in one app; each match is a whole run.
 
-    Any app will do, unchanged: its ClientApp is wrapped so that the first f partitions
-    are malicious, and whatever strategy its ServerApp starts is wrapped in the rule.
+    The app needs no change: its ClientApp is wrapped so that the first f partitions are
+    malicious, and the strategy that its ServerApp starts is wrapped in the rule.
 
     Parameters
     ----------
     app : str
         Folder of a Flower app, or `module:server_app,module:client_app`.
     run_config : Mapping[str, Any]
-        Of every run; the seed of a match takes the place of a key `seed`, the number of
-        nodes that of `num-nodes`, and an attack of the app's own (`attack`,
-        `num-malicious-nodes`) is switched off.
-    num_nodes : int
-    metric : str
-        Larger is better; from the server's evaluation, or else the clients'.
+        Run-config of every match. The key `seed` takes the seed of the match,
+        `num-nodes` the number of nodes; `attack` and `num-malicious-nodes` switch the
+        app's own attack off. Keys that the app does not have are left out.
+    num_nodes : int (default: 17)
+    metric : str (default: "accuracy")
+        Larger is better. As the server reports it, or else the clients.
+    last : int (default: 3)
+        The value of a match is the mean of the last so many evaluations.
+
+    Raises
+    ------
+    ValueError
+        If the number of nodes or of evaluations is below 1.
     """
 
     app: str
     run_config: Mapping[str, Any]
     num_nodes: int = 17
     metric: str = "accuracy"
+    last: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("num_nodes", "last"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise parameter_error(name, "an integer of at least 1", value)
 
     def matches(
         self,
@@ -65,136 +97,145 @@ class Tournament:
         malicious: Iterable[int],
         seeds: Iterable[int],
     ) -> list[Match]:
-        """Make all combinations.
+        """Return all combinations.
 
         Raises
         ------
         ValueError
-            For a rule, an attack or a number of malicious clients that is none.
+            For an unknown rule or attack, a number of malicious clients that is not
+            below half, and a negative seed.
         """
-        plan = [
-            Match(rule, attack, f, seed)
-            for f, seed, attack, rule in itertools.product(
-                malicious, seeds, attacks, aggregators
+        aggregators, attacks, seeds = [*aggregators], [*attacks], [*seeds]
+        malicious = [*malicious]
+        for attack in attacks:
+            parse_attack(attack)
+        for rule in aggregators:
+            if rule != "fedavg":
+                parse_aggregator(rule)
+        for f in malicious:
+            if not 0 <= f < self.num_nodes / 2:
+                allowed = f"at least 0 and less than half of {self.num_nodes} clients"
+                raise parameter_error("malicious", allowed, f)
+        for seed in seeds:
+            if seed < 0:
+                raise parameter_error("seed", "at least 0", seed)
+        every = itertools.product(malicious, seeds, attacks, aggregators)
+        return list(
+            dict.fromkeys(
+                Match(rule, attack, f, seed) for f, seed, attack, rule in every
             )
-        ]
-        for match in plan:
-            parse_attack(match.attack)
-            if match.aggregator != "fedavg":
-                parse_aggregator(match.aggregator)
-            if not 0 <= match.num_malicious < self.num_nodes / 2:
-                raise parameter_error(
-                    "malicious",
-                    f"at least 0 and less than half of {self.num_nodes} clients",
-                    match.num_malicious,
-                )
-        return plan
+        )
 
     def run_match(
         self, match: Match, kind: type[InProcessGrid] = InProcessGrid
     ) -> MatchResult:
-        """Run the app once, under a rule and an attack."""
-        if why := undefined(match.aggregator, self.num_nodes, match.num_malicious):
-            return MatchResult(None, 0.0, why)
+        """Run the app once under a rule and an attack.
+
+        Raises
+        ------
+        Exception
+            Whatever ends the run.
+        """
+        reason = undefined_reason(match.aggregator, self.num_nodes, match.num_malicious)
+        if reason:
+            return MatchResult(None, 0.0, "undefined", reason)
+        app = parse_app(self.app)
         return run_match(
-            match, self.app, self.run_config, self.num_nodes, self.metric, kind
+            *(match, app, self.run_config, self.num_nodes, self.metric, self.last, kind)
         )
 
-    def play_all(
+    def run(
         self,
         plan: Sequence[Match],
         folder: Path,
         workers: int,
         kind: type[InProcessGrid] = InProcessGrid,
     ) -> Iterator[tuple[Match, MatchResult]]:
-        """Play what is not in the folder yet, each outcome written as it comes.
+        """Run the matches that the folder does not hold yet, and save every result.
+
+        Closing the iterator, as an exception does, kills the running matches.
 
         Yields
         ------
-        tuple[Match, Outcome]
-            Those that were there first, then the others as they end. A run that fails
-            is an outcome as well, with its reason, and ends no other; it is played
-            again the next time.
+        tuple[Match, MatchResult]
+            First the saved results, then each new one. A run that crashes ends no other
+            run. Its result has `failed` set and is run again the next time.
 
         Raises
         ------
         ValueError
-            If the folder holds another tournament, or another process is at work in it.
+            If the folder holds another tournament, or another process is using it.
         """
-        with alone_in(folder):
-            yield from self._play_all(plan, folder, workers, kind)
+        with exclusive_folder(folder):
+            saved = self._resume(folder)
+            yield from ((match, saved[match]) for match in plan if match in saved)
+            left = [match for match in plan if match not in saved]
+            with single_core_pool(workers, folder / "log.txt") as pool:
+                futures = {
+                    pool.submit(self.run_match, match, kind): match for match in left
+                }
+                for future in as_completed(futures):
+                    match, error = futures.pop(future), future.exception()
+                    result = _crash(error) if error else future.result()
+                    line = json.dumps(asdict(match) | asdict(result))
+                    append_line(folder / "matches.jsonl", line)
+                    yield match, result
 
-    def _play_all(
-        self,
-        plan: Sequence[Match],
-        folder: Path,
-        workers: int,
-        kind: type[InProcessGrid],
-    ) -> Iterator[tuple[Match, MatchResult]]:
-        done = self._resume(folder)
-        yield from ((match, done[match]) for match in plan if match in done)
-        left = [match for match in plan if match not in done]
-        with one_core_each(workers, folder / "log.txt") as pool:
-            futures = {
-                pool.submit(self.run_match, match, kind): match for match in left
-            }
-            for future in as_completed(futures):
-                match = futures[future]
-                if error := future.exception():
-                    yield match, _failed(error)
-                    continue
-                outcome = future.result()
-                line = json.dumps(asdict(match) | asdict(outcome))
-                append_line(folder / "matches.jsonl", line)
-                yield match, outcome
+    def saved(self, plan: Sequence[Match], folder: Path) -> int:
+        """Return how many matches of the plan a folder holds the results of."""
+        return len({*plan} & _without_crashes(folder / "matches.jsonl").keys())
 
     def _resume(self, folder: Path) -> dict[Match, MatchResult]:
-        """Read what was played; refuse a folder that holds another tournament."""
+        """Read the saved results; refuse the folder of another tournament."""
         own, path = asdict(self), folder / "config.json"
-        if path.exists() and json.loads(path.read_text()) != own:
+        other = read_json(path)
+        if other is not None and other != json.loads(json.dumps(own)):
+            differing = [key for key in own if other.get(key) != own[key]]
             raise parameter_error(
                 "output",
-                "a new folder, or that of a tournament of the same app and run-config",
+                "a new folder, or the folder of a tournament with the same settings",
                 str(folder),
-                "Name another one.",
+                f"There, {', '.join(differing) or 'other settings'} differ. "
+                "Name another folder.",
             )
-        path.write_text(json.dumps(own, indent=2) + "\n", encoding="utf-8")
-        file = folder / "matches.jsonl"
-        return played(file) if file.exists() else {}
+        write_json(path, own)
+        return _without_crashes(folder / "matches.jsonl")
 
 
-Scores = dict[int, dict[str, dict[str, float | None]]]
+def read_matches(file: Path) -> dict[Match, MatchResult]:
+    """Read the saved results of matches; the last one of each match counts.
 
-
-def played(file: Path) -> dict[Match, MatchResult]:
-    """Read matches that were played; one that is being written is left out.
+    A line that is no JSON object costs its match alone: a killed process or a full disk
+    leaves such a line.
 
     Raises
     ------
     ValueError
-        If a line is not what was written.
+        If a line holds something else than a match.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")[:-1]
-        return dict(read(json.loads(line)) for line in lines)
-    except (LookupError, RecursionError, TypeError, ValueError) as error:
-        expected = "that of a tournament, each line a match"
-        raise parameter_error("file", expected, str(file), repr(error)) from None
+    results = {}
+    for number, line in enumerate(read_json_lines(file), start=1):
+        if line is None:
+            log(WARNING, "Line %d of %s is damaged; it is skipped.", number, file)
+            continue
+        try:
+            match, result = match_from_json(line)
+            results[match] = result
+        except (LookupError, TypeError, ValueError) as error:
+            expected = "a file of a tournament, with one match in each line"
+            remedy = f"Line {number}: {type(error).__name__}: {error}."
+            raise parameter_error("file", expected, str(file), remedy) from None
+    return results
 
 
-def _failed(error: BaseException) -> MatchResult:
-    return MatchResult(None, 0.0, f"{type(error).__name__}: {error}")
-
-
-def undefined(aggregator: str, n: int, f: int) -> str:
-    """Say why a rule is not defined for so many, if it is not.
+def undefined_reason(aggregator: str, n: int, f: int) -> str:
+    """Return why a rule is undefined for f malicious of n clients; empty if it is not.
 
     Examples
     --------
-    >>> undefined("krum", n=17, f=8)
-    'Parameter `f` should be at most 7 for krum among n = 17 rows. Found \
-`f = 8`. Sample more clients, or use ctma(gm).'
-    >>> undefined("krum", n=17, f=7)
+    >>> undefined_reason("krum", n=17, f=8).partition(" Found")[0]
+    'Parameter `f` should be at most 7 for krum among n = 17 rows.'
+    >>> undefined_reason("krum", n=17, f=7)
     ''
     """
     if aggregator == "fedavg":
@@ -207,49 +248,16 @@ def undefined(aggregator: str, n: int, f: int) -> str:
     return ""
 
 
-def scores(outcomes: Mapping[Match, MatchResult]) -> Scores:
-    """Average over seeds: number of malicious clients → rule → attack → value.
-
-    Rules come with the best worst case first. An attack that a rule did not meet, or is
-    not defined under, is None.
-    """
-    gathered: dict[int, dict[str, dict[str, list[float]]]] = {}
-    for match, outcome in outcomes.items():
-        by_rule = gathered.setdefault(match.num_malicious, {})
-        values = by_rule.setdefault(match.aggregator, {}).setdefault(match.attack, [])
-        if outcome.value is not None:
-            values.append(outcome.value)
-    return {f: _ranked(by_rule) for f, by_rule in gathered.items()}
-
-
-def _ranked(
-    gathered: Mapping[str, Mapping[str, Sequence[float]]],
-) -> dict[str, dict[str, float | None]]:
-    attacks = dict.fromkeys(attack for row in gathered.values() for attack in row)
-    by_rule = {
-        rule: {attack: _mean(row.get(attack, ())) for attack in attacks}
-        for rule, row in gathered.items()
-    }
-    order = sorted(by_rule, key=lambda rule: worst(by_rule[rule]), reverse=True)
-    return {rule: by_rule[rule] for rule in order}
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    """Average what there is; what is no number is as bad as can be."""
-    mean = statistics.fmean(values) if values else None
-    return -math.inf if mean is not None and math.isnan(mean) else mean
-
-
-def write_matches(path: Path, outcomes: Mapping[Match, MatchResult]) -> None:
+def write_matches(path: Path, results: Mapping[Match, MatchResult]) -> None:
     """Write a table with one row for each match."""
-    rows = [asdict(match) | asdict(outcome) for match, outcome in outcomes.items()]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    rows = [asdict(match) | asdict(result) for match, result in results.items()]
+    write_csv(path, rows)
 
 
-def worst(by_attack: Mapping[str, float | None]) -> float:
-    """Give the worst case of a rule; minus infinity if it is not defined."""
-    values = [v for v in by_attack.values() if v is not None]
-    return min(values, default=-math.inf)
+def _without_crashes(file: Path) -> dict[Match, MatchResult]:
+    results = read_matches(file).items()
+    return {match: one for match, one in results if one.status != "crashed"}
+
+
+def _crash(error: BaseException) -> MatchResult:
+    return MatchResult(None, 0.0, "crashed", f"{type(error).__name__}: {error}")

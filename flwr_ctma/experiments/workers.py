@@ -4,6 +4,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,33 +15,42 @@ from filelock import FileLock, Timeout
 
 from flwr_ctma.errors import parameter_error
 
-__all__ = ["alone_in", "one_core_each"]
+__all__ = ["exclusive_folder", "single_core_pool"]
 
 
 @contextlib.contextmanager
-def one_core_each(workers: int, log: Path) -> Iterator[ProcessPoolExecutor]:
+def single_core_pool(workers: int, log: Path) -> Iterator[ProcessPoolExecutor]:
     """Open a pool of processes that use one core each and print into a file.
 
-    When the block ends, what has not begun does not begin. If this process is killed,
-    they end with it, so that none of them writes where the next attempt does.
+    If the block raises, Ctrl-C included, the processes are killed and pending calls are
+    cancelled. They also end if this process is killed, so that none of them writes
+    where the next attempt does.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _begin, (log,)) as pool:
-        try:
-            yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)
+    others = multiprocessing.active_children()
+    pool = ProcessPoolExecutor(workers, context, _set_up_worker, (log,))
+    try:
+        with _inherited_deafness():
+            pool.submit(int)
+        yield pool
+        pool.shutdown()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.kill()
+        raise
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is made if it is not there, as two would write one line.
+def exclusive_folder(folder: Path) -> Iterator[None]:
+    """Create a folder if needed, and lock it against other processes.
 
     Raises
     ------
     ValueError
-        If another process holds it.
+        If another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -49,13 +59,26 @@ def alone_in(folder: Path) -> Iterator[None]:
     except Timeout as error:
         raise parameter_error(
             "output",
-            "a folder in which nothing else is at work",
+            "a folder that no other process is using",
             str(folder),
-            "Wait until that has ended, or name another folder.",
+            "Wait until that process has ended, or name another folder.",
         ) from error
 
 
-def _begin(log: Path) -> None:
+@contextlib.contextmanager
+def _inherited_deafness() -> Iterator[None]:
+    """Start processes that ignore Ctrl-C: this process decides when they end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _set_up_worker(log: Path) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["FLWR_CTMA_NUM_THREADS"] = "1"
     stream = log.open("a", encoding="utf-8", buffering=1)

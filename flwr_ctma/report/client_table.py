@@ -1,136 +1,126 @@
-"""The ledger of a run as a table: clients by rounds."""
+"""What became of every client's replies: a row for each client, a state by round."""
 
 from collections import Counter
-from collections.abc import Mapping
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from flwr_ctma.report.runs import Run
+from flwr_ctma.report.runs import RecordedRun
 
-__all__ = ["legend", "roll", "rows_of", "suspected_since"]
+__all__ = ["ClientRow", "client_rows", "client_states", "suspected_since"]
 
-# A letter for what became of a reply, its name, and where its bar is: top and height.
-_STATES = {
-    "t": ("trimmed", 0.5, 0.5),
-    "r": ("rejected", 0.0, 1.0),
-    "m": ("silent", 0.42, 0.16),
-    "k": ("in a skipped round", 0.2, 0.6),
-}
 _LISTS = {"t": "trimmed", "r": "rejected", "m": "missing"}
-_NOT_ASKED, _COUNTED = ".", "c"
-_PRINTED = 60
+_NOT_ASKED, _COUNTED, _SKIPPED = ".", "c", "k"
+# Top and height of a state's bar, so that states differ without colour.
+_BARS = {"t": (0.5, 0.5), "m": (0.42, 0.16), "k": (0.2, 0.6)}
 
 
-def roll(run: Run) -> str:
-    """Write a row for each node, those that stood out most often first."""
-    rounds, states = rows_of(run)
+@dataclass(frozen=True)
+class ClientRow:
+    """One client of a run.
+
+    Attributes
+    ----------
+    node : int
+    states : str
+        A letter for each round: c counted, t trimmed, r rejected, m missing, k skipped
+        round, dot for not asked.
+    is_malicious : bool
+        Whether a simulation knows the client to be malicious.
+    suspected : int or None
+        Round in which the client was first suspected.
+    """
+
+    node: int
+    states: str
+    is_malicious: bool
+    suspected: int | None
+
+    @property
+    def asked(self) -> int:
+        """Rounds in which the client was asked."""
+        return len(self.states) - self.states.count(_NOT_ASKED)
+
+    @property
+    def description(self) -> str:
+        """Counts of the states, in words."""
+        count = Counter(self.states)
+        return (
+            f"Node {self.node}: asked {self.asked}, trimmed {count['t']}, rejected "
+            f"{count['r']}, silent {count['m']}, in a skipped round {count['k']}"
+        )
+
+    @property
+    def bars(self) -> dict[str, str]:
+        """SVG path of each state's bars; a round is one unit wide, the row one high."""
+        return state_bars(self.states)
+
+
+def state_bars(states: str) -> dict[str, str]:
+    """Return the SVG path of each state: equal states in a row are one bar.
+
+    Examples
+    --------
+    >>> state_bars("ccr")
+    {'c': 'M0 0h2v1h-2z', 'r': 'M2 0h1v1h-1z'}
+    """
+    paths: dict[str, str] = {}
+    start = 0
+    for state, same in groupby(states):
+        length = len(list(same))
+        top, height = _BARS.get(state, (0, 1))
+        if state != _NOT_ASKED:
+            bar = f"M{start} {top}h{length}v{height}h-{length}z"
+            paths[state] = paths.get(state, "") + bar
+        start += length
+    return paths
+
+
+def client_rows(run: RecordedRun) -> tuple[list[int], list[ClientRow]]:
+    """Return the rounds, and the clients; those that stood out most come first."""
+    rounds, states = client_states(run)
     suspected = suspected_since(run)
-    first = rounds[0] if rounds else 1
     rows = [
-        _row(node, row, first, node in run.malicious, suspected.get(node))
+        ClientRow(node, row, node in run.malicious, suspected.get(node))
         for node, row in states.items()
     ]
-    for i in range(_PRINTED, len(rows)):
-        rows[i] = rows[i].replace("<tr", "<tr class='rest'", 1)
-    note = (
-        f"<p class='rest-note'>{len(rows) - _PRINTED} more nodes are not printed.</p>"
-        if len(rows) > _PRINTED
-        else ""
-    )
-    last = rounds[-1] if rounds else 1
-    return (
-        "<div class='roll'><table><thead><tr><th scope='col'>Node</th>"
-        "<th scope='col'>Trimmed</th><th scope='col'>Rejected</th>"
-        "<th scope='col'>Silent</th><th scope='col'>Asked</th>"
-        f"<th scope='col' class='strip'><span>Round {first}</span>"
-        f"<span>Round {last}</span></th></tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>{note}"
-    )
+    return rounds, rows
 
 
-def rows_of(run: Run) -> tuple[list[int], dict[int, str]]:
-    """Give rounds, and for each node a letter by round, in the order of `roll`.
-
-    The letters are c for a reply that counted, t trimmed, r rejected, m silent, k in a
-    round that was skipped, and a dot for a node that was not asked.
-    """
+def client_states(run: RecordedRun) -> tuple[list[int], dict[int, str]]:
+    """Return the rounds, and the states of each node as in `ClientRow.states`."""
     lines = [line for line in run.lines if line.get("asked") is not None]
     states: dict[int, str] = {}
     for i, line in enumerate(lines):
-        for node, state in _states(line).items():
-            so_far = states.get(node, "")
-            states[node] = so_far.ljust(i, _NOT_ASKED) + state
-    states = {node: row.ljust(len(lines), _NOT_ASKED) for node, row in states.items()}
-    order = sorted(states, key=lambda node: (-_weight(states[node]), node))
-    return [line["round"] for line in lines], {node: states[node] for node in order}
-
-
-def legend() -> str:
-    """Show what the bars mean."""
-    items = [("c", "counted"), *((s, name) for s, (name, _, _) in _STATES.items())]
-    return (
-        "<p class='legend'>"
-        + "".join(f"<span>{_strip(s, 1, '')} {name}</span>" for s, name in items)
-        + "<span><b class='mark'>S</b> suspected</span>"
-        + "<span><b class='mark'>M</b> malicious, in a simulation</span></p>"
+        for node, state in _states_of(line).items():
+            states[node] = states.get(node, "").ljust(i, _NOT_ASKED) + state
+    whole = {node: row.ljust(len(lines), _NOT_ASKED) for node, row in states.items()}
+    order: Sequence[int] = sorted(
+        whole, key=lambda node: (-_oddness(whole[node]), node)
     )
+    return [line["round"] for line in lines], {node: whole[node] for node in order}
 
 
-def _states(line: Mapping[str, Any]) -> dict[int, str]:
-    """Tell what became of each reply of a round."""
-    skipped = "replies-accepted" in line and "trimmed" not in line
-    states = dict.fromkeys(line["asked"], "k" if skipped else _COUNTED)
-    for letter, name in _LISTS.items():
-        states.update(dict.fromkeys(line.get(name) or [], letter))
-    return states
-
-
-def _row(node: int, row: str, first: int, malicious: bool, since: int | None) -> str:
-    count = Counter(row)
-    asked = len(row) - count[_NOT_ASKED]
-    mark = "<abbr class='mark' title='malicious: this is a simulation'>M</abbr>"
-    label = f"{escape(str(node))}{f' {mark}' * malicious}"
-    if since is not None:
-        label += f" <abbr class='mark' title='suspected in round {since}'>S</abbr>"
-    said = ", ".join(f"{name} {count[s]}" for s, (name, _, _) in _STATES.items())
-    cells = "".join(f"<td>{count[s] or ''}</td>" for s in "trm")
-    return (
-        f"<tr data-node='{escape(str(node))}'><th scope='row'>{label}</th>{cells}"
-        f"<td>{asked}</td><td class='strip'>"
-        f"{_strip(row, first, f'Node {node}: asked {asked}, {said}')}</td></tr>"
-    )
-
-
-def _strip(row: str, first: int, said: str) -> str:
-    """Draw one row: equal states in a row are one bar."""
-    bars: dict[str, list[str]] = {}
-    at = 0
-    for state, same in groupby(row):
-        length = len(list(same))
-        top, height = _STATES[state][1:] if state in _STATES else (0, 1)
-        if state != _NOT_ASKED:
-            bar = f"M{at} {top}h{length}v{height}h-{length}z"
-            bars.setdefault(state, []).append(bar)
-        at += length
-    paths = "".join(f"<path class='{s}' d='{''.join(d)}'/>" for s, d in bars.items())
-    role = f" role='img' aria-label='{escape(said)}'" if said else " aria-hidden='true'"
-    return (
-        f"<svg class='bars'{role} viewBox='0 0 {len(row)} 1' preserveAspectRatio='none'"
-        f" data-first='{first}' data-row='{row}'>{paths}</svg>"
-    )
-
-
-def _weight(row: str) -> float:
-    asked = len(row) - row.count(_NOT_ASKED)
-    odd = 2 * row.count("r") + row.count("t") + row.count("m")
-    return odd / asked if asked else 0.0
-
-
-def suspected_since(run: Run) -> dict[int, int]:
-    """Give the round in which each node was suspected first."""
+def suspected_since(run: RecordedRun) -> dict[int, int]:
+    """Return the round in which each node was first suspected."""
     since: dict[int, int] = {}
     for line in run.lines:
         for node in line.get("suspected") or []:
             since.setdefault(node, line["round"])
     return since
+
+
+def _states_of(line: Mapping[str, Any]) -> dict[int, str]:
+    """Return the state of each node that was asked in a round."""
+    skipped = "replies-accepted" in line and "trimmed" not in line
+    states = dict.fromkeys(line["asked"], _SKIPPED if skipped else _COUNTED)
+    for letter, name in _LISTS.items():
+        states.update(dict.fromkeys(line.get(name) or [], letter))
+    return states
+
+
+def _oddness(row: str) -> float:
+    asked = len(row) - row.count(_NOT_ASKED)
+    odd = 2 * row.count("r") + row.count("t") + row.count("m")
+    return odd / asked if asked else 0.0

@@ -1,57 +1,54 @@
 """The figures of the report as files, for papers."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
 
-from flwr_ctma.experiments.comparison import Curve
-from flwr_ctma.experiments.comparison import Scenario as Panel
-from flwr_ctma.report.accuracy_figure import draw_accuracy
-from flwr_ctma.report.client_figure import draw_rolls
-from flwr_ctma.report.client_table import rows_of
-from flwr_ctma.report.groups import Group, scenarios, spelled, varying
-from flwr_ctma.report.heatmap import draw_scores
-from flwr_ctma.report.runs import Run, TournamentResult
+from flwr_ctma.report.charts import client_chart, line_chart, score_chart
+from flwr_ctma.report.client_table import client_states, suspected_since
+from flwr_ctma.report.groups import group_runs, run_label
+from flwr_ctma.report.page import accuracy_panels
+from flwr_ctma.report.render import write_chart
+from flwr_ctma.report.runs import RecordedRun, RecordedTournament
 
 __all__ = ["write_figures"]
 
-_PANELS = 8  # runs of which one figure shows the clients
+_MAX_PANELS = 8  # runs whose clients one figure shows
 
 
 def write_figures(
-    runs: Sequence[Run], cups: Sequence[TournamentResult], page: Path
+    runs: Sequence[RecordedRun], tournaments: Sequence[RecordedTournament], page: Path
 ) -> None:
-    """Write figures beside the page.
+    """Write the figures beside the page.
 
-    Accuracy by round, what every client did, and a heat map of each tournament.
+    Accuracy by round, the states of the clients, and the scores of each tournament. The
+    suffix of `page` is the format.
     """
-    panels = {}
-    for scenario in scenarios(runs):
-        curves = [_curve(group) for group in scenario.groups]
-        if measured := [curve for curve in curves if curve.rounds]:
-            panels[scenario.title] = measured
-    if panels:
-        path = page.with_stem(f"{page.stem}-accuracy")
-        draw_accuracy(cast(Mapping[Panel, Sequence[Curve]], panels), "", path)
-    if told := dict(itertools.islice(_told(runs), _PANELS)):
-        draw_rolls(told, page.with_stem(f"{page.stem}-clients"))
-    for i, cup in enumerate(cup for cup in cups if cup.scores):
+    if panels := accuracy_panels(group_runs(runs)):
+        spec = line_chart(panels, "Accuracy (%)", share=True)
+        write_chart(spec, page.with_stem(f"{page.stem}-accuracy"))
+    if clients := dict(itertools.islice(_client_panels(runs), _MAX_PANELS)):
+        write_chart(client_chart(clients), page.with_stem(f"{page.stem}-clients"))
+    for i, one in enumerate(one for one in tournaments if one.scores):
         path = page.with_stem(f"{page.stem}-tournament{i + 1 if i else ''}")
-        draw_scores(cup.scores, cup.num_nodes, cup.metric, path)
+        write_chart(score_chart(one.scores, one.num_nodes, one.metric), path)
 
 
-def _told(runs: Sequence[Run]) -> Iterator[tuple[str, Run]]:
-    """Name the runs in which some reply did not count."""
-    seeds = {repr(run.config.get("seed")) for run in runs}
-    keys = [*varying(runs), *(["seed"] if len(seeds) > 1 else [])]
+def _client_panels(
+    runs: Sequence[RecordedRun],
+) -> Iterator[tuple[str, tuple[list[int], dict[str, str], dict[str, int]]]]:
+    """Return the clients of every run in which some reply did not count."""
     for run in runs:
-        if any(set(row) & set("trm") for row in rows_of(run)[1].values()):
-            said = [spelled(key, run.config[key]) for key in keys if key in run.config]
-            yield ", ".join(said) or run.path.name, run
-
-
-def _curve(group: Group) -> Curve:
-    rounds = [n for n in group.spread("accuracy").rounds if group.at("accuracy", n)]
-    values = [group.at("accuracy", number) for number in rounds]
-    return Curve(group.label, rounds, values, 0.0)
+        rounds, rows = client_states(run)
+        if any(set(row) & set("trm") for row in rows.values()):
+            label = {
+                node: f"{node} ★" if node in run.malicious else str(node)
+                for node in rows
+            }
+            suspected = {
+                label[node]: number
+                for node, number in suspected_since(run).items()
+                if node in label
+            }
+            states = {label[node]: row for node, row in rows.items()}
+            yield run_label(run, runs), (rounds, states, suspected)

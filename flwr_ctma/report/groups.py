@@ -5,117 +5,116 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flwr_ctma.report.runs import Run, finite
+from flwr_ctma.experiments.curves import Curve
+from flwr_ctma.report.runs import RecordedRun, finite
 
-__all__ = ["Group", "Scenario", "Spread", "scenarios", "varying"]
+__all__ = ["RunGroup", "Scenario", "group_runs", "run_label", "varying_keys"]
 
-# What the world does; the rest of a run-config is what one may choose.
+# Settings of the world; the other settings are choices of the user.
 _WORLD = (
-    "attack",
-    "num-malicious-nodes",
-    "num-nodes",
-    "dataset",
-    "partitioner",
-    "alpha",
-    "fraction-train",
+    *("attack", "num-malicious-nodes", "num-nodes", "dataset", "partitioner"),
+    *("alpha", "fraction-train"),
 )
-_CHANCE = ("seed", "output")
+# Settings that change no training.
+_IRRELEVANT = (
+    *("seed", "output", "evaluate-every", "fraction-evaluate", "device", "backend"),
+)
 
 
 @dataclass(frozen=True)
-class Spread:
-    """A metric of a group by round: mean, least and greatest over its runs.
-
-    A round in which some run has no number is None.
-    """
-
-    rounds: Sequence[int]
-    mean: Sequence[float | None]
-    least: Sequence[float | None]
-    greatest: Sequence[float | None]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs of one configuration."""
+class RunGroup:
+    """Runs of one configuration, with different seeds."""
 
     label: str
-    runs: Sequence[Run]
+    runs: Sequence[RecordedRun]
 
     @property
     def rounds(self) -> list[int]:
-        """Give the rounds that all runs have."""
+        """Rounds that all runs have."""
         return sorted(set.intersection(*(set(run.rounds) for run in self.runs)))
 
     @property
     def last(self) -> int:
-        """Give the last of them."""
+        """Last of these rounds."""
         return max(self.rounds, default=0)
 
     @property
     def is_finished(self) -> bool:
-        """Tell whether all runs have as many rounds as were planned."""
-        return all(self.last >= (run.planned or 0) for run in self.runs)
+        """Whether all runs have all planned rounds."""
+        return all(self.last >= (run.planned_rounds or 0) for run in self.runs)
 
-    def spread(self, metric: str) -> Spread:
-        """Gather a metric by round, of those in which it was measured."""
+    def curve(self, metric: str) -> Curve:
+        """Return a metric by round, over the rounds in which all runs measured it."""
         measured = set.intersection(*(run.measured(metric) for run in self.runs))
         rounds = [number for number in self.rounds if number in measured]
-        columns = [self.at(metric, number) for number in rounds]
-        return Spread(
-            rounds,
-            [statistics.fmean(c) if c else None for c in columns],
-            [min(c) if c else None for c in columns],
-            [max(c) if c else None for c in columns],
-        )
+        return Curve.over_runs(rounds, [self.at(metric, n) for n in rounds])
 
     def final(self, metric: str) -> list[float]:
-        """Give a metric of every run after the last round; empty if any has none."""
+        """Return a metric of every run after the last round; empty if any has none."""
         return self.at(metric, self.last) if self.rounds else []
 
+    def worst_late(self, metric: str) -> float | None:
+        """Return the least mean of a metric over the second half of the rounds."""
+        curve = self.curve(metric)
+        late = [
+            mean
+            for number, mean in zip(curve.rounds, curve.mean, strict=True)
+            if number > self.last / 2
+        ]
+        known = [mean for mean in late if mean is not None]
+        return min(known) if known and len(known) == len(late) else None
+
     def at(self, metric: str, number: int) -> list[float]:
-        """Give a metric of every run after a round; empty if any has none."""
-        return _whole(
-            [run.values(run.key(metric))[run.rounds.index(number)] for run in self.runs]
-        )
+        """Return a metric of every run after a round; empty if any has none."""
+        values = [
+            run.values(run.key(metric))[run.rounds.index(number)] for run in self.runs
+        ]
+        found = [value for value in values if value is not None]
+        return found if len(found) == len(values) else []
 
     def average(self, name: str) -> float | None:
         """Average a number, or the length of a list of nodes, over rounds and runs."""
-        said = [
+        values = [
             line.get(name)
             for run in self.runs
             for line in run.lines
             if line["round"] > 0
         ]
-        counts = [finite(len(v) if isinstance(v, list) else v) for v in said]
+        counts = [finite(len(v) if isinstance(v, list) else v) for v in values]
         found = [count for count in counts if count is not None]
         return statistics.fmean(found) if found else None
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """What the runs of several groups have in common; one panel of a figure."""
+    """Groups of runs in the same world; one panel of a figure.
+
+    Attributes
+    ----------
+    config : dict[str, Any]
+        Settings of the world that differ between scenarios.
+    title : str
+        These settings; attack and number of malicious clients are always named.
+    groups : sequence of RunGroup
+    """
 
     config: dict[str, Any]
-    groups: Sequence[Group]
-
-    @property
-    def title(self) -> str:
-        """Name what sets it apart."""
-        return ", ".join(spelled(key, value) for key, value in self.config.items())
+    title: str
+    groups: Sequence[RunGroup]
 
 
-def varying(runs: Sequence[Run]) -> list[str]:
-    """Give the keys of the configurations that differ between runs, but for chance."""
+def varying_keys(runs: Sequence[RecordedRun]) -> list[str]:
+    """Return the keys whose values differ between runs and change the training."""
     keys = dict.fromkeys(key for run in runs for key in run.config)
     return [
         key
         for key in keys
-        if key not in _CHANCE and len({repr(run.config.get(key)) for run in runs}) > 1
+        if key not in _IRRELEVANT
+        and len({repr(run.config.get(key)) for run in runs}) > 1
     ]
 
 
-def scenarios(runs: Sequence[Run]) -> list[Scenario]:
+def group_runs(runs: Sequence[RecordedRun]) -> list[Scenario]:
     """Sort runs into scenarios, and there into groups.
 
     Examples
@@ -127,45 +126,58 @@ def scenarios(runs: Sequence[Run]) -> list[Scenario]:
     ...     for rule in ("cwmed", "gm")
     ...     for seed in (1, 2)
     ... ]
-    >>> for scenario in scenarios([Run(Path(), c, []) for c in configs]):
+    >>> for scenario in group_runs([RecordedRun(Path(), c, []) for c in configs]):
     ...     print(scenario.title, [(g.label, len(g.runs)) for g in scenario.groups])
     alie [('cwmed', 2), ('gm', 2)]
     mimic [('cwmed', 2), ('gm', 2)]
     """
-    differing = varying(runs)
+    differing = varying_keys(runs)
     world = [key for key in differing if key in _WORLD]
     choice = [key for key in differing if key not in _WORLD]
-    found: dict[str, dict[str, list[Run]]] = {}
+    found: dict[str, dict[str, list[RecordedRun]]] = {}
     for run in runs:
         place = found.setdefault(repr([run.config.get(key) for key in world]), {})
         place.setdefault(repr([run.config.get(key) for key in choice]), []).append(run)
-    return [
-        Scenario(
-            {key: next(iter(by.values()))[0].config.get(key) for key in world},
-            [group for same in by.values() for group in _groups(same, choice)],
-        )
-        for by in found.values()
-    ]
+    scenarios = []
+    for by_choice in found.values():
+        config = next(iter(by_choice.values()))[0].config
+        groups = [one for same in by_choice.values() for one in _groups(same, choice)]
+        differs = {key: config.get(key) for key in world}
+        scenarios.append(Scenario(differs, _title(config, world), groups))
+    return scenarios
 
 
-def spelled(key: str, value: object) -> str:
-    """Write a setting so that it says what it is, as short as can be."""
+def run_label(run: RecordedRun, runs: Sequence[RecordedRun]) -> str:
+    """Return the settings that differ from other runs, or the folder's name."""
+    keys = [*varying_keys(runs), "seed"]
+    parts = [_setting(key, run.config[key]) for key in keys if key in run.config]
+    return ", ".join(parts) if len(runs) > 1 and parts else run.path.name
+
+
+def _title(config: Any, world: Sequence[str]) -> str:
+    f, n = (config.get(f"num-{kind}") for kind in ("malicious-nodes", "nodes"))
+    parts = [str(config["attack"])] if "attack" in config else []
+    named = {"attack"}
+    if f is not None and n is not None:
+        parts.append(f"{f} of {n} clients malicious")
+        named |= {"num-malicious-nodes", "num-nodes"}
+    parts += [_setting(key, config.get(key)) for key in world if key not in named]
+    return ", ".join(parts)
+
+
+def _setting(key: str, value: object) -> str:
+    """Return a setting as text; values that explain themselves go without their key."""
     if key in ("attack", "aggregator", "dataset", "optimizer"):
         return str(value)
     return f"{key} {value}"
 
 
-def _groups(runs: Sequence[Run], choice: Sequence[str]) -> list[Group]:
+def _groups(runs: Sequence[RecordedRun], choice: Sequence[str]) -> list[RunGroup]:
     """Make one group of runs with different seeds, or else one of each run."""
     config = runs[0].config
-    label = ", ".join(spelled(key, config.get(key)) for key in choice)
+    label = ", ".join(_setting(key, config.get(key)) for key in choice)
     label = label or str(config.get("aggregator", ""))
     seeds = {repr(run.config.get("seed")) for run in runs}
     if len(seeds) == len(runs):
-        return [Group(label or runs[0].path.name, runs)]
-    return [Group(f"{label} {run.path.name}".strip(), [run]) for run in runs]
-
-
-def _whole(values: Sequence[float | None]) -> list[float]:
-    found = [value for value in values if value is not None]
-    return found if len(found) == len(values) else []
+        return [RunGroup(label or runs[0].path.name, runs)]
+    return [RunGroup(f"{label} {run.path.name}".strip(), [run]) for run in runs]

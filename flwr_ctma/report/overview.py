@@ -1,97 +1,110 @@
-"""How runs ended, and what they cost: a table."""
+"""Final results and costs of each configuration, as cells of a table."""
 
 import statistics
 from collections.abc import Callable, Sequence
-from html import escape
+from dataclasses import dataclass
 
-from flwr_ctma.report.groups import Group, Scenario
+from flwr_ctma.report.groups import RunGroup, Scenario
 
-__all__ = ["overview"]
+__all__ = ["OverviewRow", "OverviewTable", "overview_tables"]
 
-_Write = Callable[[Group], str]
+_Write = Callable[[RunGroup], str]
 
 
-def overview(found: Sequence[Scenario]) -> str:
-    """Write a row for each configuration, the best of each scenario in bold."""
-    rows = {
-        id(group): [write(group) for write in _COLUMNS.values()]
-        for scenario in found
-        for group in scenario.groups
+@dataclass(frozen=True)
+class OverviewRow:
+    """One configuration."""
+
+    label: str
+    cells: Sequence[str]
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class OverviewTable:
+    """The configurations of one scenario."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[OverviewRow]
+
+
+def overview_tables(scenarios: Sequence[Scenario]) -> list[OverviewTable]:
+    """Return a table for each scenario; columns that are empty everywhere are left out.
+
+    The best final accuracy of a scenario is marked.
+    """
+    groups = [group for scenario in scenarios for group in scenario.groups]
+    shown = {
+        name: write
+        for name, write in _COLUMNS.items()
+        if any(write(group) for group in groups)
     }
-    if not rows:
-        return ""
-    shown = [any(column) for column in zip(*rows.values(), strict=True)]
-    body = []
-    for scenario in found:
-        if scenario.title:
-            body.append(
-                f"<tr class='scenario'><th colspan='{sum(shown) + 1}'>"
-                f"{escape(scenario.title)}</th></tr>"
+    tables = []
+    for scenario in scenarios:
+        finals = [_final(group) for group in scenario.groups]
+        best = max((final for final in finals if final is not None), default=None)
+        several = len(scenario.groups) > 1
+        rows = [
+            OverviewRow(
+                group.label,
+                [write(group) for write in shown.values()],
+                several and final is not None and final == best,
             )
-        best = max(map(_final, scenario.groups))
-        for group in scenario.groups:
-            top = len(scenario.groups) > 1 and _final(group) == best > -1
-            cells = "".join(f"<td>{c}</td>" for c in _only(rows[id(group)], shown))
-            body.append(
-                f"<tr{' class=best' * top}><th scope='row'>{escape(group.label)}</th>"
-                f"{cells}</tr>"
-            )
-    head = "".join(f"<th scope='col'>{name}</th>" for name in _only([*_COLUMNS], shown))
-    return (
-        f"<div class='wide'><table class='numbers'><thead><tr><th></th>{head}</tr>"
-        f"</thead><tbody>{''.join(body)}</tbody></table></div><p class='note'>Accuracy "
-        "and loss are those after the last round; mean ± standard deviation where "
-        "several runs differ in their seed alone. All else is the average of a round."
-        "</p>"
-    )
+            for group, final in zip(scenario.groups, finals, strict=True)
+        ]
+        tables.append(OverviewTable(scenario.title, list(shown), rows))
+    return tables
 
 
-def _rounds(group: Group) -> str:
-    """Count finished rounds; say of how many if a run stopped early."""
-    planned = group.runs[0].planned
+def _rounds(group: RunGroup) -> str:
+    """Return the number of finished rounds, and of planned ones if they are more."""
+    planned = group.runs[0].planned_rounds
     return str(group.last) if group.is_finished else f"{group.last} of {planned}"
 
 
-def _final(group: Group) -> float:
+def _final(group: RunGroup) -> float | None:
     values = group.final("accuracy") if group.is_finished else []
-    return statistics.fmean(values) if values else -1.0
+    return statistics.fmean(values) if values else None
 
 
-def _accuracy(group: Group) -> str:
+def _accuracy(group: RunGroup) -> str:
     return _spread([100 * value for value in group.final("accuracy")], "{:.1f}")
 
 
-def _loss(group: Group) -> str:
+def _worst_late(group: RunGroup) -> str:
+    worst = group.worst_late("accuracy")
+    return "" if worst is None or group.last < 4 else f"{100 * worst:.1f}"
+
+
+def _loss(group: RunGroup) -> str:
     values = group.final("loss")
     small = max(values, default=0) < 1000
     return _spread(values, "{:.3f}" if small else "{:.3g}")
 
 
-def _spread(values: Sequence[float], spell: str) -> str:
+def _spread(values: Sequence[float], spec: str) -> str:
     if not values:
         return ""
-    mean = spell.format(statistics.fmean(values))
+    mean = spec.format(statistics.fmean(values))
     if len(values) == 1:
         return mean
-    return f"{mean} ± {spell.format(statistics.stdev(values))}"
+    return f"{mean} ± {spec.format(statistics.stdev(values))}"
 
 
-def _average(name: str, spell: str = "{:.1f}", unit: float = 1) -> _Write:
-    def write(group: Group) -> str:
+def _average(name: str, spec: str = "{:.1f}", unit: float = 1) -> _Write:
+    def write(group: RunGroup) -> str:
         value = group.average(name)
-        return "" if value is None else spell.format(value / unit)
+        return "" if value is None else spec.format(value / unit)
 
     return write
-
-
-def _only(values: Sequence[str], shown: Sequence[bool]) -> list[str]:
-    return [value for value, show in zip(values, shown, strict=True) if show]
 
 
 _COLUMNS: dict[str, _Write] = {
     "Runs": lambda group: str(len(group.runs)),
     "Rounds": _rounds,
     "Accuracy (%)": _accuracy,
+    "Worst in second half (%)": _worst_late,
     "Loss": _loss,
     "Arrivals": _average("arrivals"),
     "Steps": _average("steps"),

@@ -1,169 +1,230 @@
-"""The page: sections of HTML, its style and its script in one file."""
+"""The page: one HTML file with its style, its script and its charts."""
 
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from html import escape
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from flwr_ctma.experiments.curves import Curve
 from flwr_ctma.report.charts import line_charts
-from flwr_ctma.report.client_table import legend, roll
-from flwr_ctma.report.groups import Scenario, Spread, scenarios, varying
-from flwr_ctma.report.heat import heat_map, scores_of
-from flwr_ctma.report.overview import overview
-from flwr_ctma.report.runs import Run, TournamentResult
+from flwr_ctma.report.client_table import client_rows, state_bars
+from flwr_ctma.report.groups import Scenario, group_runs, run_label, varying_keys
+from flwr_ctma.report.overview import overview_tables
+from flwr_ctma.report.render import printable, vega_script
+from flwr_ctma.report.runs import RecordedRun, RecordedTournament
+from flwr_ctma.report.score_tables import score_tables
 
-__all__ = ["page"]
+__all__ = ["accuracy_panels", "render_page"]
 
-# Nothing is fetched, whatever the page holds.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_PRINTED_CLIENTS = 60
+_LEGEND = {
+    "c": "counted",
+    "t": "trimmed",
+    "r": "rejected",
+    "m": "silent",
+    "k": "in a skipped round",
+}
 
 
-def page(title: str, runs: Sequence[Run], cups: Sequence[TournamentResult]) -> str:
-    """Write the page about runs and tournaments."""
-    found = scenarios(runs)
-    heats = [heat_map(scores, title) for title, scores in scores_of(found).items()]
-    heats += [
-        heat_map(scores, f"{cup.path.name}: {f} of {cup.num_nodes} clients malicious")
-        for cup in cups
-        for f, scores in cup.scores.items()
+def render_page(
+    title: str,
+    runs: Sequence[RecordedRun],
+    tournaments: Sequence[RecordedTournament],
+    folder: Path,
+) -> str:
+    """Return the page about runs and tournaments.
+
+    Parameters
+    ----------
+    title : str
+    runs : sequence of RecordedRun
+    tournaments : sequence of RecordedTournament
+    folder : Path
+        Where the page will be; links to logs are relative to it.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("flwr_ctma.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    scenarios = group_runs(runs)
+    resources = files("flwr_ctma.report")
+    charts = {
+        "Accuracy by round": _charts(scenarios, "accuracy", "Accuracy (%)", True),
+        "Loss by round": _charts(scenarios, "loss", "Loss", False),
+    }
+    page: str = environment.get_template("page.html.jinja").render(
+        title=title,
+        headline=_headline(runs, scenarios, tournaments),
+        settings=_common_settings(runs),
+        overview=overview_tables(scenarios),
+        charts={name: some for name, some in charts.items() if some},
+        several_seeds=any(len(g.runs) > 1 for s in scenarios for g in s.groups),
+        score_tables=score_tables(scenarios, tournaments),
+        clients=_clients(runs),
+        printed_clients=_PRINTED_CLIENTS,
+        legend=[(name, state_bars(letter)) for letter, name in _LEGEND.items()],
+        runs=[_run_entry(run, runs, folder) for run in runs],
+        configuration=_configuration(runs),
+        environment=_environment(runs),
+        date=f"{datetime.now():%Y-%m-%d %H:%M}",
+        style=(resources / "page.css").read_text("utf-8"),
+        vega=vega_script() if any(charts.values()) else "",
+        script=(resources / "page.js").read_text("utf-8"),
+    )
+    return page
+
+
+def accuracy_panels(
+    scenarios: Sequence[Scenario], metric: str = "accuracy"
+) -> dict[str, dict[str, Curve]]:
+    """Return the curves of a metric: title of the scenario → label → curve."""
+    panels: dict[str, dict[str, Curve]] = {}
+    for scenario in scenarios:
+        for group in scenario.groups:
+            curve = group.curve(metric)
+            if any(value is not None for value in curve.mean):
+                panels.setdefault(scenario.title, {})[group.label] = curve
+    return panels
+
+
+def _charts(
+    scenarios: Sequence[Scenario], metric: str, y: str, share: bool
+) -> dict[str, Any]:
+    panels = accuracy_panels(scenarios, metric)
+    if not panels:
+        return {}
+    names = {
+        name
+        for scenario in scenarios
+        for group in scenario.groups
+        for run in group.runs
+        if (name := run.key(metric))
+    }
+    specs = [
+        (title, json.dumps(printable(spec)))
+        for title, spec in line_charts(panels, y, share)
     ]
-    sections = [
-        ("Overview", overview(found)),
-        ("Accuracy by round", _charts(found, "accuracy", "%")),
-        ("Loss by round", _charts(found, "loss", "")),
-        ("Worst attack", _heats(heats)),
-        ("Clients", _clients(runs)),
-        ("Configuration", _configuration(runs)),
-        ("Environment", _environment(runs)),
+    labels = list(
+        dict.fromkeys(label for curves in panels.values() for label in curves)
+    )
+    rows = [
+        (title, label, number, mean, least, greatest)
+        for title, curves in panels.items()
+        for label, c in curves.items()
+        for number, mean, least, greatest in zip(
+            c.rounds, c.mean, c.least, c.greatest, strict=True
+        )
     ]
-    kept = [(title, body) for title, body in sections if body]
-    links = "".join(f"<a href='#{_id(t)}'>{escape(t)}</a>" for t, _ in kept)
-    body = "".join(
-        f"<section id='{_id(t)}'><h2>{escape(t)}</h2>{b}</section>" for t, b in kept
-    )
-    ours = files("flwr_ctma.report")
-    return (
-        "<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'>"
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        "<meta name='color-scheme' content='light dark'>"
-        f"<title>{escape(title)}</title>"
-        f"<style>{(ours / 'page.css').read_text('utf-8')}</style></head><body>"
-        f"<header><h1>{escape(title)}</h1>"
-        f"<p>{escape(_headline(runs, found, cups))}</p></header>"
-        f"<nav>{links}</nav><main>{body}</main>"
-        f"<footer>flwr-ctma, {datetime.now():%Y-%m-%d %H:%M}</footer>"
-        f"<script>{(ours / 'page.js').read_text('utf-8')}</script></body></html>"
-    )
-
-
-def _heats(heats: Sequence[str]) -> str:
-    note = (
-        "<p class='note'>Last value, mean over seeds, times 100. The frame is around a "
-        "rule’s worst case; the best worst case comes first.</p>"
-    )
-    return "".join([*heats, note]) if heats else ""
+    return {
+        "metric": ", ".join(sorted(names)),
+        "specs": specs,
+        "labels": labels,
+        "csv": json.dumps(
+            [("scenario", "line", "round", "mean", "least", "greatest"), *rows]
+        ),
+    }
 
 
 def _headline(
-    runs: Sequence[Run], found: Sequence[Scenario], cups: Sequence[TournamentResult]
+    runs: Sequence[RecordedRun],
+    scenarios: Sequence[Scenario],
+    tournaments: Sequence[RecordedTournament],
 ) -> str:
-    labels = {group.label for scenario in found for group in scenario.groups}
+    labels = {group.label for scenario in scenarios for group in scenario.groups}
     counts = {
         "run": len(runs),
         "configuration": len(labels),
-        "scenario": len(found),
-        "tournament": len(cups),
+        "scenario": len(scenarios),
+        "tournament": len(tournaments),
     }
-    said = [f"{n} {word}{'s' * (n > 1)}" for word, n in counts.items() if n]
-    return " · ".join(said)
+    return " · ".join(f"{n} {word}{'s' * (n > 1)}" for word, n in counts.items() if n)
 
 
-def _charts(found: Sequence[Scenario], metric: str, unit: str) -> str:
-    panels: dict[str, dict[str, Spread]] = {}
-    for scenario in found:
-        for group in scenario.groups:
-            curve = group.spread(metric)
-            if any(value is not None for value in curve.mean):
-                panels.setdefault(scenario.title, {})[group.label] = curve
-    if not panels:
-        return ""
-    figures = "".join(
-        f"<figure><figcaption>{escape(title)}</figcaption>{chart}</figure>"
-        for title, chart in zip(panels, line_charts(panels, unit == "%"), strict=True)
-    )
-    names = {run.key(metric) for s in found for g in s.groups for run in g.runs}
-    said = ", ".join(sorted(name for name in names if name))
-    said += f" ({unit})." if unit else "."
-    if any(len(group.runs) > 1 for scenario in found for group in scenario.groups):
-        said += " Lines are means over seeds, bands go from the least to the greatest."
-    return f"<div class='figures'>{figures}</div><p class='note'>{escape(said)}</p>"
+def _common_settings(runs: Sequence[RecordedRun]) -> str:
+    """Return the attacks, numbers of malicious clients and datasets of all runs."""
+
+    def values(key: str) -> list[str]:
+        return list(
+            dict.fromkeys(_text(r.config[key]) for r in runs if key in r.config)
+        )
+
+    attacks, datasets = values("attack"), values("dataset")
+    f, n = values("num-malicious-nodes"), values("num-nodes")
+    parts = [f"Attack: {', '.join(attacks)}"] if attacks else []
+    if f and n:
+        parts.append(f"{', '.join(f)} of {', '.join(n)} clients malicious")
+    parts += [f"Dataset: {', '.join(datasets)}"] if datasets else []
+    return " · ".join(parts)
 
 
-def _clients(runs: Sequence[Run]) -> str:
-    told = [run for run in runs if any(line.get("asked") for line in run.lines)]
-    if not told:
-        return ""
-    first = next((run for run in told if _has_odd(run)), told[0])
-    rolls = [
-        f"<details{' open' * (run is first)}>"
-        f"<summary>{escape(_name(run, runs))}</summary>{roll(run)}</details>"
-        for run in told
-    ]
-    return (
-        f"{legend()}<p class='find'><label>Node <input type='search' id='node' "
-        f"placeholder='id'></label></p>{''.join(rolls)}"
-    )
-
-
-def _has_odd(run: Run) -> bool:
+def _clients(runs: Sequence[RecordedRun]) -> list[dict[str, Any]]:
+    asked = [run for run in runs if any(line.get("asked") for line in run.lines)]
     names = ("trimmed", "rejected", "missing")
-    return any(line.get(name) for line in run.lines for name in names)
+    odd = (r for r in asked if any(line.get(n) for line in r.lines for n in names))
+    opened = next(odd, asked[0] if asked else None)
+    entries = []
+    for run in asked:
+        rounds, rows = client_rows(run)
+        entries.append(
+            {
+                "name": run_label(run, runs),
+                "open": run is opened,
+                "first": rounds[0],
+                "last": rounds[-1],
+                "rows": rows,
+            }
+        )
+    return entries
 
 
-def _configuration(runs: Sequence[Run]) -> str:
-    differing = varying(runs)
-    keys = dict.fromkeys([*differing, *(key for run in runs for key in run.config)])
-    values = {
-        key: dict.fromkeys(_text(run.config[key]) for run in runs if key in run.config)
+def _run_entry(
+    run: RecordedRun, runs: Sequence[RecordedRun], folder: Path
+) -> dict[str, Any]:
+    links = [
+        (f.name, quote(os.path.relpath(f.resolve(), folder.resolve())))
+        for f in run.files
+    ]
+    key = run.key("accuracy")
+    values = [value for value in run.values(key) if value is not None]
+    return {
+        "name": run_label(run, runs),
+        "rounds": str(max(run.rounds, default=0)),
+        "accuracy": f"{100 * values[-1]:.1f}" if values else "",
+        "links": links,
+    }
+
+
+def _configuration(runs: Sequence[RecordedRun]) -> list[tuple[str, str]]:
+    keys = dict.fromkeys(
+        [*varying_keys(runs), *(k for run in runs for k in run.config)]
+    )
+    return _distinct(keys, [run.config for run in runs])
+
+
+def _environment(runs: Sequence[RecordedRun]) -> list[tuple[str, str]]:
+    names = dict.fromkeys(name for run in runs for name in run.environment)
+    return _distinct(names, [run.environment for run in runs])
+
+
+def _distinct(
+    keys: Iterable[str], mappings: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """Return the different values of each key, in the order of the runs."""
+    return [
+        (key, ", ".join(dict.fromkeys(_text(m[key]) for m in mappings if key in m)))
         for key in keys
         if key != "output"
-    }
-    return _table((key, ", ".join(said)) for key, said in values.items())
-
-
-def _environment(runs: Sequence[Run]) -> str:
-    names = dict.fromkeys(name for run in runs for name in run.environment)
-    return _table(
-        (
-            n,
-            ", ".join(
-                sorted({_text(r.environment[n]) for r in runs if n in r.environment})
-            ),
-        )
-        for n in names
-    )
-
-
-def _table(rows: Iterable[tuple[str, str]]) -> str:
-    body = "".join(
-        f"<tr><th scope='row'>{escape(name)}</th><td>{escape(value)}</td></tr>"
-        for name, value in rows
-    )
-    return f"<table class='pairs'><tbody>{body}</tbody></table>" if body else ""
-
-
-def _name(run: Run, runs: Sequence[Run]) -> str:
-    keys = [*varying(runs), "seed"]
-    said = [f"{k} {_text(run.config[k])}" for k in keys if k in run.config]
-    return ", ".join(said) if len(runs) > 1 and said else run.path.name
+    ]
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _id(title: str) -> str:
-    return title.lower().replace(" ", "-")

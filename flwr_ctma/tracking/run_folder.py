@@ -6,7 +6,6 @@ the ServerApp still writes.
 
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from flwr_ctma.compat import log
+from flwr_ctma.tracking.json_lines import append_line, read_json_lines
 
-__all__ = ["RunFolder", "append_line"]
+__all__ = ["RunFolder"]
 
 _PACKAGES = ("flwr-ctma", "flwr", "ray", "torch", "numpy", "flwr-datasets")
 
@@ -57,43 +57,15 @@ class RunFolder:
         append_line(self.path / "rounds.jsonl", json.dumps(_plain(record)))
 
     def rounds(self) -> list[dict[str, Any]]:
-        """Read the lines of the rounds.
+        """Return the finished lines of the rounds.
 
-        A line that is being written, or that a crash spoiled, is left out.
+        The log has a warning for lines that hold no JSON object.
         """
-        try:
-            data = (self.path / "rounds.jsonl").read_bytes()
-        except FileNotFoundError:
-            return []
-        *whole, _ = data.split(b"\n")
-        read = [_read(line) for line in whole]
-        spoiled = read.count(None)
+        lines = [*read_json_lines(self.path / "rounds.jsonl")]
+        spoiled = lines.count(None)
         if spoiled:
             log(WARNING, "%s: %d lines are no JSON objects.", self.path, spoiled)
-        return [line for line in read if line is not None]
-
-
-def append_line(path: Path, line: str) -> None:
-    """Append a line to a file, after removing a last line without its end."""
-    with path.open("a+b") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        while end:
-            file.seek(end - 1)
-            if file.read(1) == b"\n":
-                break
-            end -= 1
-        if end < size:
-            file.truncate(end)
-        file.write(f"{line}\n".encode())
-
-
-def _read(line: bytes) -> dict[str, Any] | None:
-    """Read the line of a round; None if it is no JSON object."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+        return [line for line in lines if line is not None]
 
 
 def _versions() -> dict[str, str]:

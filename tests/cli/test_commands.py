@@ -1,7 +1,6 @@
 """The command line, run as users run it: as a process of its own."""
 
 import csv
-import io
 import json
 import os
 import re
@@ -13,17 +12,25 @@ from pathlib import Path
 
 import pytest
 from flwr.common.config import parse_config_args
-from rich.console import Console
-from rich.text import Text
 from typer.testing import CliRunner
 
 import flwr_ctma
+from flwr_ctma.aggregators import RULES
+from flwr_ctma.attacks import ATTACKS
 from flwr_ctma.cli import app
-from flwr_ctma.cli.compare import _run_all
-from flwr_ctma.experiments.comparison import Job, Scenario, curves, jobs, table
+from flwr_ctma.cli.common import Screen
+from flwr_ctma.cli.progress import RunProgress
+from flwr_ctma.cli.tables import comparison_table
+from flwr_ctma.experiments.app import FlowerApp
+from flwr_ctma.experiments.comparison import (
+    comparison_runs,
+    run_one_by_one,
+    summarize_rules,
+)
 from flwr_ctma.experiments.processes import RunFailed, spell_config
-from flwr_ctma.experiments.progress import Watcher
 from flwr_ctma.experiments.runtimes import Engine
+from flwr_ctma.experiments.sweep import Sweep
+from flwr_ctma.experiments.sweep_results import FinishedRun, PlannedRun
 from flwr_ctma.tracking.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -47,17 +54,24 @@ def test_comparison_shows_a_table_and_leaves_a_folder(tmp_path):
         *("--attack", "nonfinite"),
     )
     assert done.returncode == 0, done.stderr
-    assert "[2/2] ctma(gm), nonfinite, iid" in done.stdout
-    assert re.search(r"round 2 of 2, accuracy \S+%, rejected 1$", done.stdout, re.M)
+    assert re.search(r"^\[1/2\] \S+: accuracy 0\.\d+ after \d+ s", done.stdout, re.M)
+    assert "[2/2] " in done.stdout
     assert "1 of 5 clients malicious: nonfinite, iid" in done.stdout
     assert (tmp_path / "run" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     rows = list(csv.DictReader((tmp_path / "run" / "rounds.csv").open()))
     assert len(rows) == 2 * 3
     assert {row["aggregator"] for row in rows} == {"fedavg", "ctma(gm)"}
     last = {row["aggregator"]: row for row in rows}
-    assert last["ctma(gm)"]["rejected"] == "[0]"
-    assert last["fedavg"]["rejected"] == "[]"
     assert last["fedavg"]["malicious-kept"] == "1"
+    (robust,) = (tmp_path / "run").glob("ctma-gm_*/rounds.jsonl")
+    assert json.loads(robust.read_text().splitlines()[-1])["rejected"] == [0]
+    again = compare(
+        tmp_path / "run",
+        *("--engine", "in-process", "--partitioner", "iid", "--seed", "1"),
+        *("--attack", "nonfinite"),
+    )
+    assert again.returncode == 0 and "[1/2]" not in again.stdout
+    assert "1 of 5 clients malicious: nonfinite, iid" in again.stdout
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["run-config"]["num-nodes"] == 5
     assert set(config["runs"]) == {
@@ -71,8 +85,8 @@ def test_failed_run_is_named_and_the_others_are_shown(tmp_path):
         *("--engine", "in-process", "--attack", "malformed", "--partitioner", "iid"),
     )
     assert done.returncode == 1
-    assert "failed fedavg_malformed_iid_seed-1" in done.stdout
-    assert "could not be broadcast" in done.stdout
+    assert "Failed: fedavg_malformed_iid_1" in done.stderr
+    assert done.stderr.count("could not be broadcast") == 1
     assert "ctma(gm)  " in done.stdout
 
 
@@ -93,18 +107,24 @@ class Failing(Engine):
         yield
 
 
-def test_a_run_that_cannot_begin_takes_none_before_it_along(tmp_path):
-    plan = jobs(["none"], ["iid"], ["fedavg", "gm", "cwmed"], [1])
-    settings = {"num-server-rounds": 1, "num-nodes": 5}
-    console = Console(file=io.StringIO())
+def test_only_the_first_run_ends_the_others_if_it_cannot_begin(tmp_path):
+    flower_app = FlowerApp(ROOT)
+    settings = flower_app.run_config("num-server-rounds=1 num-nodes=5")
+    rules = ["fedavg", "gm", "cwmed"]
+    runs = comparison_runs(flower_app, settings, ["none"], ["iid"], rules, [1])
+    plan = Sweep(flower_app, runs)
     engine = Failing("gm")
-    results, failed = _run_all(plan, engine, settings, tmp_path, console)
-    assert [job.aggregator for job in results] == ["fedavg", "cwmed"]
-    assert {job.aggregator: why for job, why in failed.items()} == {"gm": "no room"}
+    states = run_one_by_one(plan, engine, tmp_path / "one")
+    finished = [one for state in states for one in state.finished]
+    errors = {one.run.config["aggregator"]: one.error for one in finished}
+    assert errors == {"fedavg": "", "gm": "no room", "cwmed": ""}
     engine = Failing("fedavg")
     with pytest.raises(RunFailed, match="no room"):
-        _run_all(plan, engine, settings, tmp_path / "other", console)
+        list(run_one_by_one(plan, engine, tmp_path / "other"))
     assert engine.begun == ["fedavg"]
+    engine = Failing()
+    list(run_one_by_one(plan, engine, tmp_path / "one"))
+    assert engine.begun == ["gm"]  # the others are finished
 
 
 @pytest.mark.parametrize(
@@ -129,7 +149,7 @@ def test_app_with_other_keys_is_not_compared():
     app = ROOT / "examples" / "quickstart-numpy"
     done = subprocess.run([*COMMAND, "compare", app], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "an app whose run-config has aggregator" in done.stderr
+    assert "an app whose run-config has the keys aggregator" in done.stderr
 
 
 def run(*words, **env):
@@ -170,10 +190,7 @@ def test_line_that_cannot_be_read_exits_with_2(words, said):
         (["report", "no/run"], "no/run"),
         (["compare", str(ROOT), "--output", "a-file/run"], "a-file/run"),
         (["tournament", str(ROOT), "--output", "a-file/run"], "a-file"),
-        (
-            ["sweep", "grid.toml", "--app", str(ROOT), "--output", "a-file/run"],
-            "a-file",
-        ),
+        (["sweep", "grid.toml", str(ROOT), "--output", "a-file/run"], "a-file"),
         (["report", "runs", "--output", "a-file/page.html"], "a-file"),
     ],
 )
@@ -207,7 +224,7 @@ def test_clients_that_are_simulated_are_those_that_the_app_waits_for(words, tmp_
     [
         ("flwr-ctma com", "compare"),
         ("flwr-ctma compare --eng", "--engine"),
-        ("flwr-ctma compare --engine ", "ray\nin-process\nbatched"),
+        ("flwr-ctma compare --engine ", "ray\nin-process"),
     ],
 )
 def test_shell_completes_commands_options_and_values(words, completed):
@@ -266,48 +283,147 @@ def test_interrupted_comparison_leaves_no_process(tmp_path, end):
     assert processes_of(marker) == []
 
 
-def test_a_terminal_shows_how_far_each_run_is():
-    (job,) = jobs(["none"], ["iid"], ["gm"], [1])
-    console = Console(width=120, force_terminal=True, file=io.StringIO())
-    with Watcher(console, [job], 8) as watcher:
-        watcher.see(job, [])
-        line = {"round": 2, "accuracy": 0.5, "rejected": [1], "suspected": [1, 3]}
-        watcher.see(job, [{"round": 0, "accuracy": 0.1}, {"round": 1}, line])
-    shown = Text.from_ansi(console.file.getvalue()).plain
-    assert "2/8 accuracy 50.0%, rejected 1, suspected 2" in shown
-    assert re.search(r"\d:\d\d:\d\d left", shown)
+def test_progress_tells_the_time_left_for_all_runs(capsys):
+    screen = Screen(quiet=False, as_json=False)
+    with RunProgress(screen, num_runs=3, total=9, saved_runs=1, saved=3) as progress:
+        progress.update(6)
+        progress.finish_run("[bold]gm[/]: accuracy 0.5")
+        progress.update(9)
+        progress.finish_run("caf: accuracy 0.6")
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"\[2/3\] \[bold\]gm\[/\]: accuracy 0.5, 0:00:0\d left", lines[0]
+    )
+    assert lines[1] == "[3/3] caf: accuracy 0.6"
 
 
-def test_jobs_are_all_combinations_scenario_by_scenario():
-    plan = jobs(["a", "b"], ["iid"], ["gm", "cwmed"], [1, 2])
-    assert [str(job) for job in plan] == [
-        *("gm_a_iid_seed-1", "cwmed_a_iid_seed-1", "gm_a_iid_seed-2"),
-        *("cwmed_a_iid_seed-2", "gm_b_iid_seed-1", "cwmed_b_iid_seed-1"),
-        *("gm_b_iid_seed-2", "cwmed_b_iid_seed-2"),
+def finished(aggregator, seed, *lines, attack="signflip"):
+    config = {"aggregator": aggregator, "attack": attack, "partitioner": "iid"}
+    return FinishedRun(PlannedRun({**config, "seed": seed}, config), lines)
+
+
+def test_comparison_plans_all_combinations_scenario_by_scenario():
+    flower_app = FlowerApp(ROOT)
+    settings = flower_app.run_config()
+    attacks, rules = ["alie", "ipm"], ["gm", "cwmed"]
+    runs = comparison_runs(flower_app, settings, attacks, ["iid"], rules, [1, 2])
+    assert [tuple(run.point.values()) for run in runs] == [
+        *(("gm", "alie", "iid", 1), ("cwmed", "alie", "iid", 1)),
+        *(("gm", "alie", "iid", 2), ("cwmed", "alie", "iid", 2)),
+        *(("gm", "ipm", "iid", 1), ("cwmed", "ipm", "iid", 1)),
+        *(("gm", "ipm", "iid", 2), ("cwmed", "ipm", "iid", 2)),
     ]
 
 
-def test_curve_averages_over_seeds():
-    scenario = Scenario("signflip", "iid")
-    results = {
-        Job(scenario, "gm", seed): [
-            {"round": 0, "accuracy": 0.1},
+def test_summary_averages_over_seeds():
+    runs = [
+        finished(
+            *("gm", seed, {"round": 0, "accuracy": 0.1}),
             {"round": 1, "accuracy": accuracy, "malicious-kept": kept},
-        ]
+        )
         for seed, accuracy, kept in [(1, 0.5, 2), (2, 0.7, 1)]
-    }
-    (curve,) = curves(results)[scenario]
-    assert curve.rounds == [0, 1]
-    assert curve.means == pytest.approx([0.1, 0.6])
-    assert curve.final == "60.0 ± 14.1"
-    assert curve.malicious_kept == 1.5
-    assert curve.backdoor is None
+    ]
+    ((summary,),) = summarize_rules(runs).values()
+    assert summary.curve.rounds == [0, 1]
+    assert summary.curve.mean == pytest.approx([0.1, 0.6])
+    assert summary.final_text == "60.0 ± 14.1"
+    assert summary.malicious_kept == 1.5
+    assert summary.backdoor is None
 
 
-def test_how_often_a_backdoor_opens_is_a_column():
-    job = Job(Scenario("backdoor", "iid"), "cwmed", 1)
+def test_success_rate_of_a_backdoor_is_a_column(capsys):
     line = {"round": 1, "accuracy": 0.5, "malicious-kept": 1, "backdoor-success": 0.25}
-    ((curve,),) = curves({job: [{"round": 0, "accuracy": 0.1}, line]}).values()
-    console = Console(width=100, record=True)
-    console.print(table([curve]))
-    assert console.export_text().split()[-4:] == ["cwmed", "50.0", "1.0", "25.0"]
+    run = finished("cwmed", 1, {"round": 0, "accuracy": 0.1}, line, attack="backdoor")
+    ((summary,),) = summarize_rules([run]).values()
+    Screen(quiet=False, as_json=False).print(comparison_table([summary]))
+    assert capsys.readouterr().out.split()[-4:] == ["cwmed", "50.0", "1.0", "25.0"]
+
+
+@pytest.mark.parametrize("command", ["", *("compare", "sweep", "report", "rules")])
+def test_short_option_shows_the_help(command):
+    found = CliRunner().invoke(app, [*command.split(), "-h"])
+    assert found.exit_code == 0 and "Usage: " in found.output
+
+
+@pytest.mark.parametrize(
+    ("command", "registry", "name", "paper"),
+    [("rules", RULES, "krum", "Blanchard"), ("attacks", ATTACKS, "alie", "Baruch")],
+)
+def test_catalogue_lists_the_registry_with_papers(command, registry, name, paper):
+    found = CliRunner().invoke(app, [command, "--json"])
+    listed = json.loads(found.stdout)
+    assert listed.keys() == registry.keys()
+    assert all(entry["description"].endswith(".") for entry in listed.values())
+    assert paper in listed[name]["paper"]
+    shown = CliRunner().invoke(app, [command]).stdout
+    assert all(f" {name} " in shown for name in registry)
+
+
+GRID = """
+[run-config]
+num-server-rounds = 2
+[axes]
+learning-rate = [0.1, 0.5]
+"""
+
+
+def test_sweep_takes_an_app_without_our_keys(tmp_path, monkeypatch):
+    """Flower's own metrics are recorded, though the app writes no run folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("grid.toml").write_text(GRID)
+    words = ["sweep", "grid.toml", str(ROOT / "examples" / "quickstart-numpy")]
+    dry = CliRunner().invoke(app, [*words, "--dry-run", "--json"])
+    assert dry.exit_code == 0, dry.stderr
+    assert len(json.loads(dry.stdout)["runs"]) == 2
+    assert re.search(r"2 runs to run: about 0:\d\d:\d\d with", dry.stderr)
+    assert not Path("runs").exists()
+    found = CliRunner().invoke(app, [*words, "--json", "--quiet", "--workers", "1"])
+    assert found.exit_code == 0, found.stderr
+    assert found.stderr == ""
+    runs = json.loads(found.stdout)["runs"]
+    assert [run["learning-rate"] for run in runs] == [0.1, 0.5]
+    assert all(0 < run["accuracy"] <= 1 for run in runs)
+    table = Path("runs", "grid", "rounds.csv").read_text()
+    rows = list(csv.DictReader(table.splitlines()))
+    assert {row["round"] for row in rows} >= {"1", "2"}
+    ending = next(Path("runs", "grid").glob("*/ended.json"))
+    ending.write_text('{"seconds": 1')  # a killed process leaves this: one run again
+    again = CliRunner().invoke(app, [*words, "--workers", "1"])
+    assert again.exit_code == 0 and again.stdout.count("[2/2] ") == 1
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes in /proc")
+@pytest.mark.parametrize("command", ["sweep", "tournament"])
+def test_interrupt_ends_all_runs_within_two_seconds(tmp_path, command):
+    marker = f"FLWR_CTMA_TEST={tmp_path}"
+    (tmp_path / "grid.toml").write_text("axes = { seed = [1, 2, 3, 4, 5, 6] }")
+    small = SMALL.replace("num-server-rounds=2", "num-server-rounds=1000")
+    words = {
+        "sweep": [tmp_path / "grid.toml", ROOT],
+        "tournament": [ROOT, "--malicious", "1", "--num-nodes", "5", "--seed", "1"],
+    }[command]
+    if command == "tournament":
+        words += ["--aggregator", "gm", "--attack", "none", "--attack", "alie"]
+    output = tmp_path / "out"
+    process = subprocess.Popen(
+        [*COMMAND, command, *words, "-c", small, "--output", output, "--workers", "2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | dict([marker.split("=")]),
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 120
+    while len(processes_of(marker)) < 3 or not (output / "log.txt").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    time.sleep(3)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    began = time.monotonic()
+    assert process.wait(30) == 128 + signal.SIGINT
+    while processes_of(marker):
+        assert time.monotonic() - began < 30
+        time.sleep(0.05)
+    assert "Traceback" not in process.stderr.read()
+    assert not list(output.glob("*/ended.json"))

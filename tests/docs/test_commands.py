@@ -18,7 +18,7 @@ from clients.config import RunConfig
 from flwr_ctma import parse_aggregator
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.cli import app as flwr_ctma
-from flwr_ctma.experiments.app import FlowerApp
+from flwr_ctma.experiments.app import FlowerApp, parse_app
 from flwr_ctma.experiments.sweep import Sweep
 from tests.helpers.pages import DOCS, PAGES, ROOT
 
@@ -102,7 +102,7 @@ def known(app, words, whole):
     overrides = given.get("run_config") or given.get("run_config_overrides") or ()
     folder = Path(given.get("folder") or given.get("app") or ".")
     if given.get("file"):
-        assert Sweep.read(Path(given["file"]), folder, *overrides).runs
+        assert Sweep.read(Path(given["file"]), parse_app(str(folder)), *overrides).runs
     elif overrides and folder != PLACEHOLDER:
         config = FlowerApp(folder).run_config(*overrides)
         if folder.resolve() == ROOT:

@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
+from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.experiments.sweep import Sweep
 from flwr_ctma.experiments.sweep_results import final_scores
+from flwr_ctma.report.colours import line_styles
 from flwr_ctma.tracking.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +20,7 @@ PAPERS = ROOT / "examples" / "papers"
 @pytest.mark.parametrize("file", sorted(PAPERS.glob("*.toml")), ids=lambda f: f.stem)
 def test_every_grid_can_be_planned(file):
     """No rule, attack or key is misspelled, and every run has a folder of its own."""
-    sweep = Sweep.read(file, ROOT)
+    sweep = Sweep.read(file, FlowerApp(ROOT))
     assert len({run.name for run in sweep.runs}) == len(sweep.runs) > 0
 
 
@@ -80,16 +82,17 @@ def test_lines_have_a_panel_for_each_attack_and_tell_when_goals_are_reached(swep
     ]
     assert not script("lines.py", swept, one, "--only", "attack=signflip")
     assert Image.open(two).width > 1.5 * Image.open(one).width
-    drawn = Image.open(two).convert("RGB").getcolors(256)
-    assert {(0, 114, 178), (213, 94, 0)} <= {colour for _, colour in drawn}
+    drawn = Image.open(two).convert("RGB").getcolors(1 << 24)
+    styles = line_styles(["gm", "mean"]).values()
+    assert {ImageColor.getrgb(s.colour) for s in styles} <= {c for _, c in drawn}
 
 
 @pytest.mark.long
 def test_ctma_lifts_its_base_and_falls_behind_mixing_near_half(tmp_path):
     """Eight of seventeen: see docs/results/papers.md for MNIST."""
-    sweep = Sweep.read(PAPERS / "p1-digits.toml", ROOT)
-    ended = [one for state in sweep.play(tmp_path, 2) for one in state.ended]
-    assert [one.why for one in ended] == [""] * len(sweep.runs)
+    sweep = Sweep.read(PAPERS / "p1-digits.toml", FlowerApp(ROOT))
+    ended = [one for state in sweep.run(tmp_path, 2) for one in state.finished]
+    assert [one.error for one in ended] == [""] * len(sweep.runs)
     accuracy = final_scores(ended)[8]
     flipped = {rule: by["signflip"] for rule, by in accuracy.items()}
     assert flipped["ctma(cwmed)"] > flipped["cwmed"] + 0.1

@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.experiments.sweep import Sweep
-from flwr_ctma.experiments.sweep_results import Ended, Run, final_scores
+from flwr_ctma.experiments.sweep_results import (
+    FinishedRun,
+    PlannedRun,
+    final_scores,
+    mark_finished,
+)
 
 ROOT = Path(__file__).parents[2]
+APP = FlowerApp(ROOT)
 QUICK = """
 [run-config]
 num-nodes = 5
@@ -48,7 +55,7 @@ def test_all_combinations_but_those_excluded_and_what_is_included(plan):
         aggregator = ["cwmed", "gm"]
         attack = "none"
         """),
-        ROOT,
+        APP,
     )
     # gm without an attack is on the grid already
     assert points(sweep) == [
@@ -61,7 +68,7 @@ def test_all_combinations_but_those_excluded_and_what_is_included(plan):
 
 def test_what_is_given_counts_before_the_file_and_after_the_grid(plan):
     file = plan("[axes]\nseed = [1, 2]\n")
-    sweep = Sweep.read(file, ROOT, "batch-size=8 num-nodes=7 seed=9")
+    sweep = Sweep.read(file, APP, "batch-size=8 num-nodes=7 seed=9")
     configs = [run.config for run in sweep.runs]
     assert [c["seed"] for c in configs] == [1, 2]
     assert {(c["batch-size"], c["num-nodes"], c["local-steps"]) for c in configs} == {
@@ -70,10 +77,10 @@ def test_what_is_given_counts_before_the_file_and_after_the_grid(plan):
 
 
 def test_folder_tells_the_configuration(plan):
-    (one,) = Sweep.read(plan('[axes]\naggregator = ["ctma(gm)"]\n'), ROOT).runs
-    (same,) = Sweep.read(plan('[axes]\naggregator = ["ctma(gm)"]\n'), ROOT).runs
+    (one,) = Sweep.read(plan('[axes]\naggregator = ["ctma(gm)"]\n'), APP).runs
+    (same,) = Sweep.read(plan('[axes]\naggregator = ["ctma(gm)"]\n'), APP).runs
     (other,) = Sweep.read(
-        plan('[axes]\naggregator = ["ctma(gm)"]\n'), ROOT, "batch-size=8"
+        plan('[axes]\naggregator = ["ctma(gm)"]\n'), APP, "batch-size=8"
     ).runs
     assert one.name == same.name != other.name
     assert one.name.startswith("ctma-gm_")
@@ -87,19 +94,56 @@ def test_folder_tells_the_configuration(plan):
         ('[axes]\nattack = ["sinflip"]\n', "did you mean `signflip`"),
         ('[axes]\naggregator = ["ctma(kurm)"]\n', "did you mean `krum`"),
         ("[axes]\nseed = [1\n", "a TOML file"),
-        ("[axes]\nseed = []\n", "hold a run"),
-        ("", "hold a run"),
+        ("[axes]\nseed = []\n", r"plan.toml: .*`axes.seed` should be at least one"),
+        ("", "hold at least one run"),
     ],
 )
 def test_mistake_is_told_before_any_run(plan, text, sentence):
     with pytest.raises(ValueError, match=sentence):
-        Sweep.read(plan(text), ROOT)
+        Sweep.read(plan(text), APP)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("axes = 3", "axes"),
+        ("axes = [1]", "axes"),
+        ("include = 3", "include"),
+        ("include = [3]", "include"),
+        ("[include]\nseed = 1", "include"),
+        ("[axes]\nseed = [[1]]", "axes.seed"),
+        ("[axes]\nseed = 1979-05-27", "axes.seed"),
+        ("[axes.seed]\na = 1", "axes.seed"),
+        ("[axes]\nseed = [1]\n[[exclude]]\nseed = []", "exclude.seed"),
+        ("run-config = []", "run-config"),
+        ("[run-config]\nseed = [1]", "run-config.seed"),
+    ],
+)
+def test_wrong_shape_is_one_sentence_with_file_and_key(tmp_path, text, key):
+    file = tmp_path / "plan.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=rf"plan\.toml.*`{key}` should be") as error:
+        Sweep.read(file, APP)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ['{"seconds"', "[]", "", '{"seconds": "x"}'])
+def test_damaged_file_costs_one_run(plan, tmp_path, damage):
+    sweep = Sweep.read(plan("[axes]\nseed = [1, 2]\n"), APP)
+    for run in sweep.runs:
+        (tmp_path / run.name).mkdir()
+        mark_finished(tmp_path / run.name, 1.0, "")
+    assert len(sweep.saved(tmp_path)) == 2
+    (tmp_path / sweep.runs[0].name / "ended.json").write_text(damage)
+    assert [one.run for one in sweep.saved(tmp_path)] == [sweep.runs[1]]
+    (tmp_path / sweep.runs[1].name / "rounds.jsonl").write_text('{"round"\n{}\n')
+    assert sweep.unfinished(tmp_path) == [*sweep.runs]
 
 
 def sweep_command(file, output):
     command = [sys.executable, "-m", "flwr_ctma", "sweep", file]
     return subprocess.run(
-        [*command, "--app", ROOT, "--output", output, "--workers", "1"],
+        [*command, ROOT, "--output", output, "--workers", "1"],
         capture_output=True,
         text=True,
     )
@@ -122,7 +166,7 @@ def test_runs_are_made_once_and_failures_are_told(plan, tmp_path):
     done = sweep_command(file, output)
     assert done.returncode == 1, done.stderr
     assert done.stdout.count("] ") >= 4
-    assert "failed malformed_fedavg" in done.stdout
+    assert "Failed: malformed_fedavg" in done.stderr
     rows = list(csv.DictReader((output / "rounds.csv").open()))
     assert len(rows) == 5 * 3
     assert {row["round"] for row in rows} == {"0", "2", "3"}
@@ -142,12 +186,11 @@ def test_runs_are_made_once_and_failures_are_told(plan, tmp_path):
 
 def test_a_run_is_what_the_app_does_by_itself(plan, tmp_path):
     """Workers that keep the app loaded give the same bits, in any order."""
-    from flwr_ctma.experiments.app import FlowerApp
     from flwr_ctma.tracking.run_folder import RunFolder
 
-    sweep = Sweep.read(plan("[axes]\nseed = [1, 2]\n"), ROOT)
-    for state in sweep.run_match(tmp_path / "sweep", 1):
-        assert not any(one.why for one in state.ended)
+    sweep = Sweep.read(plan("[axes]\nseed = [1, 2]\n"), APP)
+    for state in sweep.run(tmp_path / "sweep", 1):
+        assert not any(one.error for one in state.finished)
     app = FlowerApp(ROOT)
     for run in sweep.runs:
         app.simulate(5, {**run.config, "output": str(tmp_path / run.name)})
@@ -158,24 +201,26 @@ def test_a_run_is_what_the_app_does_by_itself(plan, tmp_path):
 
 
 def test_two_sweeps_do_not_write_the_same_lines(plan, tmp_path):
-    sweep = Sweep.read(plan('[axes]\naggregator = ["gm"]'), ROOT)
-    first = sweep.run_match(tmp_path / "sweep", 1)
+    sweep = Sweep.read(plan('[axes]\naggregator = ["gm"]'), APP)
+    first = sweep.run(tmp_path / "sweep", 1)
     next(first)
-    with pytest.raises(ValueError, match="in which nothing else is at work"):
-        next(sweep.run_match(tmp_path / "sweep", 1))
+    with pytest.raises(ValueError, match="that no other process is using"):
+        next(sweep.run(tmp_path / "sweep", 1))
     first.close()
-    assert not next(sweep.run_match(tmp_path / "sweep", 1)).ended
+    assert not next(sweep.run(tmp_path / "sweep", 1)).finished
 
 
-def ended(accuracy, **point):
+def finished(accuracy, **point):
     config = {"num-nodes": 17, "num-server-rounds": 1, **point}
     line = {"round": 1, "accuracy": accuracy}
-    return Ended(Run(config, point), [line], seconds=1.0)
+    return FinishedRun(PlannedRun(config, point), [line], seconds=1.0)
 
 
 def test_scores_average_over_seeds_and_name_what_varies_besides():
     runs = [
-        ended(accuracy, aggregator=rule, attack=attack, seed=seed, optimizer=optimizer)
+        finished(
+            accuracy, aggregator=rule, attack=attack, seed=seed, optimizer=optimizer
+        )
         for rule, attack, seed, optimizer, accuracy in [
             ("gm", "alie", 1, "mu2", 0.5),
             ("gm", "alie", 2, "mu2", 0.7),

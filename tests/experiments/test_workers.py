@@ -6,9 +6,9 @@ import sys
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from flwr_ctma.experiments.workers import one_core_each
+from flwr_ctma.experiments.workers import single_core_pool
 
-with one_core_each(1, Path(sys.argv[1])) as pool:
+with single_core_pool(1, Path(sys.argv[1])) as pool:
     assert pool.submit(abs, -1).result() == 1
     pool.submit(time.sleep, 600)
     print("at work", flush=True)

@@ -280,7 +280,7 @@ def test_three_of_seventeen_are_told_on_digits(attack, least):
     config = FlowerApp(root).run_config()
     outcome = Tournament(str(root), config).run_match(Match("ctma(gm)", attack, 3, 1))
     assert outcome.auc >= least
-    assert outcome.found == 3 and outcome.alarms <= 1
+    assert outcome.true_suspects == 3 and outcome.false_suspects <= 1
 
 
 def test_a_look_at_a_node_that_was_never_asked_changes_nothing():
