@@ -34,16 +34,9 @@ PUBLIC = {
 }
 LEGACY = {"flwr.common", "flwr.client", "flwr.server", "flwr.server.strategy"}
 
+
 # Imports that are to go: the module, and the one that it imports too early. Whoever
 # mends one removes its line.
-KNOWN = {
-    ("flwr_ctma.engine.updates", "flwr_ctma.engine.torch"),
-    ("flwr_ctma.aggregators.base", "flwr_ctma.aggregators"),
-    ("flwr_ctma.attacks.base", "flwr_ctma.attacks"),
-    ("flwr_ctma.attacks.backdoor", "flwr_ctma.attacks"),
-}
-
-
 @cache
 def modules():
     """Return the path of each module, by name."""
@@ -102,7 +95,7 @@ def test_packages_import_to_their_left_alone():
             or LEVEL.get(package_of(other), -1) > LEVEL[package_of(name)]
         )
     }
-    assert wrong - KNOWN == set()
+    assert wrong == set()
 
 
 def circle():
@@ -152,8 +145,3 @@ def test_only_compat_imports_private_names_of_flower(folder):
                 if name.split(".")[0] == "flwr" and name not in allowed
             ]
     assert wrong == []
-
-
-def test_known_faults_are_still_there():
-    """A mended one leaves the list."""
-    assert set(internal()) >= KNOWN

@@ -8,7 +8,10 @@ import numpy as np
 from flwr_ctma.aggregators.base import Aggregator, Budget, CoordinateWise
 from flwr_ctma.aggregators.ctma import CTMA
 from flwr_ctma.aggregators.cwmed import CwMed
-from flwr_ctma.aggregators.ranks import NearestToMedian, WeightedMedian
+from flwr_ctma.aggregators.ranks import NearestToMedian
+from flwr_ctma.engine.buffers import Array
+from flwr_ctma.engine.kernels import numpy as numpy_kernels
+from flwr_ctma.engine.kernels.protocol import Primitives
 from flwr_ctma.engine.stack import Float64
 from flwr_ctma.engine.updates import Updates
 
@@ -53,19 +56,18 @@ class _WeightedNearest:
 
     budget: Budget
 
-    def value(self, block: Any) -> Any:
+    def value(self, block: Any, primitives: Primitives, squares: Any = None) -> Any:
         """Return the mean of each column."""
         values = block if isinstance(block, np.ndarray) else block.cpu().numpy()
-        mean = (self._kept(values) * values).sum(axis=0)
+        mean = (self.weights(values) * values).sum(axis=0)
         mean[~np.isfinite(values).all(axis=0)] = np.nan
-        return mean if isinstance(block, np.ndarray) else block.new_tensor(mean)
+        found = mean if isinstance(block, np.ndarray) else block.new_tensor(mean)
+        if squares is not None:
+            squares += primitives.squares_apart(block, found)
+        return found
 
-    def weights(self, block: Any) -> Float64:
+    def weights(self, block: Array) -> Float64:
         """Return the weight of each row in each column."""
-        values = block if isinstance(block, np.ndarray) else block.cpu().numpy()
-        return self._kept(values)
-
-    def _kept(self, values: Any) -> Float64:
-        median = WeightedMedian(self.budget.shares).value(values)
-        order = np.argsort(np.abs(values - median), axis=0, kind="stable")
+        median = numpy_kernels.weighted_median(block, self.budget.shares)
+        order = np.argsort(np.abs(block - median), axis=0, kind="stable")
         return np.ascontiguousarray(self.budget.kept(order.T).T)

@@ -7,6 +7,8 @@ import numpy as np
 
 from flwr_ctma.aggregators.base import Aggregator, Budget, Combination
 from flwr_ctma.aggregators.clipping import norms, weighted_quantile
+from flwr_ctma.engine.buffers import Array
+from flwr_ctma.engine.kernels.protocol import Primitives
 from flwr_ctma.engine.stack import Float64
 from flwr_ctma.engine.updates import Updates
 from flwr_ctma.errors import parameter_error
@@ -85,14 +87,13 @@ class _Signed:
 
     sign: int
 
-    def value(self, block: Any) -> Any:
+    def value(self, block: Any, primitives: Primitives, squares: Any = None) -> Any:
         """Return the number of marked values in each column."""
         return (self.sign * block > 0).sum(0)
 
-    def weights(self, block: Any) -> Float64:
+    def weights(self, block: Array) -> Float64:
         """Return 1 for each value of the sign, else 0."""
-        values = block if isinstance(block, np.ndarray) else block.cpu().numpy()
-        return (self.sign * values > 0).astype(np.float64)
+        return (self.sign * block > 0).astype(np.float64)
 
 
 def _largest_cluster(points: Float64) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from flwr_ctma.cli.common import in_a_sentence
+from flwr_ctma.cli.common import errors_as_sentences
 from flwr_ctma.strategy.replay import replay
 from flwr_ctma.tracking.audit import AuditError, read_trail
 
@@ -34,7 +34,7 @@ def verify(
     Every signature and the chain of all lines are checked. Where `Audited` kept the
     replies, each round is computed again, to the bit. Nothing is asked of a network.
     """
-    with in_a_sentence():
+    with errors_as_sentences():
         public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)) if key else None
         entries = read_trail(file, public)
         if not entries or entries[0].get("kind") != "start":

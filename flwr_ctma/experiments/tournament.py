@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.common import log
 
 from flwr_ctma.aggregators import parse_aggregator
 from flwr_ctma.attacks import ATTACKS, parse_attack
+from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.experiments.app import parse_app
 from flwr_ctma.experiments.csv_table import write_csv

@@ -43,7 +43,7 @@ class Rejection:
 
     @property
     def fault(self) -> bool:
-        """Whether an honest client sends such a reply only if something breaks on it."""
+        """Whether an honest client sends such a reply only if it is broken."""
         return self.reason in FAULTS
 
     def __str__(self) -> str:
