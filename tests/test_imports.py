@@ -102,8 +102,7 @@ def circle():
     """Return the modules of a circle, or of none."""
     graph = {name: set() for name in modules()}
     for name, other in internal():
-        if (name, other) not in KNOWN:
-            graph[name].add(other)
+        graph[name].add(other)
     try:
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:

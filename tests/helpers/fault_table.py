@@ -2,9 +2,9 @@
 
     python -m tests.helpers.fault_table
 
-One round of training in one process for every fault in `tests/strategy/test_faults.py`. A model
-or a loss is off that is outside of the range of the honest clients', the model in some
-coordinate.
+It runs one round of training in one process for every fault in
+`tests/strategy/test_faults.py`. A loss, or a coordinate of the model, is off if it is
+outside of the range of the honest clients.
 """
 
 import logging

@@ -3,7 +3,7 @@
 atheris is no dependency: install it beside flwr-ctma, hypothesis and pytest. The folder
 keeps the cases that reached new code.
 
-    python -m tests.helpers.fuzz_replies -runs=100000 -max_len=4096 -len_control=0 folder/
+    python -m tests.helpers.fuzz_replies -runs=100000 -max_len=4096 folder/
 """
 
 import io
