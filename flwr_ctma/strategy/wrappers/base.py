@@ -31,7 +31,7 @@ class HookedStrategy(Hooks, Strategy):
         self,
         grid: Grid,
         initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
+        num_rounds: int | None = None,
         timeout: float = 3600,
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
@@ -41,7 +41,7 @@ class HookedStrategy(Hooks, Strategy):
         """Run the rounds; see `flwr.serverapp.strategy.Strategy.start`.
 
         If a strategy inside has a `start` of its own, that runs the rounds; it also
-        gets further keyword arguments.
+        gets further keyword arguments. `num_rounds` is its default if None, or 3.
         """
         start = self.run_rounds if self._run is not None else run_strategy
         result: Result = start(
