@@ -193,6 +193,7 @@ class RobustStrategy(StrategyWrapper):
     def prepare_grid(self, grid: Grid, num_rounds: int) -> Grid:
         """Return a grid that waits as `grace_period` says."""
         self._nodes.expect(num_rounds)
+        self._progress = Progress()  # of this run; a checkpoint is restored later
         if self.grace_period and not isinstance(grid, InProcessGrid | GracePeriodGrid):
             settings = (self.num_malicious_nodes, self.grace_period, self.receive)
             return GracePeriodGrid(grid, *settings)

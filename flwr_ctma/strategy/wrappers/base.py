@@ -128,10 +128,16 @@ class StrategyWrapper(HookedStrategy, metaclass=_Constructed):
         return getattr(held, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute here, or inside if only the strategy inside has it."""
+        """Set an attribute here, or inside if this wrapper does not know it.
+
+        A wrapper of one's own may have attributes that its constructor does not set: it
+        keeps those that the strategy inside does not have either.
+        """
         known = vars(self)
         own = name in known or hasattr(type(self), name) or name.startswith("_")
-        if not own and "_is_constructed" in known and hasattr(known["strategy"], name):
+        constructed = "_is_constructed" in known
+        ours = type(self).__module__.partition(".")[0] == "flwr_ctma"
+        if not own and constructed and (ours or hasattr(known["strategy"], name)):
             setattr(known["strategy"], name, value)
         else:
             super().__setattr__(name, value)

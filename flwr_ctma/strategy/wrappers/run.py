@@ -197,6 +197,8 @@ class Run:
         if isinstance(result, Result) and result.arrays:
             self.arrays = result.arrays
         self.end_round()
+        if isinstance(result, Result) and not result.arrays:
+            result.arrays = self.arrays  # nobody trained, as in a run of evaluations
         for layer in reversed(self._hooks):
             result = layer.end_run(result)
         return result
