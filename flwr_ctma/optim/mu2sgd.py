@@ -60,9 +60,9 @@ class Mu2SGD(Optimizer):
     Raises
     ------
     ValueError
-        If a number is out of range, or a group has a setting of the whole optimizer; if `step` has no closure, the closure does not call
-        `backward`, or a gradient is sparse; if the model has been moved or cast and
-        `buffers` were given as tensors.
+        If a number is out of range, or a group has a setting of the whole optimizer; if
+        `step` has no closure, the closure does not call `backward`, or a gradient is
+        sparse; if the model has been moved or cast and `buffers` were given as tensors.
 
     Notes
     -----

@@ -12,7 +12,14 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from flwr_ctma.simulation import InProcessGrid
-from flwr_ctma.strategy import Checkpointed, DivergenceGuard, RobustStrategy
+from flwr_ctma.simulation.clock import ArrivalGrid, Proportional
+from flwr_ctma.strategy import (
+    AnyTimeSGD,
+    AsyncRobustStrategy,
+    Checkpointed,
+    DivergenceGuard,
+    RobustStrategy,
+)
 from flwr_ctma.strategy.wrappers.base import StrategyWrapper
 
 
@@ -298,3 +305,54 @@ def test_foreign_files_with_names_of_checkpoints_stay(tmp_path):
     assert (tmp_path / "round-00000001.other-1").read_text() == "mine"
     assert (tmp_path / "round-00000002.other-1").is_symlink()
     assert (tmp_path / "round-00000009" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("rule", ["cclip", "ctma(gm)"])
+def test_a_second_run_may_train_another_model(rule):
+    strategy = RobustStrategy(FedAvg(), rule, num_malicious_nodes=1)
+    run(strategy, 1)
+    result = strategy.start(grid(), record(w=np.zeros(5)), 2)
+    assert (result.arrays["w"].numpy() > 1).all()
+
+
+def arrivals(fails=False):
+    return ArrivalGrid(grid(fails).client_app, 5, Proportional())
+
+
+def asynchronous():
+    step = AnyTimeSGD(1 / 5, "fixed(gamma=1)")
+    return AsyncRobustStrategy(step, num_malicious_nodes=1, min_available_nodes=5)
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_a_second_asynchronous_run_trains(size):
+    strategy = asynchronous()
+    strategy.start(arrivals(), record(w=np.zeros(2)), 2)
+    result = strategy.start(arrivals(), record(w=np.zeros(size)), 3)
+    assert (result.arrays["w"].numpy() > 1).all()
+
+
+@pytest.mark.accepts_nothing
+def test_a_second_asynchronous_run_without_a_step_fails():
+    strategy = asynchronous()
+    strategy.start(arrivals(), record(w=np.zeros(2)), 2)
+    with pytest.raises(RuntimeError, match="without a step"):
+        strategy.start(arrivals(fails=True), record(w=np.zeros(2)), 2)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"buffer_keys": "running_mean"},
+        {"buffer_keys": None},
+        {"weighted_by_key": 5},
+        {"max_rejections": float("nan")},
+        {"max_rejections": True},
+        {"max_rejections": "3"},
+        {"node_timeout": "9"},
+        {"node_timeout": None},
+    ],
+)
+def test_a_setting_of_a_wrong_type_is_refused(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        RobustStrategy(FedAvg(), num_malicious_nodes=1, **setting)
