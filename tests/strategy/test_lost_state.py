@@ -27,7 +27,7 @@ def record(**arrays):
     return ArrayRecord({key: Array(np.asarray(value)) for key, value in arrays.items()})
 
 
-def grid(fails=False):
+def client(fails=False):
     app = ClientApp()
 
     @app.train()
@@ -44,7 +44,11 @@ def grid(fails=False):
         metrics = MetricRecord({"num-examples": 1, "loss": 1.0})
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
-    return InProcessGrid(app, 5)
+    return app
+
+
+def grid(fails=False):
+    return InProcessGrid(client(fails), 5)
 
 
 def robust(strategy):
@@ -316,12 +320,12 @@ def test_a_second_run_may_train_another_model(rule):
 
 
 def arrivals(fails=False):
-    return ArrivalGrid(grid(fails).client_app, 5, Proportional())
+    return ArrivalGrid(client(fails), 9, Proportional(power=0))
 
 
 def asynchronous():
-    step = AnyTimeSGD(1 / 5, "fixed(gamma=1)")
-    return AsyncRobustStrategy(step, num_malicious_nodes=1, min_available_nodes=5)
+    step = AnyTimeSGD(1 / 9, "fixed(gamma=1)")
+    return AsyncRobustStrategy(step, num_malicious_nodes=1, min_available_nodes=9)
 
 
 @pytest.mark.parametrize("size", [2, 5])
