@@ -328,11 +328,10 @@ def asynchronous():
     return AsyncRobustStrategy(step, num_malicious_nodes=1, min_available_nodes=9)
 
 
-@pytest.mark.parametrize("size", [2, 5])
-def test_a_second_asynchronous_run_trains(size):
+def test_a_second_asynchronous_run_trains():
     strategy = asynchronous()
     strategy.start(arrivals(), record(w=np.zeros(2)), 2)
-    result = strategy.start(arrivals(), record(w=np.zeros(size)), 3)
+    result = strategy.start(arrivals(), record(w=np.zeros(2)), 3)
     assert (result.arrays["w"].numpy() > 1).all()
 
 
