@@ -151,6 +151,12 @@ class RobustStrategy(StrategyWrapper):
         self.aggregator = resolve_aggregator(aggregator, weighted)
         self.num_malicious_nodes = tolerance.num_malicious_nodes
         self.weighted_by_key = weighted_by_key
+        if weighted and not isinstance(weighted_by_key, str):
+            raise parameter_error(
+                "weighted_by_key", "the name of a metric, or None", weighted_by_key
+            )
+        if isinstance(buffer_keys, str) or not isinstance(buffer_keys, Collection):
+            raise parameter_error("buffer_keys", "a collection of strings", buffer_keys)
         self.buffer_keys = tuple(buffer_keys)
         self.max_rejections = max_rejections
         if not isinstance(grace_period, GracePeriod | None):
@@ -193,6 +199,9 @@ class RobustStrategy(StrategyWrapper):
     def prepare_grid(self, grid: Grid, num_rounds: int) -> Grid:
         """Return a grid that waits as `grace_period` says."""
         self._nodes.expect(num_rounds)
+        # Of a run before; a checkpoint is read later.
+        self._progress, self._previous = Progress(), None
+        self._center = PreviousUpdate()
         if self.grace_period and not isinstance(grid, InProcessGrid | GracePeriodGrid):
             settings = (self.num_malicious_nodes, self.grace_period, self.receive)
             return GracePeriodGrid(grid, *settings)

@@ -178,6 +178,14 @@ class AsyncRobustStrategy(HookedStrategy):
         log(INFO, "\t│\t└── Client weighting: %s", clients.client_weighting)
         self.step.summary()
 
+    def prepare_grid(self, grid: Grid, num_rounds: int) -> Grid:
+        """Forget the nodes and the time of a run before; a checkpoint is read later."""
+        known = self.clients
+        self.clients = ClientUpdates(known.f, known.max_share, known.client_weighting)
+        self._pending = PendingMessages()
+        self._elapsed, self._began = 0.0, math.nan
+        return grid
+
     def run_rounds(
         self,
         strategy: Strategy,

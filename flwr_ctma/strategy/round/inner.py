@@ -149,8 +149,8 @@ class InnerReplies:
 
 
 def overrides(strategy: Strategy, method: str) -> bool:
-    """Return whether a class of one's own defines a method of a strategy."""
-    return any(not _is_known(getattr(type(s), method)) for s in inside(strategy))
+    """Return whether a method of a strategy is of one's own: its class's, or its."""
+    return any(not _is_known(getattr(s, method)) for s in inside(strategy))
 
 
 def without_rounding(robust: ArrayRecord, averaged: ArrayRecord, n: int) -> ArrayRecord:

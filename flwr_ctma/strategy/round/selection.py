@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from logging import INFO, WARNING
+from numbers import Integral
 from typing import NamedTuple
 
 from flwr.app import Message
@@ -53,11 +54,11 @@ class NodeSelection:
         max_rejections: int | None,
         node_timeout: float,
     ) -> None:
-        if max_rejections is not None and max_rejections < 1:
+        if max_rejections is not None and not _is_count(max_rejections):
             raise parameter_error(
-                "max_rejections", "at least 1, or None", max_rejections
+                "max_rejections", "a count, at least 1, or None", max_rejections
             )
-        if not node_timeout >= 0:
+        if not isinstance(node_timeout, int | float) or not node_timeout >= 0:
             raise parameter_error("node_timeout", "at least 0 seconds", node_timeout)
         self._aggregator = aggregator
         self._weighted = weighted
@@ -142,6 +143,12 @@ class NodeSelection:
         nodes = {message.metadata.dst_node_id for message in asked}
         violators = ledger.violators(self._max_rejections)
         return [node for node in violators if node in nodes]
+
+
+def _is_count(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return False
+    return int(value) >= 1
 
 
 def _is_fixed(grid: object) -> bool:
