@@ -29,9 +29,9 @@ def test_command_of_a_claim_is_understood(claim, monkeypatch):
             check(words)
 
 
-@pytest.mark.parametrize("name", ["dp-mean", "dp-ctma", "dp-nnm", "dp-krum"])
-def test_quick_claim_agrees(name):
-    assert CLAIMS[name].agrees(CLAIMS[name].remake())
+def test_remade_claim_agrees():
+    claim = CLAIMS["dp-ctma"]
+    assert claim.agrees(claim.remake())
 
 
 def test_value_beyond_the_tolerance_differs():
