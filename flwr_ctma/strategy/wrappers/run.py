@@ -262,15 +262,14 @@ def run_strategy(
             def evaluate(server_round: int, arrays: ArrayRecord) -> Any:
                 return run.evaluate(evaluate_fn, server_round, arrays)
 
-        given = (
-            run.grid,
-            run.arrays,
-            left,
-            timeout,
-            train_config,
-            evaluate_config,
-            evaluate,
-        )
+        given = run.grid, run.arrays, left
+        # By keyword, as a `start` inside may collect them in `**settings`.
+        settings |= {
+            "timeout": timeout,
+            "train_config": train_config,
+            "evaluate_config": evaluate_config,
+            "evaluate_fn": evaluate,
+        }
         asynchronous = next((one for one in hooks if one.is_asynchronous), None)
         # Python has called the `start` of the outermost layer already.
         own = next((one for one in layers[1:] if _has_own_start(one)), None)
