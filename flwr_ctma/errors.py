@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "parameter_error"]
+__all__ = ["closest", "did_you_mean", "parameter_error"]
 
 _LONGEST = 200
 
@@ -59,5 +59,16 @@ def did_you_mean(found: str, known: Iterable[str]) -> str:
     >>> did_you_mean("mode", ["gm", "krum"])
     ''
     """
-    close = difflib.get_close_matches(found.lower(), known, n=1)
-    return f"Did you mean `{close[0]}`?" if close else ""
+    close = closest(found.lower(), known)
+    return f"Did you mean `{close}`?" if close else ""
+
+
+def closest(found: str, known: Iterable[str]) -> str:
+    """Return the known name closest to a misspelled one; empty if none is close.
+
+    Examples
+    --------
+    >>> closest("kurm", ["gm", "krum"])
+    'krum'
+    """
+    return "".join(difflib.get_close_matches(found, known, n=1))

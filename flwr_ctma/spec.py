@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flwr_ctma.errors import did_you_mean, parameter_error
+from flwr_ctma.errors import closest, parameter_error
 
 __all__ = ["check_fields", "parse", "spell"]
 
@@ -184,8 +184,8 @@ class _Grammar:
         else:
             known = {other.lower(): rule for other, rule in self.same.items()}
             known |= {name: name for name in self.table}
-            close = did_you_mean(name.lower(), known)
-            hint = f" (d{close[1:]})" if close else ""
+            found = closest(name.lower(), known)
+            hint = f" (did you mean `{known[found]}`?)" if found else ""
         raise ValueError(f"`{name}` is not one of {names}{hint}")
 
 

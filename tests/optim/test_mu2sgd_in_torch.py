@@ -126,6 +126,9 @@ class Custom(Schedule):
     def __call__(self, t):
         return Fixed(storm_beta=0.5)(t)
 
+    def __repr__(self):
+        return "Custom()"
+
     def __eq__(self, other):
         return type(other) is Custom
 

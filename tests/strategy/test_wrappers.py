@@ -104,12 +104,12 @@ def wrappers(tmp_path):
         ),
         "guard": (
             lambda s: DivergenceGuard(s, rollback=True),
-            lambda s: len(s.state_dict()["steps"]) == 2,
+            lambda s: len(s.state_dict()["steps"]["values"]) == 2,
         ),
         "counting": (Counting, lambda s: s.rounds == 2),
         "asynchronous": (
             lambda s: AsyncRobustStrategy(s, num_malicious_nodes=F),
-            lambda s: s.contributions.steps > 0,
+            lambda s: s.clients.steps > 0,
         ),
     }
 

@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +173,19 @@ class Audited(StrategyWrapper):
         )
         return arrays, metrics
 
-    def close_round(self, server_round: int, metrics: MetricRecord | None) -> None:
+    def end_round(self, server_round: int, metrics: MetricRecord | None) -> None:
         """End the trail after the last round."""
         last = self._trail.last or {}
         ended = last.get("kind") == "round" and server_round >= self._num_rounds > 0
         if ended:
             self._trail.append({"kind": "end"})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return no state: the trail is in its file."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the trail in the file."""
 
     def _store_reply(self, reply: Message) -> str | None:
         if not reply.has_content():
@@ -300,8 +307,8 @@ def _verdict(
 def _describe(part: Strategy) -> dict[str, Any]:
     """Name a strategy and its plain settings, to build it again."""
     settings: dict[str, Any] = {}
-    for name in inspect.signature(type(part)).parameters:
-        value = getattr(part, name, None)
+    for name in inspect.signature(type(part).__init__).parameters:
+        value = vars(part).get(name)
         if name == "aggregator":
             settings[name] = str(value)
         elif isinstance(value, tuple) and all(isinstance(v, str) for v in value):

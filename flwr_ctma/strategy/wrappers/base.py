@@ -1,5 +1,6 @@
 """The base of every strategy of this project that holds another strategy."""
 
+import inspect
 from abc import ABCMeta
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -60,6 +61,13 @@ class HookedStrategy(Hooks, Strategy):
 
 class _Constructed(ABCMeta):
     """Mark each object when its constructor is done."""
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """The signature of the constructor, which `help` and editors show."""
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+        _, *parameters = signature.parameters.values()
+        return signature.replace(parameters=parameters)
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         made = super().__call__(*args, **kwargs)
