@@ -237,9 +237,9 @@ class HybridSparse(Omniscient, name="sparse"):
     Notes
     -----
     The row is that of the authors' code, as are the defaults. Their masks come from
-    pruning methods that need data, such as FORCE. The saliency here, `|weight ·
-    gradient|`, is that of SNIP (Lee et al., ICLR 2019), with the honest mean in place of
-    the gradient, so that the attack works for any app.
+    pruning methods that need data, such as FORCE. The saliency here,
+    `|weight · gradient|`, is that of SNIP (Lee et al., ICLR 2019), with the honest mean
+    in place of the gradient, so that the attack works for any app.
 
     References
     ----------
