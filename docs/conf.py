@@ -3,7 +3,8 @@
 from importlib.metadata import version as version_of
 
 project = "flwr-ctma"
-author = "the flwr-ctma authors"
+author = "The flwr-ctma developers"
+copyright = f"2026, {author}"
 release = version = version_of("flwr-ctma")
 
 extensions = [
@@ -37,3 +38,15 @@ html_title = f"flwr-ctma {release}"
 html_static_path = ["static"]
 html_css_files = ["pages.css"]
 html_show_sphinx = False
+
+
+def drop_empty_defaults(app, context, lines):
+    """Remove defaults that are empty texts: sphinx-click writes them as a section."""
+    while "        ````" in lines:
+        i = lines.index("        ````")
+        del lines[lines.index("    :default:", max(i - 3, 0)) : i + 1]
+
+
+def setup(app):
+    """Connect the handler."""
+    app.connect("sphinx-click-process-options", drop_empty_defaults)

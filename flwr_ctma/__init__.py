@@ -7,4 +7,4 @@ clients run double-momentum SGD; attacks simulate Byzantine clients.
 from flwr_ctma.aggregators import parse_aggregator
 
 __all__ = ["parse_aggregator"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

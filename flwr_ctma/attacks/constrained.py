@@ -130,8 +130,8 @@ class Neurotoxin(WholeUpdate, name="neurotoxin"):
     """Write only where honest updates are small, so that they do not overwrite it.
 
     With the change g of the global model since the client's last training, the update
-    keeps the share k of the coordinates with the smallest |g_j|, and is 0 elsewhere. A
-    backdoor that is written there lasts: `both(backdoor, neurotoxin)`.
+    keeps the share k of the coordinates with the smallest `|g_j|`, and is 0 elsewhere.
+    A backdoor that is written there lasts: `both(backdoor, neurotoxin)`.
 
     Parameters
     ----------

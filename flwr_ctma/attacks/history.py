@@ -22,7 +22,7 @@ class PoisonedFL(Omniscient, name="poisonedfl"):
     A sign vector s ∈ {−1, 1}^d is drawn once. In round t, with the last step of the
     global model g = w_t − w_{t−1} and the last lie u,
 
-        x = c·‖g‖·(v⊙s)/‖v‖,    v = |g − u·‖g‖/‖u‖|
+        x = c·‖g‖·(v⊙s)/‖v‖,    v = abs(g − u·‖g‖/‖u‖)
 
     v estimates the size of the honest updates in each coordinate: the step minus what
     the lie contributed. Every `period` rounds the attackers test whether the model
@@ -216,7 +216,7 @@ class HybridSparse(Omniscient, name="sparse"):
 
         μ − σ⊙(a·m + z·(1 − m))
 
-    with a mask m of the coordinates with the largest saliency |w_j·μ_j|, w the global
+    with a mask m of the coordinates with the largest saliency `|w_j·μ_j|`, w the global
     model. The mask is chosen in the first round of the attack and kept. The large
     deviation is sparse, so distances hardly show it; the small one is everywhere.
 
@@ -237,9 +237,9 @@ class HybridSparse(Omniscient, name="sparse"):
     Notes
     -----
     The row is that of the authors' code, as are the defaults. Their masks come from
-    pruning methods that need data, such as FORCE. The saliency here, |weight ·
-    gradient|, is that of SNIP (Lee et al., ICLR 2019), with the honest mean in place of
-    the gradient, so that the attack works for any app.
+    pruning methods that need data, such as FORCE. The saliency here,
+    `|weight · gradient|`, is that of SNIP (Lee et al., ICLR 2019), with the honest mean
+    in place of the gradient, so that the attack works for any app.
 
     References
     ----------

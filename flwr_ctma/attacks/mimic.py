@@ -25,7 +25,7 @@ class Mimic(Omniscient, name="mimic"):
     client : int | None (default: None)
         Row of the honest client to copy, modulo the number of rows. If None, the row
         that is farthest out along the direction in which the honest updates vary most,
-        argmax_i |⟨v, x_i − μ⟩| with their top principal component v.
+        argmax_i `|⟨v, x_i − μ⟩|` with their top principal component v.
 
     Raises
     ------

@@ -1,13 +1,15 @@
 """What a rejected reply proves about its sender.
 
-| reason | how a reply gets it | evidence |
-|---|---|---|
-| `keys`, `shape`, `dtype` | arrays that are not those of the model | proof |
-| `stype`, `header`, `length` | bytes that NumPy does not write | proof |
-| `malformed`, `undecodable` | a message that Flower does not write | proof |
-| `not-finite`, `too-large` | NaN, infinity or a number near overflow | fault |
-| `records` | no arrays or no metrics, or several sets of them | fault |
-| `weight` | no examples, or no number of examples | none |
+===========================  ================================================  ========
+reason                       how a reply gets it                               evidence
+===========================  ================================================  ========
+`keys`, `shape`, `dtype`     arrays that are not those of the model            proof
+`stype`, `header`, `length`  bytes that NumPy does not write                   proof
+`malformed`, `undecodable`   a message that Flower does not write              proof
+`not-finite`, `too-large`    NaN, infinity or a number near overflow           fault
+`records`                    no arrays or no metrics, or several sets of them  fault
+`weight`                     no examples, or no number of examples             none
+===========================  ================================================  ========
 
 Proof: code that is the app's own cannot send it, whatever its data are.
 Fault: something broke on the node. Honest clients break as well, one at a time; a

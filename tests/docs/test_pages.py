@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from types import FunctionType
 
@@ -76,10 +77,18 @@ def test_every_block_of_a_page_works(page, given):
             assert page.path.name in (Path(__file__).parents[1] / test).read_text()
         elif block.language == "python":
             run(block, given, page)
+        elif block.language == "diff":
+            run(replace(block, text=patched(block.text)), given, page)
         elif block.language in READERS:
             READERS[block.language](block.text)
         else:
             assert block.language in ("console", "text", ""), f"line {block.line}"
+
+
+def patched(diff):
+    """Return the new side of a diff."""
+    kept = [line for line in diff.splitlines() if not line.startswith("-")]
+    return "\n".join(line[1:] for line in kept)
 
 
 def run(block, names, page):

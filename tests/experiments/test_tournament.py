@@ -183,7 +183,7 @@ def test_an_app_that_would_wait_for_more_nodes_is_told(tournament) -> None:
 
 def test_a_metric_that_the_app_does_not_report_is_named(tournament) -> None:
     other = Tournament(tournament.app, tournament.run_config, 10, metric="f1")
-    with pytest.raises(ValueError, match="`metric` .*: accuracy, loss"):
+    with pytest.raises(ValueError, match=r"`metric` .*: accuracy, loss"):
         other.run_match(Match("fedavg", "none", 0, 0))
 
 
