@@ -151,6 +151,14 @@ class Exclusion:
         ]
         return sorted(found, key=lambda node: -self._violations[node])
 
+    @property
+    def violators(self) -> list[int]:
+        """Those of `nodes` that are excluded for proofs and faults."""
+        least = self.max_rejections
+        if least is None:
+            return []
+        return [node for node in self.nodes if self._violations[node] >= least]
+
     def enter(self, seen: Observation, verdicts: Mapping[int, bool]) -> None:
         """Enter an observation and the verdicts that a detector returned for it."""
         self._now += 1
