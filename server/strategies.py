@@ -44,6 +44,7 @@ def build_strategy(config: RunConfig) -> Strategy:
             rule,
             num_malicious_nodes=f,
             backend=config.backend,
+            memory=config.memory,
         )
         rule.check(config.num_sampled, f)
     # Attacks that see the honest updates act here; all others act on the clients.

@@ -60,7 +60,7 @@ class RobustStrategy(Strategy):
         Arrays that no client trains, such as masks, by their position.
     max_rejections : int | None (default: None)
         Number of rejected results after which a client is not asked again.
-    detector, exclusion
+    detector, exclusion, memory
         As for `flwr_ctma.strategy.RobustStrategy`.
     node_timeout : float (default: 600.0)
         Seconds to wait until as many clients are connected as the rule needs.
@@ -100,6 +100,7 @@ class RobustStrategy(Strategy):
         max_rejections: int | None = None,
         detector: Detector | None = None,
         exclusion: Exclusion | None = None,
+        memory: float = 0.0,
         node_timeout: float = 600.0,
     ) -> None:
         _refuse(strategy)
@@ -115,6 +116,7 @@ class RobustStrategy(Strategy):
             max_rejections=max_rejections,
             detector=detector,
             exclusion=exclusion,
+            memory=memory,
             node_timeout=node_timeout,
         )
 

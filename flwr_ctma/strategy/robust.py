@@ -14,6 +14,7 @@ from flwr_ctma.aggregators import Aggregator, Budget
 from flwr_ctma.aggregators.base import iter_rules
 from flwr_ctma.compat import log
 from flwr_ctma.engine.actors import Unavailable
+from flwr_ctma.engine.ray import RayBackend
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.bounded_grid import bound_replies
 from flwr_ctma.messages.reply_size import ReplyLimit
@@ -31,6 +32,7 @@ from flwr_ctma.strategy.compatibility import check_compatible, resolve_aggregato
 from flwr_ctma.strategy.grace_period import GracePeriod, GracePeriodGrid
 from flwr_ctma.strategy.round.aggregate import RobustAggregate, aggregate_replies
 from flwr_ctma.strategy.round.inner import InnerReplies, overrides, without_rounding
+from flwr_ctma.strategy.round.memory import NodeMemory, check_weighs_clients
 from flwr_ctma.strategy.round.progress import Progress, check_same_app
 from flwr_ctma.strategy.round.replies import InspectedReplies, Round
 from flwr_ctma.strategy.round.report import log_misreported, log_replies, report
@@ -85,6 +87,12 @@ class RobustStrategy(StrategyWrapper):
         excluded, those with the most proofs and faults first. A node that is excluded
         for proofs or faults counts as a rejected reply. A node that is excluded by
         verdict counts as no reply, and is asked where the round needs its reply.
+    memory : float (default: 0.0)
+        β in [0, 1). If above 0, the rule weighs averages of each node's updates over
+        the rounds, m ← β m + (1 − β) u, and its weights are applied to the updates of
+        the round, clipped to twice their median norm. See `NodeMemory`. It takes a row
+        of the model's size for every connected node. The rule must weigh whole clients,
+        as caf and nnm(gm) do; the backend may not be "ray".
     grace_period : GracePeriod | None (default: GracePeriod())
         How long `start` waits for the last f replies once the others are in; None: as
         long as Flower does. Inside a strategy of another package, start that with a
@@ -161,6 +169,7 @@ class RobustStrategy(StrategyWrapper):
         max_rejections: int | None = None,
         detector: Detector | None = None,
         exclusion: Exclusion | None = None,
+        memory: float = 0.0,
         grace_period: GracePeriod | None = GracePeriod(),  # noqa: B008, a frozen value
         reply_limit: ReplyLimit = ReplyLimit(),  # noqa: B008, a frozen value
         backend: Backend | str = "local",
@@ -185,6 +194,8 @@ class RobustStrategy(StrategyWrapper):
         self.reply_limit = reply_limit
         self.backend = parse_backend(backend)
         self.node_timeout = node_timeout
+        self.memory = memory
+        self._memory = _node_memory(memory, self.aggregator, self.backend)
         self.ledger = Ledger()
         if not isinstance(detector, Detector | None):
             raise parameter_error(
@@ -220,6 +231,8 @@ class RobustStrategy(StrategyWrapper):
             self.weighted_by_key or "nothing (uniform)",
         )
         grace = self.grace_period or "until the timeout"
+        if self.memory:
+            log(INFO, "\t│\t├── Memory: %g", self.memory)
         log(INFO, "\t│\t└── Grace period: %s", grace)
         self.strategy.summary()
 
@@ -248,6 +261,8 @@ class RobustStrategy(StrategyWrapper):
         self._nodes.wait(grid, is_needed=not self._progress.aggregated)
         messages = self.strategy.configure_train(server_round, arrays, config, grid)
         asked, self.f, violators, suspects = self._nodes.select("train", messages, grid)
+        if self._memory:
+            self._memory.forget_all_but(grid.get_node_ids())
         if not asked:
             self._training = None
             return asked
@@ -332,7 +347,7 @@ class RobustStrategy(StrategyWrapper):
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the ledger with its center, the update before, and the counts."""
+        """Return the ledger, the counts, and what is known of earlier updates."""
         judge = None if self.detector is self.ledger else self.detector.state_dict()
         return {
             "ledger": self.ledger.to_rows(),
@@ -341,6 +356,7 @@ class RobustStrategy(StrategyWrapper):
             "center": self._center.state_dict(),
             "previous": self._previous,
             "progress": self._progress.state_dict(),
+            "memory": self._memory.state_dict() if self._memory else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -352,6 +368,8 @@ class RobustStrategy(StrategyWrapper):
         self._center.load_state_dict(state["center"])
         self._previous = state["previous"]
         self._progress = Progress.from_state(state["progress"])
+        if self._memory and state["memory"] is not None:
+            self._memory.load_state_dict(state["memory"])
 
     def budget(self, metrics: Sequence[MetricRecord], f: int) -> Budget:
         """Return the budget of Byzantine rows, or of weight if clients claim it."""
@@ -401,6 +419,8 @@ class RobustStrategy(StrategyWrapper):
                 self.budget([reply.metrics for reply in found.replies], f),
                 self._previous,
                 lambda rows: round_.rows.place(rows, keys),
+                self._memory,
+                found.nodes,
             )
         except (ValueError, Unavailable) as error:
             log(WARNING, "aggregate_train: Skipped. %s", error)
@@ -505,3 +525,20 @@ def _exclusion(exclusion: Exclusion | None, max_rejections: int | None) -> Exclu
             "Write `Exclusion(max_rejections=…)`.",
         )
     return exclusion
+
+
+def _node_memory(beta: float, rule: Aggregator, backend: Backend) -> NodeMemory | None:
+    """Return the memory for this β; None for β = 0."""
+    if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta < 1:
+        raise parameter_error("memory", "a number in [0, 1)", beta)
+    if not beta:
+        return None
+    check_weighs_clients(rule)
+    if isinstance(backend, RayBackend):
+        raise parameter_error(
+            "backend",
+            '"local" or "streaming" beside `memory`',
+            backend,
+            "What is remembered of the nodes is held in this process.",
+        )
+    return NodeMemory(float(beta))
