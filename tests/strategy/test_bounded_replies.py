@@ -12,6 +12,7 @@ from flwr_ctma.messages.reply_size import ReplyLimit
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy, RobustStrategy
 from flwr_ctma.strategy.grace_period import GracePeriod, GracePeriodGrid
+from flwr_ctma.strategy.round.inner import without_rounding
 
 MASK = np.array([0.0, -np.inf, np.finfo(np.float32).min], np.float32)
 START = ArrayRecord({"w": Array(np.zeros(3, np.float32)), "attn.mask": Array(MASK)})
@@ -126,3 +127,8 @@ def test_constants_stay_in_asynchronous_training():
     np.testing.assert_array_equal(result.arrays["attn.mask"].numpy(), MASK)
     w = result.arrays["w"].numpy()
     assert np.isfinite(w).all() and (w > 0.1).all()
+
+
+def test_infinite_constants_are_no_difference_between_equal_models():
+    averaged = ArrayRecord({key: Array(a.numpy()) for key, a in START.items()})
+    assert without_rounding(START, averaged, n=3) is START

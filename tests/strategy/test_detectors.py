@@ -169,3 +169,15 @@ def test_a_resumed_run_keeps_detector_and_exclusion(tmp_path):
 def test_settings_of_another_type_are_refused(settings, name):
     with pytest.raises(ValueError, match=f"Parameter `{name}` should be"):
         run(rounds=1, **settings)
+
+
+def test_an_excluded_suspect_is_no_proof_against_others():
+    """Seven nodes, two of them excluded, one silent: four replies outvote no two."""
+    clients = ByzantineMod("malformed(fault=silent)", nodes={3}).around(app)
+    detector, exclusion = Blame([FIRST, FIRST + 1]), Exclusion(by_verdict=True)
+    _, _, metrics = run(
+        n=7, rounds=3, clients=clients, detector=detector, exclusion=exclusion
+    )
+    assert "nodes-trimmed" in metrics[1]
+    assert "nodes-trimmed" not in metrics[2]
+    assert metrics[2]["replies-accepted"] == 4

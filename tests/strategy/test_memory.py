@@ -6,11 +6,15 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
-from flwr_ctma.aggregators import Krum, parse_aggregator
+from flwr_ctma.aggregators import Budget, Krum, parse_aggregator
 from flwr_ctma.engine.updates import Layer, Updates
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import Checkpointed, RobustStrategy
-from flwr_ctma.strategy.round.memory import NodeMemory, clip_factors
+from flwr_ctma.strategy.round.memory import (
+    NodeMemory,
+    clip_factors,
+    solve_remembered,
+)
 
 WIDTH = 6
 START = ArrayRecord(
@@ -178,8 +182,6 @@ def test_the_clip_counts_only_rows_with_weight():
 
 def test_a_sleeper_moves_the_model_by_its_weight_times_two_norms_at_most():
     memory = NodeMemory(0.9)
-    from flwr_ctma.aggregators import Budget
-    from flwr_ctma.strategy.round.memory import solve_remembered
 
     rng = np.random.default_rng(1)
     rule = parse_aggregator("mean")
@@ -196,13 +198,11 @@ def test_a_sleeper_moves_the_model_by_its_weight_times_two_norms_at_most():
     assert np.linalg.norm(vector - honest) <= limit / 5 + 1e-9
 
 
-class Changing(FedAvg):
-    """Send a larger model in the second round."""
-
-    def configure_train(self, server_round, arrays, config, grid):
-        if server_round == 2:
-            arrays = ArrayRecord({**arrays, "b": Array(np.ones((1, 2 + 1)))})
-        return super().configure_train(server_round, arrays, config, grid)
+def test_a_model_of_another_size_is_refused():
+    memory = NodeMemory(0.5)
+    memory.remember([1], Updates.of(np.ones((1, 3))))
+    with pytest.raises(ValueError, match="a model that changes its size"):
+        memory.remember([1], Updates.of(np.ones((1, 4))))
 
 
 @pytest.mark.parametrize("rule", ["cwmed", "nnm(cwtm)", "bulyan", "hierarchical(gm)"])
