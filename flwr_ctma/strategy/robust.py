@@ -182,8 +182,8 @@ class RobustStrategy(StrategyWrapper):
         self.aggregator = resolve_aggregator(aggregator, weighted)
         self.num_malicious_nodes = tolerance.num_malicious_nodes
         self.weighted_by_key = weighted_by_key
-        self.buffer_keys = buffer_keys
-        self.constant_keys = constant_keys
+        self.buffer_keys = _as_tuple(buffer_keys)
+        self.constant_keys = _as_tuple(constant_keys)
         if not isinstance(grace_period, GracePeriod | None):
             raise parameter_error(
                 "grace_period", "a `GracePeriod`, or None", grace_period
@@ -205,6 +205,7 @@ class RobustStrategy(StrategyWrapper):
             )
         self.detector: Detector = self.ledger if detector is None else detector
         self.exclusion = _exclusion(exclusion, max_rejections)
+        self.max_rejections = self.exclusion.max_rejections  # for audit trails
         self._center = PreviousUpdate()
         self.f = 0
         self._nodes = NodeSelection(
@@ -542,3 +543,8 @@ def _node_memory(beta: float, rule: Aggregator, backend: Backend) -> NodeMemory 
             "What is remembered of the nodes is held in this process.",
         )
     return NodeMemory(float(beta))
+
+
+def _as_tuple(keys: Collection[str]) -> Collection[str]:
+    """Return keys as a tuple; a string stays one, so that it is refused."""
+    return keys if isinstance(keys, str) else tuple(keys)
