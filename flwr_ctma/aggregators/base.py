@@ -329,9 +329,6 @@ def iter_rules(rule: Aggregator) -> Iterator[Aggregator]:
             yield from iter_rules(held)
 
 
-parts = iter_rules
-
-
 def _as_weights(weights: Any) -> Float64 | None:
     if weights is None:
         return None
