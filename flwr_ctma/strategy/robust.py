@@ -186,8 +186,8 @@ class RobustStrategy(StrategyWrapper):
             raise parameter_error(
                 "weighted_by_key", "the name of a metric, or None", weighted_by_key
             )
-        self.buffer_keys = _as_tuple(buffer_keys)
-        self.constant_keys = _as_tuple(constant_keys)
+        self.buffer_keys = _as_tuple("buffer_keys", buffer_keys)
+        self.constant_keys = _as_tuple("constant_keys", constant_keys)
         if not isinstance(grace_period, GracePeriod | None):
             raise parameter_error(
                 "grace_period", "a `GracePeriod`, or None", grace_period
@@ -553,6 +553,8 @@ def _node_memory(beta: float, rule: Aggregator, backend: Backend) -> NodeMemory 
     return NodeMemory(float(beta))
 
 
-def _as_tuple(keys: Collection[str]) -> Collection[str]:
-    """Return keys as a tuple; a string stays one, so that it is refused."""
-    return keys if isinstance(keys, str) else tuple(keys)
+def _as_tuple(name: str, keys: Collection[str]) -> tuple[str, ...]:
+    """Return keys as a tuple; raise an error for a text, whose letters are no keys."""
+    if isinstance(keys, str) or not isinstance(keys, Collection):
+        raise parameter_error(name, "a collection of strings", keys)
+    return tuple(keys)

@@ -149,7 +149,7 @@ class Ledger:
     ...     ledger.note([1, 2, 3, 4], distances=distances, predictable=True, f=1)
     >>> [round(ledger[node].suspicion, 1) for node in (1, 2, 3, 4)]
     [0.0, 0.0, 0.0, 4.6]
-    >>> ledger.note([1, 2, 3], f=1, rejected=[(5, "shape"), (6, "not-finite")])
+    >>> ledger.note([1, 2, 3], f=1, rejected=[(5, "header"), (6, "not-finite")])
     >>> ledger.suspects()
     [4, 5]
 

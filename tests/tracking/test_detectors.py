@@ -13,7 +13,7 @@ def seen(*rejected, accepted=(1, 2, 3)):
 def test_the_ledger_is_a_detector():
     ledger = Ledger()
     assert isinstance(ledger, Detector)
-    verdicts = ledger.judge(Observation([1, 2], rejected=[(3, "shape")], missing=[4]))
+    verdicts = ledger.judge(Observation([1, 2], rejected=[(3, "header")], missing=[4]))
     assert verdicts == {1: False, 2: False, 3: True, 4: False}
     again = Ledger()
     again.load_state_dict(ledger.state_dict())

@@ -94,7 +94,12 @@ def test_the_uniform_grid_is_as_narrow_as_the_proof_says():
 
 def test_a_proof_makes_a_suspect_at_once_and_a_fault_does_not():
     nodes = list(range(16))
-    for reason, rounds in [("shape", 1), ("not-finite", 3), ("weight", math.inf)]:
+    for reason, rounds in [
+        ("header", 1),
+        ("shape", 3),
+        ("not-finite", 3),
+        ("weight", math.inf),
+    ]:
         ledger = Ledger()
         for number in range(1, 31):
             ledger.note(nodes, rejected=[(16, reason)])
