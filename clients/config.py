@@ -64,6 +64,9 @@ class RunConfig:
     ----------
     aggregator : str
         `fedavg` for Flower's own FedAvg, or a rule such as `ctma(gm)`.
+    memory : float
+        β in [0, 1): how much of a client's past the rule judges it by; 0 for nothing.
+        It needs a rule that weighs whole clients.
     num_nodes : int
         n, the number of clients that the run waits for.
     num_malicious_nodes : int
@@ -134,6 +137,7 @@ class RunConfig:
     """
 
     aggregator: str
+    memory: Annotated[float, _must_be("in [0, 1)", lambda x: 0 <= x < 1)]
     num_nodes: Annotated[int, _AT_LEAST_1]
     num_malicious_nodes: int
     attack: Annotated[str, _spelling(parse_attack)]
@@ -198,6 +202,9 @@ class RunConfig:
     def _check_malicious_nodes(self) -> None:
         if self.aggregator == "fedavg":
             self._require(
+                "memory", "0 for fedavg, which judges no client", not self.memory
+            )
+            self._require(
                 "num_malicious_nodes",
                 f"in [0, num-nodes = {self.num_nodes}]",
                 0 <= self.num_malicious_nodes <= self.num_nodes,
@@ -222,6 +229,8 @@ class RunConfig:
         for name, value in (("fraction_train", 1), ("fraction_evaluate", 0)):
             expected = f"{value} where `asynchronous` is true: all nodes only train"
             self._require(name, expected, getattr(self, name) == value)
+        expected = "0 where `asynchronous` is true: there are no rounds"
+        self._require("memory", expected, self.memory == 0)
         self._require(
             "backend",
             "local where `asynchronous` is true: there are no rounds",

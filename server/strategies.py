@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from clients.config import RunConfig
@@ -45,8 +44,9 @@ def build_strategy(config: RunConfig) -> Strategy:
             rule,
             num_malicious_nodes=f,
             backend=config.backend,
+            memory=config.memory,
         )
-        rule(np.zeros((config.num_sampled, 1)), f)  # a ValueError if n is too small
+        rule.check(config.num_sampled, f)
     # Attacks that see the honest updates act here; all others act on the clients.
     return AttackedStrategy(strategy, config.attack, seed=config.seed)
 

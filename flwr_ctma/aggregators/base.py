@@ -129,7 +129,7 @@ class Aggregator(ABC):
         >>> Krum().check(n=17, f=8)
         Traceback (most recent call last):
         ValueError: Parameter `f` should be at most 7 for krum among n = 17 rows. \
-Found `f = 8`. Sample more clients, or use ctma(gm).
+Found `f = 8`. Sample more clients, or use nnm(cwmed).
         """
         budget = Budget(n, f)
         if weighted and not self.weighted:
@@ -158,7 +158,7 @@ Found `f = 8`. Sample more clients, or use ctma(gm).
             else f"a number of Byzantine rows, of at least {self.min_rows(f)} rows for "
             f"{self}, and not of n = {n}",
             budget.f,
-            "Sample more clients, or use ctma(gm).",
+            "Sample more clients, or use nnm(cwmed).",
         )
 
     def solve(self, rows: Updates, budget: Budget) -> Point:
@@ -327,9 +327,6 @@ def iter_rules(rule: Aggregator) -> Iterator[Aggregator]:
         held = getattr(rule, field.name)
         if isinstance(held, Aggregator):
             yield from iter_rules(held)
-
-
-parts = iter_rules
 
 
 def _as_weights(weights: Any) -> Float64 | None:

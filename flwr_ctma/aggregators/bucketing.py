@@ -90,7 +90,7 @@ class Bucketing(MetaAggregator, name="bucketing"):
                 "size",
                 f"such that ⌈n/size⌉ is at least {least} for n = {n} and f = {f}",
                 self.size,
-                "Leave it out, sample more clients, or use ctma(gm).",
+                "Leave it out, sample more clients, or use nnm(cwmed).",
             )
         self.base.check(buckets, f)
 

@@ -153,7 +153,10 @@ class CpuStack(Stack):
                 finite &= bool(np.isfinite(part).all())
             return finite
 
-        spans = list(self.spans(_SUM_WIDTH))
+        # Rows of another dtype are copied block by block; blocks of whole cells give
+        # a column the same bits wherever a shard begins.
+        plain = all(layer.rows[0].dtype == layer.dtype for layer in self.layers)
+        spans = list(self.spans(_SUM_WIDTH if plain else None))
         if not all(parallel.run(lane, in_lanes(spans, 1))):
             self.check_finite()
         return vector

@@ -15,8 +15,7 @@ from flwr_ctma.experiments.estimate import num_rounds_of
 from flwr_ctma.experiments.intervals import tail_mean
 from flwr_ctma.experiments.match import Match, MatchResult, metric_values
 from flwr_ctma.experiments.scores import Scores, mean_scores
-from flwr_ctma.tracking.json_lines import read_json, write_json
-from flwr_ctma.tracking.run_folder import RunFolder
+from flwr_ctma.tracking.json_lines import read_json, read_json_lines, write_json
 
 __all__ = [
     "FinishedRun",
@@ -118,11 +117,12 @@ def read_finished(run: PlannedRun, folder: Path) -> FinishedRun | None:
     if ending is None:
         return None
     try:
-        lines = RunFolder(folder).rounds()
+        lines = read_json_lines(folder / "rounds.jsonl")
         seconds, commit = float(ending["seconds"]), str(ending["commit"])
     except (LookupError, TypeError, ValueError):
         return None
-    return FinishedRun(run, lines, seconds, commit)
+    rounds = [line for line in lines if line is not None]
+    return FinishedRun(run, rounds, seconds, commit) if rounds == lines else None
 
 
 def write_rounds(

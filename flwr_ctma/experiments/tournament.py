@@ -9,8 +9,6 @@ from logging import WARNING
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from flwr_ctma.aggregators import parse_aggregator
 from flwr_ctma.attacks import ATTACKS, parse_attack
 from flwr_ctma.compat import log
@@ -240,9 +238,8 @@ def undefined_reason(aggregator: str, n: int, f: int) -> str:
     """
     if aggregator == "fedavg":
         return ""
-    rows = np.random.default_rng(0).normal(size=(n, 3))
     try:
-        parse_aggregator(aggregator)(rows, f=f)
+        parse_aggregator(aggregator).check(n, f)
     except ValueError as error:
         return str(error)
     return ""

@@ -25,6 +25,7 @@ from flwr_ctma.errors import parameter_error
 from flwr_ctma.legacy.bridge import Bridge
 from flwr_ctma.legacy.records import parameters_of, record_of, scalars
 from flwr_ctma.strategy.compatibility import check_compatible_kind
+from flwr_ctma.tracking.detectors import Detector, Exclusion
 from flwr_ctma.tracking.ledger import Ledger
 
 __all__ = ["RobustStrategy"]
@@ -55,8 +56,12 @@ class RobustStrategy(Strategy):
     buffer_keys : Collection[str] (default: ())
         Arrays that are not parameters, such as running statistics. Arrays have no
         names in this API: give their positions as text, "3" for the fourth.
+    constant_keys : Collection[str] (default: ())
+        Arrays that no client trains, such as masks, by their position.
     max_rejections : int | None (default: None)
         Number of rejected results after which a client is not asked again.
+    detector, exclusion, memory
+        As for `flwr_ctma.strategy.RobustStrategy`.
     node_timeout : float (default: 600.0)
         Seconds to wait until as many clients are connected as the rule needs.
 
@@ -91,7 +96,11 @@ class RobustStrategy(Strategy):
         num_malicious_nodes: int | float,
         weighted_by_key: str | None = None,
         buffer_keys: Collection[str] = (),
+        constant_keys: Collection[str] = (),
         max_rejections: int | None = None,
+        detector: Detector | None = None,
+        exclusion: Exclusion | None = None,
+        memory: float = 0.0,
         node_timeout: float = 600.0,
     ) -> None:
         _refuse(strategy)
@@ -103,7 +112,11 @@ class RobustStrategy(Strategy):
             num_malicious_nodes=num_malicious_nodes,
             weighted_by_key=weighted_by_key,
             buffer_keys=buffer_keys,
+            constant_keys=constant_keys,
             max_rejections=max_rejections,
+            detector=detector,
+            exclusion=exclusion,
+            memory=memory,
             node_timeout=node_timeout,
         )
 

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from flwr_ctma.compat import (
     AnnouncedReply,
     DecodeError,
+    ErrorCode,
     announced_replies,
     error_reply,
     is_network_grid,
@@ -322,7 +323,9 @@ def _hands_over(grid: Grid) -> bool:
 
 def _refused(message_id: str, error: BaseException) -> Message:
     name = type(error).__name__
-    return error_reply(message_id, REFUSED_REPLY, f"cannot be decoded: {name}: {error}")
+    # The server's own lack of memory proves nothing about the node.
+    code = ErrorCode.UNKNOWN if isinstance(error, MemoryError) else REFUSED_REPLY
+    return error_reply(message_id, code, f"cannot be decoded: {name}: {error}")
 
 
 def _raising(error: Exception) -> Callable[[], list[Message]]:

@@ -60,9 +60,9 @@ class Mu2SGD(Optimizer):
     Raises
     ------
     ValueError
-        If a number is out of range; if `step` has no closure, the closure does not call
-        `backward`, or a gradient is sparse; if the model has been moved or cast and
-        `buffers` were given as tensors.
+        If a number is out of range, or a group has a setting of the whole optimizer; if
+        `step` has no closure, the closure does not call `backward`, or a gradient is
+        sparse; if the model has been moved or cast and `buffers` were given as tensors.
 
     Notes
     -----
@@ -147,6 +147,21 @@ class Mu2SGD(Optimizer):
         self.clip = clip
         self.radius = radius
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, with an `lr` and a `weight_decay` of their own."""
+        for name in ("lr", "weight_decay"):
+            value = param_group.get(name, 0.0)
+            if not 0 <= value < inf:
+                raise parameter_error(name, "at least 0 and finite", value)
+        for name in _NOT_BY_GROUP & param_group.keys():
+            raise parameter_error(
+                name,
+                "no setting of a group",
+                param_group[name],
+                "Groups differ in `lr` and `weight_decay` alone.",
+            )
+        super().add_param_group(param_group)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state, the groups, and schedule, clip and radius.
 
@@ -162,6 +177,10 @@ class Mu2SGD(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, schedule, clip and radius included."""
+        if "settings" not in state_dict:
+            raise parameter_error(
+                "state_dict", f"that of a {type(self).__name__}", list(state_dict)
+            )
         super().load_state_dict(state_dict)
         self._configure(**state_dict["settings"])
         # torch casts all but `step` to the dtype of the parameter.
@@ -208,7 +227,7 @@ class Mu2SGD(Optimizer):
         computed_before = self._has_foreign_gradients()
         old = self._gradients_at_last_points(closure)
         loss, new = self._gradients(closure)
-        if computed_before and not new:
+        if not new and (computed_before or _leads_to(self._parameters(), loss)):
             raise parameter_error(
                 "closure",
                 "a function that computes the loss and calls `backward`",
@@ -336,6 +355,11 @@ class Mu2SGD(Optimizer):
 
 
 _VECTORS = ("momentum", "lead", "point")
+# Settings of the whole optimizer, and of other optimizers.
+_NOT_BY_GROUP = frozenset(
+    {"schedule", "clip", "radius", "buffers"}
+    | {"maximize", "momentum", "dampening", "nesterov", "betas"}
+)
 
 
 def _start(x: Tensor) -> dict[str, Tensor]:
@@ -370,6 +394,21 @@ def _elsewhere(
         finally:
             for tensor, value in zip(changing, kept, strict=True):
                 tensor.copy_(value)
+
+
+def _leads_to(parameters: Iterable[Tensor], loss: Any) -> bool:
+    """Return whether a loss was computed from one of the parameters."""
+    wanted = {id(x) for x in parameters}
+    nodes, seen = [getattr(loss, "grad_fn", None)], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if id(getattr(node, "variable", None)) in wanted:
+            return True
+        nodes += [before for before, _ in node.next_functions]
+    return False
 
 
 def _norm(tensors: Iterable[Tensor]) -> Tensor:

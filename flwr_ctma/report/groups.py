@@ -59,7 +59,7 @@ class RunGroup:
         late = [
             mean
             for number, mean in zip(curve.rounds, curve.mean, strict=True)
-            if number > self.last / 2
+            if 2 * number > self.last
         ]
         known = [mean for mean in late if mean is not None]
         return min(known) if known and len(known) == len(late) else None

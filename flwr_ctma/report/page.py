@@ -190,7 +190,7 @@ def _run_entry(
     run: RecordedRun, runs: Sequence[RecordedRun], folder: Path
 ) -> dict[str, Any]:
     links = [
-        (f.name, quote(os.path.relpath(f.resolve(), folder.resolve())))
+        (f.name, quote(os.fsencode(os.path.relpath(f.resolve(), folder.resolve()))))
         for f in run.files
     ]
     key = run.key("accuracy")

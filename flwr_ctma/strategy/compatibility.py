@@ -1,30 +1,19 @@
 """Strategies and rules that cannot work here, with the reason and the remedy."""
 
-from functools import lru_cache
-
-import numpy as np
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
 from flwr_ctma.aggregators import (
     Aggregator,
-    Budget,
     FLTrust,
     MoNNA,
     parse_aggregator,
 )
-from flwr_ctma.aggregators.base import parts
-from flwr_ctma.engine.updates import Updates
+from flwr_ctma.aggregators.base import iter_rules
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.strategy.wrappers.run import inside
 
-__all__ = [
-    "check_compatible",
-    "check_compatible_kind",
-    "check_rule",
-    "min_rows",
-    "resolve_aggregator",
-]
+__all__ = ["check_compatible", "check_compatible_kind", "resolve_aggregator"]
 
 _NOISE = "its noise is meant for the mean of clipped replies, which this is not"
 _TREES = "trees are joined, not averaged"
@@ -104,7 +93,7 @@ def resolve_aggregator(aggregator: Aggregator | str, weighted: bool) -> Aggregat
         raise parameter_error(
             "aggregator", 'a rule or its name, such as "nnm(cwmed)"', aggregator
         )
-    if any(isinstance(part, FLTrust | MoNNA) for part in parts(rule)):
+    if any(isinstance(part, FLTrust | MoNNA) for part in iter_rules(rule)):
         raise parameter_error(
             "aggregator",
             "a rule without a trusted row",
@@ -112,35 +101,5 @@ def resolve_aggregator(aggregator: Aggregator | str, weighted: bool) -> Aggregat
             "All rows are replies of clients here: use nnm(cwmed).",
         )
     if weighted:  # a rule that takes no weights fails here, not in the first round
-        check_rule(rule, n=16, f=1, weighted=True)
+        rule.check(n=max(rule.min_rows(1), 16), f=1, weighted=True)
     return rule
-
-
-def check_rule(rule: Aggregator, n: int, f: int, weighted: bool = False) -> None:
-    """Raise a ValueError if a rule is undefined for n rows, f of them Byzantine."""
-    if hasattr(rule, "check"):
-        rule.check(n, f, weighted=weighted)
-        return
-    weights = np.ones(n) if weighted else None
-    rule.solve(Updates.of(np.ones((n, 1))), Budget(n, f, weights))
-
-
-@lru_cache(maxsize=256)
-def min_rows(rule: Aggregator, f: int, weighted: bool = False) -> int:
-    """Return the smallest n for which a rule is defined; at least 2f + 1.
-
-    Examples
-    --------
-    >>> min_rows(parse_aggregator("ctma(gm)"), f=3)
-    7
-    >>> min_rows(parse_aggregator("bulyan"), f=3)
-    15
-    """
-    least = 2 * f + 1
-    for n in range(least, 4 * f + 9):
-        try:
-            check_rule(rule, n, f, weighted)
-        except ValueError:
-            continue
-        return n
-    return least

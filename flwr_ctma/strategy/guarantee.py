@@ -5,7 +5,7 @@ from logging import INFO, WARNING
 from math import inf, isfinite
 
 from flwr_ctma.aggregators import CTMA, Aggregator, Hierarchical
-from flwr_ctma.aggregators.base import parts
+from flwr_ctma.aggregators.base import iter_rules
 from flwr_ctma.compat import log
 
 __all__ = ["caveats", "guarantee", "log_guarantee"]
@@ -40,7 +40,7 @@ def guarantee(rule: Aggregator, n: int, f: int) -> str:
         if kappa is not None and isfinite(kappa)
         else "no bound on the error is known"
     )
-    chance = sum(p.failure for p in parts(rule) if isinstance(p, Hierarchical))
+    chance = sum(p.failure for p in iter_rules(rule) if isinstance(p, Hierarchical))
     but = f", but for a chance of {chance:g} in each round" if chance else ""
     return f"{rule} with f = {f} of {n}: {known}{but}"
 
@@ -58,7 +58,7 @@ then fails from ε = (n - 2f)/f = 0.12 on. Use nnm(cwmed), or sample more nodes.
     """
     if f == 0:
         return
-    if any(isinstance(part, CTMA) for part in parts(rule)) and f / n > _CTMA_SHARE:
+    if any(isinstance(part, CTMA) for part in iter_rules(rule)) and f / n > _CTMA_SHARE:
         yield (
             f"f/n = {f / n:.2f} is above {_CTMA_SHARE}: CTMA may keep all {f} liars if "
             f"they are alike. Under IPM it then fails from ε = (n - 2f)/f = "

@@ -11,10 +11,13 @@ from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from flwr_ctma.aggregators import Aggregator, Budget
-from flwr_ctma.aggregators.base import parts
+from flwr_ctma.aggregators.base import iter_rules
 from flwr_ctma.compat import log
 from flwr_ctma.engine.actors import Unavailable
+from flwr_ctma.engine.ray import RayBackend
 from flwr_ctma.errors import parameter_error
+from flwr_ctma.messages.bounded_grid import bound_replies
+from flwr_ctma.messages.reply_size import ReplyLimit
 from flwr_ctma.messages.schema import (
     BUFFER_KEYS,
     Rejection,
@@ -29,6 +32,7 @@ from flwr_ctma.strategy.compatibility import check_compatible, resolve_aggregato
 from flwr_ctma.strategy.grace_period import GracePeriod, GracePeriodGrid
 from flwr_ctma.strategy.round.aggregate import RobustAggregate, aggregate_replies
 from flwr_ctma.strategy.round.inner import InnerReplies, overrides, without_rounding
+from flwr_ctma.strategy.round.memory import NodeMemory, check_weighs_clients
 from flwr_ctma.strategy.round.progress import Progress, check_same_app
 from flwr_ctma.strategy.round.replies import InspectedReplies, Round
 from flwr_ctma.strategy.round.report import log_misreported, log_replies, report
@@ -37,6 +41,7 @@ from flwr_ctma.strategy.round.tolerance import Tolerance
 from flwr_ctma.strategy.round.weights import claimed_budget, weight_of
 from flwr_ctma.strategy.wrappers.base import StrategyWrapper, setting
 from flwr_ctma.tracking.center import PreviousUpdate
+from flwr_ctma.tracking.detectors import Detector, Exclusion, Observation
 from flwr_ctma.tracking.ledger import Ledger
 
 __all__ = ["RobustStrategy"]
@@ -68,15 +73,32 @@ class RobustStrategy(StrategyWrapper):
         Arrays that are not parameters, by the last part of their key: running
         statistics. They are aggregated on their own, by a trimmed mean, do not count in
         distances, and skip the server optimiser; so do integers and booleans.
+    constant_keys : Collection[str] (default: ())
+        Arrays that no client trains, such as masks of −inf, by the last part of their
+        key. They stay as they were sent.
     max_rejections : int | None (default: None)
-        Number of rejected replies after which a node is not asked again, although the
-        strategy inside samples it. At most f nodes of a round are excluded, those with
-        the most rejections; each counts as a rejected reply. Trimmed and missing
-        replies do not count.
+        Short for `exclusion=Exclusion(max_rejections=…)`: the number of proofs and
+        faults after which a node is not asked again, although the strategy inside
+        samples it. Trimmed and missing replies do not count.
+    detector : Detector | None (default: None)
+        Judges the nodes after each round; the ledger if None.
+    exclusion : Exclusion | None (default: None)
+        Which nodes are not asked: none if None. At most f nodes of a round are
+        excluded, those with the most proofs and faults first. A node that is excluded
+        for proofs or faults counts as a rejected reply. A node that is excluded by
+        verdict counts as no reply, and is asked where the round needs its reply.
+    memory : float (default: 0.0)
+        β in [0, 1). If above 0, the rule weighs averages of each node's updates over
+        the rounds, m ← β m + (1 − β) u, and its weights are applied to the updates of
+        the round, clipped to twice their median norm. See `NodeMemory`. It takes a row
+        of the model's size for every connected node. The rule must weigh whole clients,
+        as caf and nnm(gm) do; the backend may not be "ray".
     grace_period : GracePeriod | None (default: GracePeriod())
         How long `start` waits for the last f replies once the others are in; None: as
         long as Flower does. Inside a strategy of another package, start that with a
         `GracePeriodGrid`.
+    reply_limit : ReplyLimit (default: ReplyLimit())
+        The memory that a reply may take, in a deployment.
     backend : Backend | str (default: "local")
         The place of the rows of a round: "local", in this process; "streaming", in this
         process, with inner products computed while replies arrive; "ray", on the
@@ -89,6 +111,10 @@ class RobustStrategy(StrategyWrapper):
     ----------
     ledger : Ledger
         The history of each node, and how suspicious it is.
+    detector : Detector
+        The judge of the nodes.
+    exclusion : Exclusion
+        The nodes that are not asked.
     f : int
         Malicious nodes there may be among those last asked to train.
 
@@ -139,8 +165,13 @@ class RobustStrategy(StrategyWrapper):
         num_malicious_nodes: int | float,
         weighted_by_key: str | None = None,
         buffer_keys: Collection[str] = BUFFER_KEYS,
+        constant_keys: Collection[str] = (),
         max_rejections: int | None = None,
+        detector: Detector | None = None,
+        exclusion: Exclusion | None = None,
+        memory: float = 0.0,
         grace_period: GracePeriod | None = GracePeriod(),  # noqa: B008, a frozen value
+        reply_limit: ReplyLimit = ReplyLimit(),  # noqa: B008, a frozen value
         backend: Backend | str = "local",
         node_timeout: float = 600.0,
     ) -> None:
@@ -151,23 +182,41 @@ class RobustStrategy(StrategyWrapper):
         self.aggregator = resolve_aggregator(aggregator, weighted)
         self.num_malicious_nodes = tolerance.num_malicious_nodes
         self.weighted_by_key = weighted_by_key
-        self.buffer_keys = tuple(buffer_keys)
-        self.max_rejections = max_rejections
+        if weighted and not isinstance(weighted_by_key, str):
+            raise parameter_error(
+                "weighted_by_key", "the name of a metric, or None", weighted_by_key
+            )
+        self.buffer_keys = _as_tuple(buffer_keys)
+        self.constant_keys = _as_tuple(constant_keys)
         if not isinstance(grace_period, GracePeriod | None):
             raise parameter_error(
                 "grace_period", "a `GracePeriod`, or None", grace_period
             )
         self.grace_period = grace_period
+        if not isinstance(reply_limit, ReplyLimit):
+            raise parameter_error("reply_limit", "a `ReplyLimit`", reply_limit)
+        self.reply_limit = reply_limit
         self.backend = parse_backend(backend)
         self.node_timeout = node_timeout
+        self.memory = memory
+        self._memory = _node_memory(memory, self.aggregator, self.backend)
         self.ledger = Ledger()
+        if not isinstance(detector, Detector | None):
+            raise parameter_error(
+                "detector",
+                "an object with `judge`, `state_dict` and `load_state_dict`, or None",
+                detector,
+            )
+        self.detector: Detector = self.ledger if detector is None else detector
+        self.exclusion = _exclusion(exclusion, max_rejections)
+        self.max_rejections = self.exclusion.max_rejections  # for audit trails
         self._center = PreviousUpdate()
         self.f = 0
         self._nodes = NodeSelection(
-            self.aggregator, weighted, tolerance, max_rejections, node_timeout
+            self.aggregator, weighted, tolerance, self.exclusion, node_timeout
         )
         self._starts_from_previous = any(
-            part.needs_reference for part in parts(self.aggregator)
+            part.needs_reference for part in iter_rules(self.aggregator)
         )
         self._arrays_key: str = setting(strategy, "arrayrecord_key", "arrays")
         self._weight_key: str = setting(strategy, "weighted_by_key", "num-examples")
@@ -187,16 +236,27 @@ class RobustStrategy(StrategyWrapper):
             self.weighted_by_key or "nothing (uniform)",
         )
         grace = self.grace_period or "until the timeout"
+        if self.memory:
+            log(INFO, "\t│\t├── Memory: %g", self.memory)
         log(INFO, "\t│\t└── Grace period: %s", grace)
         self.strategy.summary()
 
     def prepare_grid(self, grid: Grid, num_rounds: int) -> Grid:
-        """Return a grid that waits as `grace_period` says."""
+        """Return a grid that waits as `grace_period` says, and bounds each reply."""
         self._nodes.expect(num_rounds)
+        # Of a run before; a checkpoint is read later.
+        self._progress, self._previous = Progress(), None
+        self._center = PreviousUpdate()
+        self._memory = _node_memory(self.memory, self.aggregator, self.backend)
         if self.grace_period and not isinstance(grid, InProcessGrid | GracePeriodGrid):
-            settings = (self.num_malicious_nodes, self.grace_period, self.receive)
-            return GracePeriodGrid(grid, *settings)
-        return grid
+            return GracePeriodGrid(
+                grid,
+                self.num_malicious_nodes,
+                self.grace_period,
+                self.receive,
+                reply_limit=self.reply_limit,
+            )
+        return bound_replies(grid, self.reply_limit)
 
     def receive(self, replies: Sequence[Message]) -> None:
         """Inspect replies while others are still missing; `start` arranges for it."""
@@ -209,18 +269,21 @@ class RobustStrategy(StrategyWrapper):
         """Let the strategy inside sample nodes, and open the round."""
         self._nodes.wait(grid, is_needed=not self._progress.aggregated)
         messages = self.strategy.configure_train(server_round, arrays, config, grid)
-        asked, self.f, excluded = self._nodes.select(
-            "train", messages, grid, self.ledger
-        )
+        asked, self.f, violators, suspects = self._nodes.select("train", messages, grid)
+        if self._memory:
+            self._memory.forget_all_but(grid.get_node_ids())
         if not asked:
             self._training = None
             return asked
-        schema = ReplySchema(self._sent(asked, arrays), self.buffer_keys)
+        schema = ReplySchema(
+            self._sent(asked, arrays), self.buffer_keys, self.constant_keys
+        )
         self._training = Round(
             phase="train",
             asked=asked,
             f=self.f,
-            excluded=excluded,
+            violators=violators,
+            suspects=suspects,
             arrays=arrays,
             schema=schema,
             read=self._reader(schema),
@@ -253,9 +316,13 @@ class RobustStrategy(StrategyWrapper):
     ) -> Iterable[Message]:
         """Let the strategy inside sample nodes, and open the evaluation."""
         messages = self.strategy.configure_evaluate(server_round, arrays, config, grid)
-        asked, f, excluded = self._nodes.select("evaluate", messages, grid, self.ledger)
+        asked, f, violators, suspects = self._nodes.select("evaluate", messages, grid)
         self._evaluation = (
-            Round("evaluate", asked, f, read_metrics, excluded=excluded)
+            Round(
+                *("evaluate", asked, f, read_metrics),
+                violators=violators,
+                suspects=suspects,
+            )
             if asked
             else None
         )
@@ -289,20 +356,29 @@ class RobustStrategy(StrategyWrapper):
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the ledger with its center, the update before, and the counts."""
+        """Return the ledger, the counts, and what is known of earlier updates."""
+        judge = None if self.detector is self.ledger else self.detector.state_dict()
         return {
             "ledger": self.ledger.to_rows(),
+            "detector": judge,
+            "exclusion": self.exclusion.state_dict(),
             "center": self._center.state_dict(),
             "previous": self._previous,
             "progress": self._progress.state_dict(),
+            "memory": self._memory.state_dict() if self._memory else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
-        self.ledger = Ledger.from_rows(state["ledger"])
+        self.ledger.load_state_dict({"rows": state["ledger"]})
+        if state["detector"] is not None and self.detector is not self.ledger:
+            self.detector.load_state_dict(state["detector"])
+        self.exclusion.load_state_dict(state["exclusion"])
         self._center.load_state_dict(state["center"])
         self._previous = state["previous"]
         self._progress = Progress.from_state(state["progress"])
+        if self._memory and state["memory"] is not None:
+            self._memory.load_state_dict(state["memory"])
 
     def budget(self, metrics: Sequence[MetricRecord], f: int) -> Budget:
         """Return the budget of Byzantine rows, or of weight if clients claim it."""
@@ -352,6 +428,8 @@ class RobustStrategy(StrategyWrapper):
                 self.budget([reply.metrics for reply in found.replies], f),
                 self._previous,
                 lambda rows: round_.rows.place(rows, keys),
+                self._memory,
+                found.nodes,
             )
         except (ValueError, Unavailable) as error:
             log(WARNING, "aggregate_train: Skipped. %s", error)
@@ -417,9 +495,9 @@ class RobustStrategy(StrategyWrapper):
         result: RobustAggregate | None = None,
         distances: NDArray[Any] | None = None,
     ) -> MetricRecord:
-        """Enter the round in the ledger, and return its metrics with the counts."""
+        """Let the detector judge the round; return its metrics with the counts."""
         trimmed = [found.nodes[i] for i in result.trimmed] if result else []
-        self.ledger.note(
+        seen = Observation(
             found.nodes,
             distances=result.distances if result and distances is None else distances,
             predictable=distances is not None,
@@ -428,9 +506,53 @@ class RobustStrategy(StrategyWrapper):
             rejected=[(node, why.reason) for node, why in found.rejected],
             missing=[node for node, _ in found.missing],
         )
+        verdicts = self.ledger.judge(seen)
+        if self.detector is not self.ledger:
+            verdicts = dict(self.detector.judge(seen))
+        self.exclusion.enter(seen, verdicts)
         misreported = inner.misreported if inner else []
         record = report(round_, found, misreported, metrics)
         if result:
             record["nodes-trimmed"] = trimmed
-            record["nodes-suspected"] = self.ledger.suspects()
+            record["nodes-suspected"] = [
+                node for node, held in verdicts.items() if held
+            ]
         return record
+
+
+def _exclusion(exclusion: Exclusion | None, max_rejections: int | None) -> Exclusion:
+    """Return the exclusion, or the one that `max_rejections` is short for."""
+    if exclusion is None:
+        return Exclusion(max_rejections)
+    if not isinstance(exclusion, Exclusion):
+        raise parameter_error("exclusion", "an `Exclusion`, or None", exclusion)
+    if max_rejections is not None:
+        raise parameter_error(
+            "max_rejections",
+            "None beside an `exclusion`",
+            max_rejections,
+            "Write `Exclusion(max_rejections=…)`.",
+        )
+    return exclusion
+
+
+def _node_memory(beta: float, rule: Aggregator, backend: Backend) -> NodeMemory | None:
+    """Return the memory for this β; None for β = 0."""
+    if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta < 1:
+        raise parameter_error("memory", "a number in [0, 1)", beta)
+    if not beta:
+        return None
+    check_weighs_clients(rule)
+    if isinstance(backend, RayBackend):
+        raise parameter_error(
+            "backend",
+            '"local" or "streaming" beside `memory`',
+            backend,
+            "What is remembered of the nodes is held in this process.",
+        )
+    return NodeMemory(float(beta))
+
+
+def _as_tuple(keys: Collection[str]) -> Collection[str]:
+    """Return keys as a tuple; a string stays one, so that it is refused."""
+    return keys if isinstance(keys, str) else tuple(keys)

@@ -26,6 +26,7 @@ from flwr_ctma.errors import parameter_error
 __all__ = ["AuditError", "AuditTrail", "load_key", "read_trail"]
 
 _START = "0" * 64
+_BEGINS = b'{"entry":{'
 
 
 class AuditError(ValueError):
@@ -66,8 +67,10 @@ class AuditTrail:
         self.last: dict[str, Any] | None = None
         self._previous = _START
         if path.exists() and path.stat().st_size:
-            _drop_half_line(path)
-            found = read_trail(path, key.public_key())
+            # A crash leaves half a line. A file that is no trail stays as it is.
+            whole = _whole_lines(path)
+            found = read_trail(path, key.public_key(), whole)
+            os.truncate(path, whole)
             self.entries = len(found)
             self.last = found[-1] if found else None
             lines = path.read_bytes().splitlines()
@@ -92,7 +95,7 @@ class AuditTrail:
 
 
 def read_trail(
-    path: Path, public_key: Ed25519PublicKey | None = None
+    path: Path, public_key: Ed25519PublicKey | None = None, size: int | None = None
 ) -> list[dict[str, Any]]:
     """Return the entries of a trail, after a check of every line.
 
@@ -102,6 +105,8 @@ def read_trail(
     public_key : Ed25519PublicKey | None (default: None)
         The key that must have signed. If None, the key in the first line: the trail is
         then consistent, but anybody can have written it.
+    size : int | None (default: None)
+        Number of bytes to read; None: all.
 
     Raises
     ------
@@ -110,7 +115,7 @@ def read_trail(
     """
     entries: list[dict[str, Any]] = []
     previous = _START
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes()[:size].splitlines(), start=1):
         try:
             body = json.loads(line)
             entry, signature = body["entry"], bytes.fromhex(body.pop("signature"))
@@ -167,10 +172,16 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _drop_half_line(path: Path) -> None:
-    """Cut off a line that a crash left unfinished."""
+def _whole_lines(path: Path) -> int:
+    """Return the number of bytes in finished lines.
+
+    Raises
+    ------
+    AuditError
+        If there is none, and what is there does not begin as an entry does.
+    """
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with path.open("r+b") as file:
-            file.truncate(whole)
+    if not whole and not data.startswith(_BEGINS[: len(data)]):
+        raise AuditError(f"{path} is no audit trail, and is left as it is")
+    return whole

@@ -6,6 +6,7 @@ a final name is complete. The checkpoint before is kept as well.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -55,7 +56,7 @@ class Checkpoint(NamedTuple):
 def write(folder: Path, number: int, state: Any) -> Path:
     """Save a checkpoint, and delete all but this one and the one before.
 
-    Files and folders with other names stay as they are.
+    Other files and folders stay; one with the name of the checkpoint is renamed.
 
     Parameters
     ----------
@@ -89,7 +90,7 @@ def write(folder: Path, number: int, state: Any) -> Path:
         _write_file(draft / _ARRAYS, numbers)
         _write_file(draft / _STATE, json.dumps(text).encode())
         _flush(draft)
-        shutil.rmtree(final, ignore_errors=True)
+        _make_way(final)
         draft.rename(final)
         _flush(folder)
     except OSError as error:
@@ -309,7 +310,28 @@ def _finished(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     named = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
-    return sorted((path for path in named if path.is_dir()), key=_number)
+    return sorted((path for path in named if _is_ours(path)), key=_number)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a path is a folder of `write`, which holds nothing else."""
+    if path.is_symlink() or not path.is_dir():
+        return False
+    return {held.name for held in path.iterdir()} <= {_ARRAYS, _STATE}
+
+
+def _make_way(final: Path) -> None:
+    """Delete a checkpoint, or rename what others put in its place."""
+    if _is_ours(final):
+        shutil.rmtree(final)
+    elif os.path.lexists(final):
+        aside = next(
+            path
+            for i in itertools.count(1)
+            if not os.path.lexists(path := final.with_name(f"{final.name}.other-{i}"))
+        )
+        final.rename(aside)
+        log(WARNING, "%s is no checkpoint: its name is now %s.", final, aside.name)
 
 
 def _number(path: Path) -> int:

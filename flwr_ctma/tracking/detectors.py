@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import ArrayLike
@@ -132,8 +133,8 @@ class Exclusion:
             ("max_rejections", max_rejections),
             ("appeal_after", appeal_after),
         ):
-            if value is not None and value < 1:
-                raise parameter_error(name, "at least 1, or None", value)
+            if value is not None and not _is_count(value):
+                raise parameter_error(name, "a count, at least 1, or None", value)
         self.max_rejections = max_rejections
         self.by_verdict = by_verdict
         self.appeal_after = appeal_after
@@ -150,6 +151,14 @@ class Exclusion:
             if self.appeal_after is None or self._now - since < self.appeal_after
         ]
         return sorted(found, key=lambda node: -self._violations[node])
+
+    @property
+    def violators(self) -> list[int]:
+        """Those of `nodes` that are excluded for proofs and faults."""
+        least = self.max_rejections
+        if least is None:
+            return []
+        return [node for node in self.nodes if self._violations[node] >= least]
 
     def enter(self, seen: Observation, verdicts: Mapping[int, bool]) -> None:
         """Enter an observation and the verdicts that a detector returned for it."""
@@ -181,3 +190,9 @@ class Exclusion:
         self._violations = Counter(state["violations"])
         self._since = dict(state["since"])
         self._now = state["now"]
+
+
+def _is_count(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        return False
+    return int(value) >= 1

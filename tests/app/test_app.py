@@ -98,9 +98,7 @@ def test_wrong_value_ends_a_ray_run_with_its_sentence(ray, tmp_path):
 
 
 def test_a_rule_that_cannot_tell_so_many_says_so_before_any_client_starts(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"at most \(n − 3\)/2 = 1 for Krum among n = 5"
-    ):
+    with pytest.raises(ValueError, match="at most 1 for krum among n = 5"):
         simulate(tmp_path / "run", aggregator="krum", **{"num-malicious-nodes": 2})
     assert not (tmp_path / "run").exists()
 
@@ -155,8 +153,9 @@ def test_broken_reply_ends_plain_fedavg_and_the_run_fails(tmp_path):
         simulate(tmp_path / "run", attack="malformed", aggregator="fedavg")
 
 
-def test_a_run_without_a_good_round_fails(tmp_path):
-    with pytest.raises(RunFailed, match="no round had enough good replies"):
+@pytest.mark.accepts_nothing
+def test_run_without_an_aggregated_round_raises_with_the_reasons(tmp_path):
+    with pytest.raises(RuntimeError, match=r"No round of 2 was .*not-finite"):
         simulate(tmp_path / "run", learning_rate=1e30)
 
 

@@ -17,11 +17,14 @@ def rng(seed=0):
 def rounds_of(attack, rounds=60):
     """Return the ledger and the distances of `rounds` rounds under ctma(gm)."""
     generator, rule, ledger = rng(), parse_aggregator("ctma(gm)"), Ledger()
+    center = np.zeros(D)
     for _ in range(rounds):
         honest = generator.normal(size=(N - F, D)) + 0.1
         rows = np.vstack([attack(honest, F, generator), honest])
         found = rule.aggregate(rows, f=F)
-        ledger.note(list(range(N)), distances=found.distances, f=F)
+        distances = np.linalg.norm(rows - center, axis=1)
+        ledger.note(list(range(N)), distances=distances, f=F, predictable=True)
+        center = found.vector
     return ledger
 
 

@@ -101,7 +101,7 @@ def known(app, words, whole):
         assert parse_attack(attack)
     overrides = given.get("run_config") or given.get("run_config_overrides") or ()
     folder = Path(given.get("folder") or given.get("app") or ".")
-    if given.get("file"):
+    if command.name == "sweep":
         assert Sweep.read(Path(given["file"]), parse_app(str(folder)), *overrides).runs
     elif overrides and folder != PLACEHOLDER:
         config = FlowerApp(folder).run_config(*overrides)

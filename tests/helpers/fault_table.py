@@ -57,7 +57,7 @@ def ours(fault):
     if strategy.ledger[node].rejected:
         return f"rejected: {next(iter(strategy.ledger[node].rejected))}"
     if strategy.ledger[node].missing:
-        return "goes on without it"
+        return "the round continues without it"
     if node in metrics["nodes-misreporting"]:
         return "its metrics do not count"
     return "among the honest"

@@ -624,3 +624,18 @@ def test_worst_accuracy_of_the_second_half_is_a_column(tmp_path):
     page = report(tmp_path, write_run(tmp_path / "run", lines, **config))
     assert page.row("", "Runs")[4] == "Worst in second half (%)"
     assert page.row("ctma(gm)", "1")[4] == "40.0"
+
+
+def test_number_of_a_round_beyond_floats_is_shown(tmp_path):
+    write_run(tmp_path / "run", accuracies(0.1, 0.5))
+    with (tmp_path / "run" / "rounds.jsonl").open("a") as file:
+        file.write(f'{{"round": {10**400}, "accuracy": 0.5}}\n')
+    assert report(tmp_path).rows
+
+
+def test_folder_with_a_name_that_is_no_text_is_linked(tmp_path):
+    try:
+        write_run(tmp_path / "a\udcff", accuracies(0.1, 0.5))
+    except (OSError, UnicodeError):
+        pytest.skip("this file system has no such names")
+    assert any("a%FF" in str(link) for link in report(tmp_path).links)

@@ -274,6 +274,15 @@ def test_half_a_line_costs_the_line(tmp_path):
     assert [entry["kind"] for entry in read_trail(file)] == ["start", "end"]
 
 
+@pytest.mark.parametrize("text", ["my notes", "my notes\nof today"])
+def test_a_file_that_is_no_trail_stays_as_it_is(tmp_path, text):
+    file = tmp_path / "audit.jsonl"
+    file.write_text(text)
+    with pytest.raises(AuditError):
+        AuditTrail(file, KEY)
+    assert file.read_text() == text
+
+
 def test_a_trail_of_another_key_is_not_continued(copy):
     with pytest.raises(AuditError, match="not signed by this key"):
         Audited(FedAvg(), copy, OTHER)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
 
@@ -42,6 +42,8 @@ class AsyncRound:
         Messages that are not answered yet, before the round and after it.
     arrays : ArrayRecord
         The model; a new one after each step.
+    constant_keys : Collection[str] (default: ())
+        Arrays that no client trains, as for `ReplySchema`. No step sees them.
 
     Attributes
     ----------
@@ -55,10 +57,11 @@ class AsyncRound:
     clients: ClientUpdates
     pending: PendingMessages
     arrays: ArrayRecord
+    constant_keys: Collection[str] = ()
     statistics: RoundStatistics = field(init=False, default_factory=RoundStatistics)
 
     def __post_init__(self) -> None:
-        self._model = ReplySchema(self.arrays)
+        self._model = ReplySchema(self.arrays, constant_keys=self.constant_keys)
 
     def run(self, goal: int | None, deadline: float) -> None:
         """Run until enough updates are counted, or until the deadline.
@@ -112,18 +115,15 @@ class AsyncRound:
             m for m in messages if m.metadata.dst_node_id not in lost
         )
 
-    def _receive(self, sent: PendingMessage, came: Message | Rejection) -> None:
+    def _receive(self, sent: PendingMessage, came: Message) -> None:
         """Inspect a reply; if it is good, take a step."""
         statistics, node = self.statistics, sent.node
         if node not in self.clients.present:
             statistics.failed.add(node)
             log(WARNING, "\t> Dropped the reply of node %d, which has left", node)
             return
-        if isinstance(came, Message):
-            statistics.received += sent_bytes([came])
-            reply = read_one(came, sent.model.read)
-        else:
-            reply = came
+        statistics.received += sent_bytes([came])
+        reply = read_one(came, sent.model.read)
         if isinstance(reply, str):
             statistics.failed.add(node)
             log(WARNING, "\t> Nothing from node %d: %s", node, reply)
@@ -142,10 +142,25 @@ class AsyncRound:
         average = self.clients.average(self._model, self.rule)
         if average is None:
             return False
-        self.arrays = self.step.step(self.arrays, self._model.write(average))
-        self._model = ReplySchema(self.arrays)
+        stepped = self.step.step(
+            self._trained(self.arrays), self._trained(self._model.write(average))
+        )
+        self.arrays = ArrayRecord({**self.arrays, **stepped})
+        self._model = ReplySchema(self.arrays, constant_keys=self.constant_keys)
         self.clients.steps += 1
         return True
+
+    def _trained(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Return the arrays that are no constants."""
+        if not self.constant_keys:
+            return arrays
+        return ArrayRecord(
+            {
+                key: array
+                for key, array in arrays.items()
+                if key.rpartition(".")[2] not in self.constant_keys
+            }
+        )
 
 
 def clock(grid: Grid) -> float:

@@ -7,8 +7,8 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from flwr_ctma.messages.bounded_grid import REFUSED_REPLY, abandon_replies
-from flwr_ctma.messages.schema import Rejection, ReplySchema, quote
+from flwr_ctma.messages.bounded_grid import abandon_replies
+from flwr_ctma.messages.schema import ReplySchema
 
 __all__ = ["PendingMessage", "PendingMessages"]
 
@@ -37,9 +37,15 @@ class PendingMessages:
 
     A reply belongs to the node that the answered message was sent to, whatever the
     reply says of its source. A reply to any other message is ignored.
+
+    Parameters
+    ----------
+    constant_keys : Collection[str] (default: ())
+        As for `ReplySchema`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, constant_keys: Collection[str] = ()) -> None:
+        self._constant_keys = constant_keys
         self._messages: dict[str, PendingMessage] = {}
         self._survives = False  # whether the grid saves the messages that it carries
 
@@ -65,15 +71,11 @@ class PendingMessages:
                 lost.add(node)
         return lost
 
-    def pull(self, grid: Grid) -> Iterator[tuple[PendingMessage, Message | Rejection]]:
+    def pull(self, grid: Grid) -> Iterator[tuple[PendingMessage, Message]]:
         """Yield each reply that has come, with the message that it answers."""
         for reply in list(grid.pull_messages(list(self._messages))):
             message = self._messages.pop(reply.metadata.reply_to_message_id, None)
-            if message is None:
-                continue
-            if reply.has_error() and reply.error.code == REFUSED_REPLY:
-                yield message, Rejection("undecodable", quote(reply.error.reason))
-            else:
+            if message is not None:
                 yield message, reply
 
     def drop(self, grid: Grid, nodes: Collection[int]) -> None:
@@ -106,7 +108,10 @@ class PendingMessages:
         """Restore what `state_dict` returned; None leaves the messages as they are."""
         if state is None:
             return
-        models = [ReplySchema(arrays) for arrays in state["models"]]
+        models = [
+            ReplySchema(arrays, constant_keys=self._constant_keys)
+            for arrays in state["models"]
+        ]
         self._messages = {
             key: PendingMessage(node, models[i], step)
             for key, node, i, step in state["messages"]

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from logging import INFO, WARNING
 from numbers import Integral
 from typing import Any
@@ -70,6 +70,9 @@ class AsyncRobustStrategy(HookedStrategy):
         Nodes to wait for before the start.
     reply_limit : ReplyLimit (default: ReplyLimit())
         The memory that a reply may take, in a deployment.
+    constant_keys : Collection[str] (default: ())
+        Arrays that no client trains, such as masks of −inf, by the last part of their
+        key. They stay as they were sent.
 
     Raises
     ------
@@ -123,6 +126,7 @@ class AsyncRobustStrategy(HookedStrategy):
         max_seconds: float = float("inf"),
         min_available_nodes: int = 2,
         reply_limit: ReplyLimit = ReplyLimit(),  # noqa: B008, frozen
+        constant_keys: Collection[str] = (),
     ) -> None:
         if not isinstance(step, AnyTimeSGD):
             raise parameter_error(
@@ -158,7 +162,8 @@ class AsyncRobustStrategy(HookedStrategy):
         f = self.clients.f if isinstance(self.clients.f, int) else 0
         self.min_available_nodes = max(min_available_nodes, 2 * f + 1)
         self.ledger = Ledger()
-        self._pending = PendingMessages()
+        self.constant_keys = constant_keys
+        self._pending = PendingMessages(self.constant_keys)
         self._timeout = 3600.0
         self._began = math.nan
         self._elapsed = 0.0
@@ -177,6 +182,14 @@ class AsyncRobustStrategy(HookedStrategy):
         )
         log(INFO, "\t│\t└── Client weighting: %s", clients.client_weighting)
         self.step.summary()
+
+    def prepare_grid(self, grid: Grid, num_rounds: int) -> Grid:
+        """Forget the nodes and the time of a run before; a checkpoint is read later."""
+        known = self.clients
+        self.clients = ClientUpdates(known.f, known.max_share, known.client_weighting)
+        self._pending = PendingMessages()
+        self._elapsed, self._began = 0.0, math.nan
+        return grid
 
     def run_rounds(
         self,
@@ -246,6 +259,7 @@ class AsyncRobustStrategy(HookedStrategy):
             clients=self.clients,
             pending=self._pending,
             arrays=arrays,
+            constant_keys=self.constant_keys,
         )
         end = min(clock(grid) + self._timeout, self._began + self.max_seconds)
         round_.run(self.updates_per_round, end)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from flwr_ctma.aggregators import Aggregator, Budget, CwTM
 from flwr_ctma.engine.stack import Stack
 from flwr_ctma.messages.schema import Reply, ReplySchema
+from flwr_ctma.strategy.round.memory import NodeMemory, solve_remembered
 
 __all__ = ["RobustAggregate", "aggregate_replies"]
 
@@ -53,6 +54,8 @@ def aggregate_replies(
     budget: Budget,
     reference: Sequence[NDArray[Any]] | None = None,
     place: Callable[[Any], Stack] | None = None,
+    memory: NodeMemory | None = None,
+    nodes: Sequence[int] = (),
 ) -> RobustAggregate:
     """Aggregate replies, and add the result to the model that was sent.
 
@@ -72,6 +75,10 @@ def aggregate_replies(
         An earlier update, for a rule that starts from one.
     place : callable, optional
         It maps a `CpuStack` to the `Stack` of the backend.
+    memory : NodeMemory, optional
+        The rule then weighs the remembered rows in place of the present ones.
+    nodes : sequence of n node ids
+        The senders; used with a memory alone.
 
     Raises
     ------
@@ -81,7 +88,11 @@ def aggregate_replies(
     rows = sent.updates(replies, sent.measured, reference)
     if place:
         rows = replace(rows, stack=place(rows.stack))
-    point = rule.solve(rows, budget)
+    point = (
+        rule.solve(rows, budget)
+        if memory is None
+        else solve_remembered(rule, memory, nodes, rows, budget)
+    )
     # Distances first: a coordinate-wise rule then finds its vector in the same visit.
     distances = np.sqrt(point.squared_distances(rows))
     vector = point.vector(rows.stack)

@@ -149,8 +149,8 @@ class InnerReplies:
 
 
 def overrides(strategy: Strategy, method: str) -> bool:
-    """Return whether a class of one's own defines a method of a strategy."""
-    return any(not _is_known(getattr(type(s), method)) for s in inside(strategy))
+    """Return whether a method of a strategy is of one's own: its class's, or its."""
+    return any(not _is_known(getattr(s, method)) for s in inside(strategy))
 
 
 def without_rounding(robust: ArrayRecord, averaged: ArrayRecord, n: int) -> ArrayRecord:
@@ -168,7 +168,9 @@ def without_rounding(robust: ArrayRecord, averaged: ArrayRecord, n: int) -> Arra
         precision = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
         bound = 2 * n * float(np.finfo(precision).eps)
         x, y = x.astype(np.float64), y.astype(np.float64)
-        if not (np.abs(x - y) <= bound * np.abs(x)).all():
+        with np.errstate(invalid="ignore"):  # constants may be infinite
+            near = (x == y) | (np.abs(x - y) <= bound * np.abs(x))
+        if not near.all():
             return averaged
     return robust
 

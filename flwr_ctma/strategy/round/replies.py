@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from flwr_ctma.engine import threads as parallel
 from flwr_ctma.errors import parameter_error
+from flwr_ctma.messages.bounded_grid import REFUSED_REPLY
 from flwr_ctma.messages.schema import Rejection, Reply, ReplySchema, quote
 from flwr_ctma.strategy.round.tolerance import effective_f
 
@@ -94,9 +95,11 @@ class Round:
         The arrays that were sent; None in an evaluation.
     rows : RoundRows | None
         Where the backend holds the rows of the replies.
-    excluded : list of node ids
-        Not asked, after `max_rejections` proofs and faults: that often a node breaks
-        for good, so each of them counts as one of the f.
+    violators : list of node ids
+        Not asked, after so many proofs and faults that each of them counts as one of
+        the f.
+    suspects : list of node ids
+        Not asked by the verdict of a detector, which proves nothing.
     """
 
     phase: str
@@ -106,8 +109,14 @@ class Round:
     arrays: ArrayRecord = field(default_factory=ArrayRecord)
     schema: ReplySchema | None = None
     rows: Any = None
-    excluded: list[int] = field(default_factory=list)
+    violators: list[int] = field(default_factory=list)
+    suspects: list[int] = field(default_factory=list)
     _inspected: dict[str, "_Inspected"] = field(default_factory=dict)
+
+    @property
+    def excluded(self) -> list[int]:
+        """The nodes that are not asked."""
+        return [*self.violators, *self.suspects]
 
     @property
     def nodes(self) -> dict[str, int]:
@@ -167,10 +176,10 @@ class Round:
         return effective_f(self.f, len(found.accepted), proven, faulty)
 
     def evidence(self, found: InspectedReplies) -> tuple[int, int]:
-        """Return the numbers of proofs and of faults; an excluded node is a proof."""
+        """Return the numbers of proofs and of faults; a violator is a proof."""
         proven = sum(rejection.proof for _, rejection in found.rejected)
         faulty = sum(rejection.fault for _, rejection in found.rejected)
-        return proven + len(self.excluded), faulty
+        return proven + len(self.violators), faulty
 
     def _inspect(self, replies: Iterable[Message]) -> None:
         """Inspect the replies that are new, or have changed since they arrived."""
@@ -220,6 +229,8 @@ def read_one(reply: Message, read: Read) -> Reply | Rejection | str:
     """Return an inspected reply, a rejection, or the reason why there is nothing."""
     try:
         if reply.has_error():
+            if reply.error.code == REFUSED_REPLY:
+                return Rejection("undecodable", quote(reply.error.reason))
             return f"error {reply.error.code}: {quote(reply.error.reason)}"
         return read(reply.content)
     except MemoryError:

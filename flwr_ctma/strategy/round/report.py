@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 from logging import INFO, WARNING
 
-from flwr.app import Message, MetricRecord
+from flwr.app import MetricRecord
 
 from flwr_ctma.compat import log
 from flwr_ctma.messages.schema import Rejection
 from flwr_ctma.strategy.round.replies import InspectedReplies, Round
 from flwr_ctma.strategy.round.tolerance import Tolerance, min_replies
 
-__all__ = ["bytes_of", "log_misreported", "log_replies", "report", "warn_of_majority"]
+__all__ = ["log_misreported", "log_replies", "report", "warn_of_majority"]
 
 
 def warn_of_majority(
@@ -88,16 +88,4 @@ def report(
             "nodes-misreporting": [node for node, _ in misreported],
             **({"nodes-excluded": round_.excluded} if round_.excluded else {}),
         }
-    )
-
-
-def bytes_of(messages: Iterable[Message]) -> int:
-    """Return the total size of all arrays."""
-    return sum(
-        len(array.data)
-        for message in messages
-        if message.has_content()
-        for record in message.content.array_records.values()
-        for array in record.values()
-        if isinstance(array.data, bytes | memoryview)
     )

@@ -13,21 +13,32 @@ from flwr_ctma.aggregators import Aggregator
 from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.simulation.grid import InProcessGrid
-from flwr_ctma.strategy.compatibility import check_rule, min_rows
 from flwr_ctma.strategy.guarantee import log_guarantee
 from flwr_ctma.strategy.round.report import warn_of_majority
-from flwr_ctma.strategy.round.tolerance import Tolerance
-from flwr_ctma.tracking.ledger import Ledger
+from flwr_ctma.strategy.round.tolerance import Tolerance, min_replies
+from flwr_ctma.tracking.detectors import Exclusion
 
 __all__ = ["NodeSelection", "Selected"]
 
 
 class Selected(NamedTuple):
-    """The messages to send, f, and the nodes that are excluded."""
+    """The messages to send, f, and the nodes that are excluded.
+
+    Attributes
+    ----------
+    asked : list of Message
+    f : int
+        The most malicious nodes among the asked and the excluded ones.
+    violators : list of node ids
+        Excluded for proofs and faults: each of them counts as one of the f.
+    suspects : list of node ids
+        Excluded by the verdict of a detector, which proves nothing.
+    """
 
     asked: list[Message]
     f: int
-    excluded: list[int]
+    violators: list[int]
+    suspects: list[int]
 
 
 class NodeSelection:
@@ -41,7 +52,9 @@ class NodeSelection:
         Whether the rule is given weights.
     tolerance : Tolerance
         How many nodes may be malicious.
-    max_rejections, node_timeout
+    exclusion : Exclusion
+        The nodes that are not asked.
+    node_timeout : float
         As for `RobustStrategy`.
     """
 
@@ -50,19 +63,15 @@ class NodeSelection:
         aggregator: Aggregator,
         weighted: bool,
         tolerance: Tolerance,
-        max_rejections: int | None,
+        exclusion: Exclusion,
         node_timeout: float,
     ) -> None:
-        if max_rejections is not None and max_rejections < 1:
-            raise parameter_error(
-                "max_rejections", "at least 1, or None", max_rejections
-            )
-        if not node_timeout >= 0:
+        if not isinstance(node_timeout, int | float) or not node_timeout >= 0:
             raise parameter_error("node_timeout", "at least 0 seconds", node_timeout)
         self._aggregator = aggregator
         self._weighted = weighted
         self._tolerance = tolerance
-        self._max_rejections = max_rejections
+        self._exclusion = exclusion
         self._node_timeout = node_timeout
         self._logged: set[tuple[str, int, int]] = set()
 
@@ -90,7 +99,7 @@ class NodeSelection:
         while True:
             connected = len(set(grid.get_node_ids()))
             f = self._tolerance.of(connected)
-            needed = min_rows(self._aggregator, f, self._weighted)
+            needed = max(self._aggregator.min_rows(f), min_replies(f))
             if connected >= needed:
                 return
             if _is_fixed(grid) or time.monotonic() - began >= self._node_timeout:
@@ -112,13 +121,11 @@ class NodeSelection:
             )
             time.sleep(1)
 
-    def select(
-        self, phase: str, messages: Iterable[Message], grid: Grid, ledger: Ledger
-    ) -> Selected:
+    def select(self, phase: str, messages: Iterable[Message], grid: Grid) -> Selected:
         """Return the messages to send without those to excluded nodes, and f."""
         asked = list(messages)
         if not asked:
-            return Selected([], 0, [])
+            return Selected([], 0, [], [])
         size, connected = len(asked), len(list(grid.get_node_ids()))
         f = self._tolerance.among(size, connected)
         if (phase, size, connected) not in self._logged:
@@ -127,21 +134,33 @@ class NodeSelection:
             warn_of_majority(phase, size, connected, self._tolerance)
             if phase == "train" and 2 * f < size:
                 if is_first:
-                    check_rule(self._aggregator, size, f, self._weighted)
+                    self._aggregator.check(size, f, self._weighted)
                 log_guarantee(self._aggregator, size, f)
-        excluded = self._excluded(asked, ledger)[: min(f, (size - 1) // 2)]
+        violators, suspects = self._excluded(asked, f)
+        excluded = {*violators, *suspects}
         if excluded:
-            log(INFO, "configure_%s: Nodes %s are excluded", phase, excluded)
+            log(INFO, "configure_%s: Nodes %s are excluded", phase, sorted(excluded))
         asked = [m for m in asked if m.metadata.dst_node_id not in excluded]
-        return Selected(asked, f, excluded)
+        return Selected(asked, f, violators, suspects)
 
-    def _excluded(self, asked: Sequence[Message], ledger: Ledger) -> list[int]:
-        """Return the nodes with too many rejected replies, the worst first."""
-        if self._max_rejections is None:
-            return []
+    def _excluded(
+        self, asked: Sequence[Message], f: int
+    ) -> tuple[list[int], list[int]]:
+        """Return the nodes to exclude: for proofs and faults, and by verdict.
+
+        They are f together at most. A verdict excludes nobody whose reply the round
+        needs to outvote f liars: it does not lower f.
+        """
         nodes = {message.metadata.dst_node_id for message in asked}
-        violators = ledger.violators(self._max_rejections)
-        return [node for node in violators if node in nodes]
+        size = len(asked)
+        violators = [node for node in self._exclusion.violators if node in nodes]
+        del violators[min(f, (size - 1) // 2) :]
+        found = len(violators)
+        needed = max(min_replies(f, found), self._aggregator.min_rows(f - found))
+        most = max(min(f - found, size - found - needed), 0)
+        proven = set(self._exclusion.violators)
+        suspects = [n for n in self._exclusion.nodes if n in nodes and n not in proven]
+        return violators, suspects[:most]
 
 
 def _is_fixed(grid: object) -> bool:

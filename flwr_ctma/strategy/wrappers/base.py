@@ -32,7 +32,7 @@ class HookedStrategy(Hooks, Strategy):
         self,
         grid: Grid,
         initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
+        num_rounds: int | None = None,
         timeout: float = 3600,
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
@@ -42,7 +42,7 @@ class HookedStrategy(Hooks, Strategy):
         """Run the rounds; see `flwr.serverapp.strategy.Strategy.start`.
 
         If a strategy inside has a `start` of its own, that runs the rounds; it also
-        gets further keyword arguments.
+        gets further keyword arguments. `num_rounds` is its default if None, or 3.
         """
         start = self.run_rounds if self._run is not None else run_strategy
         result: Result = start(
@@ -128,10 +128,16 @@ class StrategyWrapper(HookedStrategy, metaclass=_Constructed):
         return getattr(held, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute here, or inside if only the strategy inside has it."""
+        """Set an attribute here, or inside if this wrapper does not know it.
+
+        A wrapper of one's own may have attributes that its constructor does not set: it
+        keeps those that the strategy inside does not have either.
+        """
         known = vars(self)
         own = name in known or hasattr(type(self), name) or name.startswith("_")
-        if not own and "_is_constructed" in known and hasattr(known["strategy"], name):
+        constructed = "_is_constructed" in known
+        ours = type(self).__module__.partition(".")[0] == "flwr_ctma"
+        if not own and constructed and (ours or hasattr(known["strategy"], name)):
             setattr(known["strategy"], name, value)
         else:
             super().__setattr__(name, value)

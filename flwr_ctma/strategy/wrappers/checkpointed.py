@@ -1,5 +1,6 @@
 """Runs that resume after the last round that they finished."""
 
+import copy
 import random
 from collections.abc import Sequence
 from logging import INFO
@@ -80,6 +81,7 @@ class Checkpointed(StrategyWrapper):
         self._saved_configs: dict[str, ConfigRecord] = {}
         self._first_configs: dict[str, dict[str, Any]] = {}
         self._to_restore: dict[str, Any] | None = None
+        self._saved = 0
 
     def summary(self) -> None:
         """Log the folder and the finished rounds, then the settings inside."""
@@ -91,7 +93,7 @@ class Checkpointed(StrategyWrapper):
 
     def begin_run(self, run: Run) -> None:
         """Restore the last checkpoint, if there is one."""
-        self._history = Result()
+        self._history, self._saved = Result(), 0
         self._configs, self._saved_configs, self._first_configs = {}, {}, {}
         self._begun = [attributes(layer) for layer in self._layers(run)]
         # The first model: Flower's averages change dtypes, and bagging changes shapes.
@@ -108,7 +110,7 @@ class Checkpointed(StrategyWrapper):
         for name, attribute in _HISTORY.items():
             setattr(self._history, attribute, dict(state["history"][name]))
         self._history.arrays = state["arrays"]
-        self._to_restore = state
+        self._to_restore, self._saved = state, found.number
         measured = self._history.evaluate_metrics_serverapp.get(found.number)
         run.resume(found.number, state["arrays"], measured)
         log(INFO, "Resuming after round %d, from %s", found.number, self.folder)
@@ -124,7 +126,15 @@ class Checkpointed(StrategyWrapper):
             self._to_restore = None
             self._first_configs = state["first-configs"]
             self._saved_configs = dict(state["configs"])
-        first = self._first_configs.setdefault(phase, dict(config))
+        if phase == "train" and server_round <= self._saved:
+            raise parameter_error(
+                "strategy",
+                "a `start` that runs one loop over rounds",
+                f"round {server_round} again",
+                "A resumed run would not know in which loop it is: give each loop a "
+                "`Checkpointed` of its own, with a folder of its own.",
+            )
+        first = self._first_configs.setdefault(phase, copy.deepcopy(dict(config)))
         saved = self._saved_configs.pop(phase, None)
         if saved is not None:
             given = {k: v for k, v in config.items() if first.get(k) != v}
@@ -150,6 +160,7 @@ class Checkpointed(StrategyWrapper):
         history.arrays = run.arrays
         grid = _as_simulated(run.grid)
         layers = zip(self._layers(run), self._begun, strict=True)
+        self._saved = server_round
         write(
             self.folder,
             server_round,

@@ -309,7 +309,7 @@ class _Snapshot:
     ) -> "_Snapshot":
         states = [_forgetting(state_of(part)) for part in inside(strategy)]
         model = ArrayRecord(dict(arrays))
-        return cls(number, model, copy.deepcopy(states), dict(config))
+        return cls(number, model, *copy.deepcopy((states, dict(config))))
 
     def restore(
         self, strategy: Strategy, arrays: ArrayRecord, config: ConfigRecord
@@ -320,7 +320,7 @@ class _Snapshot:
             restore(part, {**copy.deepcopy(saved), **kept}, exact=True)
         arrays.update(self.arrays)
         config.clear()
-        config.update(self.config)
+        config.update(copy.deepcopy(self.config))
 
 
 # The ledger is evidence and no part of the model: a rollback leaves it as it is.

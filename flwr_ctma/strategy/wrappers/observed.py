@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from flwr_ctma.compat import log
-from flwr_ctma.strategy.round.report import bytes_of
+from flwr_ctma.messages.bounded_grid import sent_bytes
 from flwr_ctma.strategy.wrappers.base import StrategyWrapper
 
 __all__ = ["Callback", "Observed"]
@@ -71,10 +71,10 @@ class Observed(StrategyWrapper):
         if phase == "train":
             self._asked = [*messages]
             nodes = [message.metadata.dst_node_id for message in messages]
-            self._line = {"asked": nodes, "bytes-sent": bytes_of(messages)}
+            self._line = {"asked": nodes, "bytes-sent": sent_bytes(messages)}
         else:
             sent = self._line.get("bytes-sent", 0)
-            self._line["bytes-sent"] = sent + bytes_of(messages)
+            self._line["bytes-sent"] = sent + sent_bytes(messages)
 
     def aggregated(
         self, phase: str, replies: Sequence[Message], metrics: MetricRecord | None
@@ -94,7 +94,7 @@ class Observed(StrategyWrapper):
             for message in self._asked
             if message.metadata.message_id not in answered
         ]
-        self._line["bytes-received"] = bytes_of(replies)
+        self._line["bytes-received"] = sent_bytes(replies)
         # No metric of a client hides an entry. A round that asked nobody has none.
         own = {*self._line} if self._asked else set()
         for key, value in (metrics or {}).items():

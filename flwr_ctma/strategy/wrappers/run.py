@@ -4,7 +4,8 @@ The outermost strategy starts the run. Every layer takes part, whatever the orde
 layers: hooks are called around the whole, not at the place of the layer in the chain.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -196,6 +197,8 @@ class Run:
         if isinstance(result, Result) and result.arrays:
             self.arrays = result.arrays
         self.end_round()
+        if isinstance(result, Result) and not result.arrays:
+            result.arrays = self.arrays  # nobody trained, as in a run of evaluations
         for layer in reversed(self._hooks):
             result = layer.end_run(result)
         return result
@@ -232,7 +235,7 @@ def run_strategy(
     strategy: Strategy,
     grid: Grid,
     initial_arrays: ArrayRecord,
-    num_rounds: int,
+    num_rounds: int | None,
     timeout: float,
     train_config: ConfigRecord | None,
     evaluate_config: ConfigRecord | None,
@@ -248,6 +251,10 @@ def run_strategy(
     run = Run(strategy, grid, initial_arrays)
     layers = run.layers
     hooks = [layer for layer in layers if isinstance(layer, Hooks)]
+    # Python has called the `start` of the outermost layer already.
+    own = next((one for one in layers[1:] if _has_own_start(one)), None)
+    if num_rounds is None:
+        num_rounds = _default_rounds(own)
     with run:
         for layer in hooks:
             run.grid = layer.prepare_grid(run.grid, num_rounds)
@@ -262,9 +269,10 @@ def run_strategy(
             def evaluate(server_round: int, arrays: ArrayRecord) -> Any:
                 return run.evaluate(evaluate_fn, server_round, arrays)
 
-        given = run.grid, run.arrays, left
-        # By keyword, as a `start` inside may collect them in `**settings`.
-        settings |= {
+        given: dict[str, Any] = {
+            "grid": run.grid,
+            "initial_arrays": run.arrays,
+            "num_rounds": left,
             "timeout": timeout,
             "train_config": train_config,
             "evaluate_config": evaluate_config,
@@ -273,12 +281,13 @@ def run_strategy(
         asynchronous = next((one for one in hooks if one.is_asynchronous), None)
         # Python has called the `start` of the outermost layer already.
         own = next((one for one in layers[1:] if _has_own_start(one)), None)
+        given |= settings
         if asynchronous is not None:
-            result = asynchronous.run_rounds(_view(strategy, run), *given, **settings)
+            result = asynchronous.run_rounds(_view(strategy, run), **given)
         elif own is not None:
-            result = _view(own, run).start(*given, **settings)
+            result = _call_own(_view(own, run).start, given)
         else:
-            result = _FLOWER_START(_view(strategy, run), *given, **settings)
+            result = _FLOWER_START(_view(strategy, run), **given)
         return run.end(result)
 
 
@@ -302,12 +311,42 @@ def _has_own_start(strategy: Strategy) -> bool:
     return owner.__module__.partition(".")[0] not in ("flwr", "flwr_ctma")
 
 
+def _default_rounds(own: Strategy | None) -> int:
+    """Return the number of rounds of a `start` of one's own, or else Flower's."""
+    for start in (_FLOWER_START if own is None else type(own).start, _FLOWER_START):
+        parameter = inspect.signature(start).parameters.get("num_rounds")
+        if parameter is not None and isinstance(parameter.default, int):
+            return parameter.default
+    raise AssertionError("Flower's `start` has a default")
+
+
+def _call_own(start: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """Call a `start` of one's own, which need not take all that Flower's takes.
+
+    Values that are Flower's defaults are left out. Names are those of Flower; a `start`
+    with other names gets the values in Flower's order.
+    """
+    defaults = inspect.signature(_FLOWER_START).parameters
+    needed = {
+        name: value
+        for name, value in given.items()
+        if name == "num_rounds"
+        or name not in defaults
+        or (value is not defaults[name].default and value != defaults[name].default)
+    }
+    try:
+        inspect.signature(start).bind(**needed)
+    except TypeError:
+        return start(*needed.values())
+    return start(**needed)
+
+
 def _view(strategy: Strategy, run: Run) -> Strategy:
     """Return a strategy's view for the loop over rounds.
 
     It shares the attributes of the strategy, and its class has all methods of the
     strategy's class but for the calls of the loop: these go to the run, and so to the
-    outermost strategy.
+    outermost strategy, though the strategy has an attribute of the same name.
     """
     kind = type(strategy)
     if any(vars(base).get("__slots__") for base in kind.__mro__):
@@ -324,7 +363,9 @@ def _view(strategy: Strategy, run: Run) -> Strategy:
         "aggregate_evaluate",
         "summary",
     )
-    methods: dict[str, Any] = {name: _routed(getattr(run, name)) for name in calls}
+    methods: dict[str, Any] = {
+        name: _Routed(name, getattr(run, name)) for name in calls
+    }
     methods["__module__"] = kind.__module__
     metaclass: Any = type(kind)
     view: Strategy = object.__new__(metaclass(kind.__name__, (kind,), methods))
@@ -332,8 +373,15 @@ def _view(strategy: Strategy, run: Run) -> Strategy:
     return view
 
 
-def _routed(method: Any) -> Any:
-    def call(self: Strategy, *args: Any, **kwargs: Any) -> Any:
-        return method(*args, **kwargs)
+@dataclass(frozen=True)
+class _Routed:
+    """A method of a view. It has a `__set__`, so that no attribute comes before it."""
 
-    return call
+    name: str
+    method: Any
+
+    def __get__(self, view: Any, kind: type) -> Any:
+        return self.method
+
+    def __set__(self, view: Any, value: Any) -> None:
+        vars(view)[self.name] = value
