@@ -41,10 +41,8 @@ html_show_sphinx = False
 
 
 def drop_empty_defaults(app, context, lines):
-    """Remove defaults that are empty texts: sphinx-click writes them as a section."""
-    while "        ````" in lines:
-        i = lines.index("        ````")
-        del lines[lines.index("    :default:", max(i - 3, 0)) : i + 1]
+    """Remove empty defaults, which docutils reads as the line of a section."""
+    lines[:] = [line for line in lines if line.strip() != ":default: ````"]
 
 
 def setup(app):

@@ -34,7 +34,7 @@ class DivergenceGuard(StrategyWrapper):
         more replies are rejected than accepted
 
     k is `factor`, or three times that while fewer than 5 values are known. The scale of
-    a loss is the largest of |m| and m − median over all medians m that there were so
+    a loss is the largest of `|m|` and m − median over all medians m that there were so
     far: a loss that is near zero, or below, may vary as it did when it was high.
 
     Parameters
