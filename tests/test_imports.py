@@ -35,7 +35,6 @@ PUBLIC = {
 LEGACY = {"flwr.common", "flwr.client", "flwr.server", "flwr.server.strategy"}
 
 
-# Imports that are to go: the module, and the one that it imports too early. Whoever
 # mends one removes its line.
 @cache
 def modules():
