@@ -12,14 +12,8 @@ reason                       how a reply gets it                               e
 ===========================  ================================================  ========
 
 Proof: code that is the app's own cannot send it, whatever its data are.
-<<<<<<< HEAD
-Fault: something broke on the node, or its app is another version. Honest clients
-break as well, one at a time; a client that breaks again and again counts as one of
-the f.
-=======
 Fault: something broke on the node, or its app is another version. Honest clients break
 as well, one at a time; a client that breaks again and again counts as one of the f.
->>>>>>> docs1
 None: an honest client in working order may send it, for example without any data.
 Other reasons, such as those of a detector of one's own, are no evidence.
 """
