@@ -85,7 +85,7 @@ def test_too_few_rows_for_the_rule(rule):
 
 
 def test_krum_and_bulyan_say_what_to_use_instead():
-    refused(lambda: Krum()(X, f=5), "f", "at most 4", "ctma(gm)")
+    refused(lambda: Krum()(X, f=5), "f", "at most 4", "nnm(cwmed)")
 
 
 @pytest.mark.parametrize("rule", everyone())

@@ -19,11 +19,12 @@ NODES = 3
 
 
 def test_deployed_app_trains_against_a_malicious_node(tmp_path):
+    """Bytes that are no array prove that their sender is the one: two are enough."""
     output = tmp_path / "run"
     config = {
         "num-nodes": NODES,
         "num-malicious-nodes": 1,
-        "attack": "nonfinite",
+        "attack": "malformed(fault=garbage)",
         "num-server-rounds": 2,
         "output": str(output),
     }
