@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
+import flwr_ctma
+
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "flwr_ctma"
+PACKAGE = Path(flwr_ctma.__file__).parent  # in an installation, not beside the tests
+FOLDERS = {
+    "flwr_ctma": PACKAGE,
+    **{name: ROOT / name for name in ("clients", "server", "examples")},
+}
 
 # A package may import those above it, and those in its group where no circle arises.
 ORDER = (
@@ -35,17 +41,19 @@ PUBLIC = {
 LEGACY = {"flwr.common", "flwr.client", "flwr.server", "flwr.server.strategy"}
 
 
-# mends one removes its line.
 @cache
 def modules():
     """Return the path of each module, by name."""
-    folders = [ROOT / name for name in ("flwr_ctma", "clients", "server")]
-    files = [file for folder in folders for file in folder.rglob("*.py")]
     names = {}
-    for file in files:
-        parts = file.relative_to(ROOT).with_suffix("").parts
-        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    for folder in ("flwr_ctma", "clients", "server"):
+        for file in FOLDERS[folder].rglob("*.py"):
+            parts = file.relative_to(FOLDERS[folder].parent).with_suffix("").parts
+            names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
     return names
+
+
+def test_modules_of_all_folders_are_found():
+    assert {"flwr_ctma.strategy.robust", "clients.app", "server.app"} <= set(modules())
 
 
 @cache
@@ -120,11 +128,11 @@ def test_top_of_the_package_holds_seven_files():
     }
 
 
-@pytest.mark.parametrize("folder", ["flwr_ctma", "clients", "server", "examples"])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_only_compat_imports_private_names_of_flower(folder):
     wrong = []
-    for file in sorted((ROOT / folder).rglob("*.py")):
-        path = file.relative_to(ROOT)
+    for file in sorted(FOLDERS[folder].rglob("*.py")):
+        path = file.relative_to(FOLDERS[folder].parent)
         if path.as_posix() == "flwr_ctma/compat.py":
             continue
         allowed = PUBLIC | (LEGACY if "legacy" in path.as_posix() else set())

@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from sklearn.metrics import roc_auc_score
 
+import flwr_ctma
 from flwr_ctma import parse_aggregator
 from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.experiments.tournament import Match, Tournament
@@ -110,7 +111,7 @@ def test_a_proof_makes_a_suspect_at_once_and_a_fault_does_not():
 def test_every_reason_of_a_rejection_is_in_the_table():
     """All words that stand in the code for a reason are classed, or known not to be."""
     found = set()
-    for path in (Path(__file__).parents[2] / "flwr_ctma").rglob("*.py"):
+    for path in Path(flwr_ctma.__file__).parent.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         found |= set(re.findall(r"""(?:Rejection|_Reject)\(\s*"([a-z-]+)\"""", text))
     found |= {"header", "length", "shape"}  # raised by flwr_ctma.messages.npy
