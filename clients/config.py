@@ -70,7 +70,10 @@ class RunConfig:
     num_nodes : int
         n, the number of clients that the run waits for.
     num_malicious_nodes : int
-        f: the first f partitions are malicious, and the rule tolerates f.
+        The first so many partitions are malicious.
+    assumed_malicious_nodes : int
+        f, the number that the rule tolerates; −1 for num_malicious_nodes. In
+        asynchronous runs −1 alone.
     attack : str
         Attack of the malicious clients, such as `signflip`; `none` for no attack.
     dataset : str
@@ -140,6 +143,7 @@ class RunConfig:
     memory: Annotated[float, _must_be("in [0, 1)", lambda x: 0 <= x < 1)]
     num_nodes: Annotated[int, _AT_LEAST_1]
     num_malicious_nodes: int
+    assumed_malicious_nodes: Annotated[int, _must_be("at least -1", lambda x: x >= -1)]
     attack: Annotated[str, _spelling(parse_attack)]
     dataset: Annotated[str, _must_be(_DATASET, _is_dataset)]
     partitioner: Annotated[str, _one_of("iid", "dirichlet")]
@@ -211,12 +215,16 @@ class RunConfig:
             )
             return
         parse_aggregator(self.aggregator)
-        self._require(
-            "num_malicious_nodes",
-            f"at least 0 and less than half of num-nodes = {self.num_nodes}",
-            0 <= 2 * self.num_malicious_nodes < self.num_nodes,
-            "No rule withstands a malicious half.",
-        )
+        for name, count in (
+            ("num_malicious_nodes", self.num_malicious_nodes),
+            ("assumed_malicious_nodes", self.f),
+        ):
+            self._require(
+                name,
+                f"at least 0 and less than half of num-nodes = {self.num_nodes}",
+                0 <= 2 * count < self.num_nodes,
+                "No rule withstands a malicious half.",
+            )
 
     def _check_asynchronous(self) -> None:
         """Check the keys that have a meaning only in rounds, or only without."""
@@ -229,6 +237,12 @@ class RunConfig:
         for name, value in (("fraction_train", 1), ("fraction_evaluate", 0)):
             expected = f"{value} where `asynchronous` is true: all nodes only train"
             self._require(name, expected, getattr(self, name) == value)
+        self._require(
+            "assumed_malicious_nodes",
+            "-1 where `asynchronous` is true",
+            self.assumed_malicious_nodes == -1,
+            "`malicious-share` says what the rule is told.",
+        )
         expected = "0 where `asynchronous` is true: there are no rounds"
         self._require("memory", expected, self.memory == 0)
         self._require(
@@ -266,6 +280,13 @@ class RunConfig:
     def is_malicious(self, partition: int) -> bool:
         """Return whether the client of this partition is malicious."""
         return partition < self.num_malicious_nodes
+
+    @property
+    def f(self) -> int:
+        """The number of malicious clients that the rule is told."""
+        if self.assumed_malicious_nodes == -1:
+            return self.num_malicious_nodes
+        return self.assumed_malicious_nodes
 
     @property
     def num_sampled(self) -> int:

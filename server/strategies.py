@@ -38,7 +38,7 @@ def build_strategy(config: RunConfig) -> Strategy:
     else:
         strategy = _server_step(config, **sampling)
     if config.aggregator != "fedavg":
-        rule, f = parse_aggregator(config.aggregator), config.num_malicious_nodes
+        rule, f = parse_aggregator(config.aggregator), config.f
         strategy = RobustStrategy(
             strategy,
             rule,

@@ -49,6 +49,7 @@ from flwr_ctma.aggregators.monna import MoNNA
 from flwr_ctma.aggregators.nnm import NNM
 from flwr_ctma.aggregators.signguard import SignGuard
 from flwr_ctma.aggregators.smea import SMEA
+from flwr_ctma.aggregators.zeno import Zeno
 from flwr_ctma.spec import parse
 
 __all__ = [
@@ -86,6 +87,7 @@ __all__ = [
     "MultiKrum",
     "NormBound",
     "SignGuard",
+    "Zeno",
     "iter_rules",
     "parse_aggregator",
 ]

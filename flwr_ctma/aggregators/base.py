@@ -191,8 +191,8 @@ Found `f = 8`. Sample more clients, or use nnm(cwmed).
         weights : sequence of n floats, optional
             Non-negative; uniform if None.
         reference : vector of shape (d,), optional
-            For rules that use one: the server's own update (FLTrust), the previous
-            output (CenteredClipping).
+            For rules that use one: the server's own update (FLTrust, MoNNA, Zeno), the
+            previous output (CenteredClipping).
 
         Returns
         -------

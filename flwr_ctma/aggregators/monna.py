@@ -16,12 +16,15 @@ __all__ = ["MoNNA"]
 class MoNNA(Aggregator, name="monna"):
     """MoNNA: the mean of the n − f rows nearest to a trusted row.
 
-    With weights, the nearest rows count up to the weight (1 − λ) Σ w.
+    With weights, the nearest rows count up to the weight (1 − λ) Σ w. The trusted row
+    is one of the rows, or a `reference`, such as the server's own update, which then
+    replaces the pivot and does not count itself.
 
     Parameters
     ----------
     pivot : int (default: 0)
-        Index of the trusted row. If its client is Byzantine, the result is too.
+        Index of the trusted row where no reference is given. If its client is
+        Byzantine, the result is too.
 
     Raises
     ------
@@ -41,6 +44,7 @@ class MoNNA(Aggregator, name="monna"):
     """
 
     weighted: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = True
 
     pivot: int = 0
 
@@ -54,5 +58,14 @@ class MoNNA(Aggregator, name="monna"):
             raise parameter_error("pivot", f"smaller than n = {budget.n}", self.pivot)
 
     def _point(self, rows: Updates, budget: Budget) -> Combination:
-        order = np.argsort(rows.squared_distances()[self.pivot], kind="stable")
+        squared = (
+            rows.squared_distances()[self.pivot]
+            if rows.reference is None
+            else _reference(rows).squared_distances(rows)
+        )
+        order = np.argsort(squared, kind="stable")
         return Combination(rows.to_stack_coefficients(budget.kept(order)))
+
+
+def _reference(rows: Updates) -> Combination:
+    return Combination((np.arange(rows.stack.n) == rows.reference).astype(np.float64))

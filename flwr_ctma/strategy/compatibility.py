@@ -5,15 +5,22 @@ from flwr.serverapp.strategy import Strategy
 
 from flwr_ctma.aggregators import (
     Aggregator,
+    CenteredClipping,
     FLTrust,
     MoNNA,
+    Zeno,
     parse_aggregator,
 )
 from flwr_ctma.aggregators.base import iter_rules
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.strategy.wrappers.run import inside
 
-__all__ = ["check_compatible", "check_compatible_kind", "resolve_aggregator"]
+__all__ = [
+    "check_compatible",
+    "check_compatible_kind",
+    "resolve_aggregator",
+    "trusts_a_row",
+]
 
 _NOISE = "its noise is meant for the mean of clipped replies, which this is not"
 _TREES = "trees are joined, not averaged"
@@ -86,19 +93,50 @@ def check_compatible_kind(kind: type, name: str) -> None:
             )
 
 
-def resolve_aggregator(aggregator: Aggregator | str, weighted: bool) -> Aggregator:
-    """Return the rule; raise a ValueError if it cannot work here."""
+def trusts_a_row(rule: Aggregator) -> bool:
+    """Return whether a rule needs a row that no malicious client can have sent."""
+    return any(isinstance(part, FLTrust | MoNNA | Zeno) for part in iter_rules(rule))
+
+
+def resolve_aggregator(
+    aggregator: Aggregator | str, weighted: bool, trusted_row: bool = False
+) -> Aggregator:
+    """Return the rule; raise a ValueError if it cannot work here.
+
+    Parameters
+    ----------
+    aggregator : Aggregator | str
+    weighted : bool
+        Whether the rule is given weights.
+    trusted_row : bool (default: False)
+        Whether the server has an update of its own.
+    """
     rule = parse_aggregator(aggregator) if isinstance(aggregator, str) else aggregator
     if not isinstance(rule, Aggregator):
         raise parameter_error(
             "aggregator", 'a rule or its name, such as "nnm(cwmed)"', aggregator
         )
-    if any(isinstance(part, FLTrust | MoNNA) for part in iter_rules(rule)):
+    if trusts_a_row(rule) and not trusted_row:
         raise parameter_error(
             "aggregator",
             "a rule without a trusted row",
             str(rule),
-            "All rows are replies of clients here: use nnm(cwmed).",
+            "All rows are replies of clients here: use nnm(cwmed), or give "
+            "`RobustStrategy` a `server_update`.",
+        )
+    if trusted_row and not trusts_a_row(rule):
+        raise parameter_error(
+            "aggregator",
+            "a rule that trusts the server's row, beside `server_update`",
+            str(rule),
+            "Use fltrust, monna, or zeno over a rule.",
+        )
+    if trusted_row and any(isinstance(p, CenteredClipping) for p in iter_rules(rule)):
+        raise parameter_error(
+            "aggregator",
+            "a rule without cclip, beside `server_update`",
+            str(rule),
+            "cclip starts from the update before, not from the server's own.",
         )
     if weighted:  # a rule that takes no weights fails here, not in the first round
         rule.check(n=max(rule.min_rows(1), 16), f=1, weighted=True)

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
-from flwr_ctma.aggregators import Aggregator, Budget
+from flwr_ctma.aggregators import Aggregator, Budget, CenteredClipping
 from flwr_ctma.aggregators.base import iter_rules
 from flwr_ctma.compat import log
 from flwr_ctma.engine.actors import Unavailable
@@ -37,6 +37,7 @@ from flwr_ctma.strategy.round.progress import Progress, check_same_app
 from flwr_ctma.strategy.round.replies import InspectedReplies, Round
 from flwr_ctma.strategy.round.report import log_misreported, log_replies, report
 from flwr_ctma.strategy.round.selection import NodeSelection
+from flwr_ctma.strategy.round.server_update import ServerUpdate, trusted_update
 from flwr_ctma.strategy.round.tolerance import Tolerance
 from flwr_ctma.strategy.round.weights import claimed_budget, weight_of
 from flwr_ctma.strategy.wrappers.base import StrategyWrapper, setting
@@ -93,6 +94,12 @@ class RobustStrategy(StrategyWrapper):
         the round, clipped to twice their median norm. See `NodeMemory`. It takes a row
         of the model's size for every connected node. The rule must weigh whole clients,
         as caf and nnm(gm) do; the backend may not be "ray".
+    server_update : callable | None (default: None)
+        `server_update(server_round, arrays)` trains the model on examples of the
+        server's own, as a client does, and returns the trained `ArrayRecord`. That less
+        the model is the trusted row of `fltrust`, `monna` and `zeno`, which need it. It
+        is called in each round that has enough replies. For the same bits after a
+        resume, let it depend on its arguments alone.
     grace_period : GracePeriod | None (default: GracePeriod())
         How long `start` waits for the last f replies once the others are in; None: as
         long as Flower does. Inside a strategy of another package, start that with a
@@ -121,10 +128,12 @@ class RobustStrategy(StrategyWrapper):
     Raises
     ------
     ValueError
-        If the strategy must see the replies as they are, the rule needs a trusted row,
-        or num_malicious_nodes is neither a count nor a share.
+        If the strategy must see the replies as they are, the rule needs a trusted row
+        and there is no `server_update`, or num_malicious_nodes is neither a count nor a
+        share. In `start`: if `server_update` returns another form of the model.
     RuntimeError
-        In `start`: if too few nodes connect, or no round of the run was aggregated.
+        In `start`: if too few nodes connect, `server_update` raises an exception, or no
+        round of the run was aggregated.
 
     Notes
     -----
@@ -170,6 +179,7 @@ class RobustStrategy(StrategyWrapper):
         detector: Detector | None = None,
         exclusion: Exclusion | None = None,
         memory: float = 0.0,
+        server_update: ServerUpdate | None = None,
         grace_period: GracePeriod | None = GracePeriod(),  # noqa: B008, a frozen value
         reply_limit: ReplyLimit = ReplyLimit(),  # noqa: B008, a frozen value
         backend: Backend | str = "local",
@@ -179,7 +189,16 @@ class RobustStrategy(StrategyWrapper):
         super().__init__(strategy)
         weighted = weighted_by_key is not None
         tolerance = Tolerance(num_malicious_nodes)
-        self.aggregator = resolve_aggregator(aggregator, weighted)
+        if server_update is not None and not callable(server_update):
+            raise parameter_error(
+                "server_update",
+                "a function of a round and an ArrayRecord, or None",
+                server_update,
+            )
+        self.server_update = server_update
+        self.aggregator = resolve_aggregator(
+            aggregator, weighted, trusted_row=server_update is not None
+        )
         self.num_malicious_nodes = tolerance.num_malicious_nodes
         self.weighted_by_key = weighted_by_key
         if weighted and not isinstance(weighted_by_key, str):
@@ -216,7 +235,7 @@ class RobustStrategy(StrategyWrapper):
             self.aggregator, weighted, tolerance, self.exclusion, node_timeout
         )
         self._starts_from_previous = any(
-            part.needs_reference for part in iter_rules(self.aggregator)
+            isinstance(part, CenteredClipping) for part in iter_rules(self.aggregator)
         )
         self._arrays_key: str = setting(strategy, "arrayrecord_key", "arrays")
         self._weight_key: str = setting(strategy, "weighted_by_key", "num-examples")
@@ -301,7 +320,7 @@ class RobustStrategy(StrategyWrapper):
         found = round_.inspect(replies)
         f = round_.effective_f(found)
         log_replies(round_, found)
-        result = None if f is None else self._aggregate(round_, found, f)
+        result = None if f is None else self._aggregate(server_round, round_, found, f)
         self._progress.note(found, result is not None)
         if f is None or result is None:
             check_same_app(self._progress, round_, found)
@@ -414,11 +433,16 @@ class RobustStrategy(StrategyWrapper):
         return read
 
     def _aggregate(
-        self, round_: Round, found: InspectedReplies, f: int
+        self, server_round: int, round_: Round, found: InspectedReplies, f: int
     ) -> RobustAggregate | None:
         """Return the robust aggregate, or None if the rule or the backend fails."""
         if round_.schema is None:
             return None
+        reference = self._previous
+        if self.server_update:
+            reference = trusted_update(self.server_update, server_round, round_.schema)
+            if reference is None:
+                return None
         keys = [one.key for one in found.accepted]
         try:
             return aggregate_replies(
@@ -426,7 +450,7 @@ class RobustStrategy(StrategyWrapper):
                 round_.schema,
                 found.replies,
                 self.budget([reply.metrics for reply in found.replies], f),
-                self._previous,
+                reference,
                 lambda rows: round_.rows.place(rows, keys),
                 self._memory,
                 found.nodes,

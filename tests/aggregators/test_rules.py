@@ -173,6 +173,18 @@ def test_mda_drops_a_thousand_rows_that_all_lie_apart():
     assert MDA()(x, f=1100) == 0
 
 
+@few
+@given(st.integers(0, 10**6), st.booleans())
+def test_monna_with_a_reference_keeps_the_clients_nearest_to_it(seed, weighted):
+    rng = np.random.default_rng(seed)
+    x, reference = rng.standard_normal((9, 4)), rng.standard_normal(4)
+    weights = rng.integers(1, 4, 9) if weighted else None
+    apart = np.linalg.norm(x - reference, axis=1)
+    expected = o.kept(apart, 3, o.uniform(x, weights)) @ x
+    found = parse_aggregator("monna")(x, f=3, weights=weights, reference=reference)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
 def test_bucketing_has_one_order_for_a_seed():
     x = np.random.default_rng(0).standard_normal((9, 3))
     one, same, other = (

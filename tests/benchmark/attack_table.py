@@ -147,11 +147,12 @@ def local_steps(
     data: list[tuple[Array, Array]],
     rng: np.random.Generator,
     steps: int = 5,
+    batch: int = 32,
 ) -> Array:
     """Return the updates of all clients, one row each."""
     rows = np.tile(row, (N, 1))
     for _ in range(steps):
-        picks = [rng.choice(len(x), 32, replace=False) for x, _ in data]
+        picks = [rng.choice(len(x), batch, replace=False) for x, _ in data]
         x = np.stack([x[pick] for pick, (x, _) in zip(picks, data, strict=True)])
         y = np.stack([y[pick] for pick, (_, y) in zip(picks, data, strict=True)])
         rows = rows - 0.3 * digits.gradients(rows, x, y)

@@ -222,6 +222,14 @@ def fltrust(x, f, reference, weights=None):
     return mean(np.array(scaled), f, trust) if any(trust) else reference
 
 
+def zeno(base, x, f, reference):
+    scores = x @ reference
+    lowest = sorted(range(len(x)), key=lambda i: scores[i])[:f]
+    dropped = [i for i in lowest if scores[i] < 0]
+    left = len(x) - len(dropped)
+    return base(np.delete(x, dropped, axis=0), min(f, (left - 1) // 2))
+
+
 def huber(x, f, weights=None, radius=None):
     """Gradient descent with step 1: the loss is 1-smooth."""
     w = uniform(x, weights) / uniform(x, weights).sum()

@@ -122,6 +122,7 @@ LINEAR = {
 }
 SHORT = {"majority": "short rows are kept, wherever they point"}
 TRUST = {"majority": "the server's own update decides, not the number of rows"}
+FEWER = {"bounded": "of few rows that are left the base tolerates fewer"}
 UNLIKE = {
     "majority": "rows that are alike do not count",
     "bounded": "a row unlike all others counts most",
@@ -369,6 +370,20 @@ TABLE = [
         partial(o.distinct, partial(o.ctma, o.gm), nearer=0.1),
         (1.255556, 1.522222, -1.666667),
         flat=True,
+    ),
+    Rule(
+        "zeno(cwmed)",
+        partial(o.zeno, o.cwmed),
+        (2.3, 0.7, -1.7),
+        referenced=True,
+        exempt=NORMS | FEWER | TRUST | MEAN,
+    ),
+    Rule(
+        "zeno(ctma(cwmed))",
+        partial(o.zeno, partial(o.ctma, o.cwmed)),
+        (1.457143, 1.542857, -1.914286),
+        referenced=True,
+        exempt=NORMS | TRUST,
     ),
     Rule(
         "huber",

@@ -584,7 +584,7 @@ def test_strategies_that_must_see_single_replies_are_refused(inside):
 
 
 def test_rules_that_need_a_trusted_row_are_refused():
-    for rule in ("monna", "nnm(monna)", FLTrust(), "ctma(fltrust)"):
+    for rule in ("monna", "nnm(monna)", FLTrust(), "ctma(fltrust)", "zeno(gm)"):
         with pytest.raises(ValueError, match="Parameter `aggregator` should be"):
             RobustStrategy(FedAvg(), rule, num_malicious_nodes=1)
     with pytest.raises(ValueError, match="ctma"):
