@@ -42,7 +42,13 @@ from flwr_ctma.strategy.round.tolerance import Tolerance
 from flwr_ctma.strategy.round.weights import claimed_budget, weight_of
 from flwr_ctma.strategy.wrappers.base import StrategyWrapper, setting
 from flwr_ctma.tracking.center import PreviousUpdate
-from flwr_ctma.tracking.detectors import Detector, Exclusion, Observation
+from flwr_ctma.tracking.detectors import (
+    Detector,
+    Exclusion,
+    Observation,
+    check_detector,
+    make_exclusion,
+)
 from flwr_ctma.tracking.ledger import Ledger
 
 __all__ = ["RobustStrategy"]
@@ -220,14 +226,8 @@ class RobustStrategy(StrategyWrapper):
         self.memory = memory
         self._memory = _node_memory(memory, self.aggregator, self.backend)
         self.ledger = Ledger()
-        if not isinstance(detector, Detector | None):
-            raise parameter_error(
-                "detector",
-                "an object with `judge`, `state_dict` and `load_state_dict`, or None",
-                detector,
-            )
-        self.detector: Detector = self.ledger if detector is None else detector
-        self.exclusion = _exclusion(exclusion, max_rejections)
+        self.detector: Detector = check_detector(detector) or self.ledger
+        self.exclusion = make_exclusion(exclusion, max_rejections)
         self.max_rejections = self.exclusion.max_rejections  # for audit trails
         self._center = PreviousUpdate()
         self.f = 0
@@ -542,22 +542,6 @@ class RobustStrategy(StrategyWrapper):
                 node for node, held in verdicts.items() if held
             ]
         return record
-
-
-def _exclusion(exclusion: Exclusion | None, max_rejections: int | None) -> Exclusion:
-    """Return the exclusion, or the one that `max_rejections` is short for."""
-    if exclusion is None:
-        return Exclusion(max_rejections)
-    if not isinstance(exclusion, Exclusion):
-        raise parameter_error("exclusion", "an `Exclusion`, or None", exclusion)
-    if max_rejections is not None:
-        raise parameter_error(
-            "max_rejections",
-            "None beside an `exclusion`",
-            max_rejections,
-            "Write `Exclusion(max_rejections=…)`.",
-        )
-    return exclusion
 
 
 def _node_memory(beta: float, rule: Aggregator, backend: Backend) -> NodeMemory | None:

@@ -11,7 +11,13 @@ from numpy.typing import ArrayLike
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.tracking.evidence import FAULTS, PROOFS
 
-__all__ = ["Detector", "Exclusion", "Observation"]
+__all__ = [
+    "Detector",
+    "Exclusion",
+    "Observation",
+    "check_detector",
+    "make_exclusion",
+]
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,35 @@ class Exclusion:
         self._violations = Counter(state["violations"])
         self._since = dict(state["since"])
         self._now = state["now"]
+
+
+def check_detector(detector: Detector | None) -> Detector | None:
+    """Return a detector, or None; raise a ValueError for anything else."""
+    if not isinstance(detector, Detector | None):
+        raise parameter_error(
+            "detector",
+            "an object with `judge`, `state_dict` and `load_state_dict`, or None",
+            detector,
+        )
+    return detector
+
+
+def make_exclusion(
+    exclusion: Exclusion | None, max_rejections: int | None = None
+) -> Exclusion:
+    """Return the exclusion, or the one that `max_rejections` is short for."""
+    if exclusion is None:
+        return Exclusion(max_rejections)
+    if not isinstance(exclusion, Exclusion):
+        raise parameter_error("exclusion", "an `Exclusion`, or None", exclusion)
+    if max_rejections is not None:
+        raise parameter_error(
+            "max_rejections",
+            "None beside an `exclusion`",
+            max_rejections,
+            "Write `Exclusion(max_rejections=…)`.",
+        )
+    return exclusion
 
 
 def _is_count(value: object) -> bool:

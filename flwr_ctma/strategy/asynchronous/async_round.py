@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
 
@@ -44,6 +44,9 @@ class AsyncRound:
         The model; a new one after each step.
     constant_keys : Collection[str] (default: ())
         Arrays that no client trains, as for `ReplySchema`. No step sees them.
+    suspects : sequence of int (default: ())
+        Nodes to exclude, the first ones first: as many of those that are connected as
+        `ClientUpdates.to_exclude` allows.
 
     Attributes
     ----------
@@ -58,6 +61,7 @@ class AsyncRound:
     pending: PendingMessages
     arrays: ArrayRecord
     constant_keys: Collection[str] = ()
+    suspects: Sequence[int] = ()
     statistics: RoundStatistics = field(init=False, default_factory=RoundStatistics)
 
     def __post_init__(self) -> None:
@@ -94,8 +98,12 @@ class AsyncRound:
         self.statistics.waiting = self.pending.nodes
 
     def _look_for_nodes(self) -> None:
-        forgotten = self.clients.set_present(set(self.grid.get_node_ids()))
-        self.pending.drop(self.grid, forgotten)
+        connected = set(self.grid.get_node_ids())
+        excluded = self.clients.to_exclude(self.suspects, connected)
+        self.statistics.excluded = excluded
+        self.clients.forget(excluded)  # a node that appeals starts anew
+        forgotten = self.clients.set_present(connected - excluded)
+        self.pending.drop(self.grid, forgotten | excluded)
 
     def _send_work(self) -> None:
         """Send the model to every node that has nothing to do and may have work."""

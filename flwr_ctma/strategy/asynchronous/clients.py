@@ -1,6 +1,7 @@
 """The latest update of every client, and how many of its updates count."""
 
-from collections.abc import Collection, Iterable, Mapping, Set
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
@@ -154,6 +155,16 @@ class ClientUpdates:
         forgotten = list(self._left)[: max(rows - self._most_present, 0)]
         self.forget(forgotten)
         return set(forgotten)
+
+    def to_exclude(self, nodes: Sequence[int], connected: Set[int]) -> set[int]:
+        """Return the first of some nodes, f together at most.
+
+        f is not lowered by that: more than 2f nodes are left.
+        """
+        n = len(connected)
+        f = self.f if isinstance(self.f, int) else math.floor(self.f * n)
+        here = [node for node in nodes if node in connected]
+        return set(here[: max(min(f, n - 2 * f - 1), 0)])
 
     def forget(self, nodes: Collection[int]) -> None:
         """Drop all that is known of some nodes, with their rows."""

@@ -29,6 +29,12 @@ from flwr_ctma.strategy.asynchronous.weighting import (
 )
 from flwr_ctma.strategy.compatibility import resolve_aggregator
 from flwr_ctma.strategy.wrappers.base import Evaluate, HookedStrategy
+from flwr_ctma.tracking.detectors import (
+    Detector,
+    Exclusion,
+    check_detector,
+    make_exclusion,
+)
 from flwr_ctma.tracking.ledger import Ledger
 
 __all__ = ["AsyncRobustStrategy"]
@@ -73,6 +79,14 @@ class AsyncRobustStrategy(HookedStrategy):
     constant_keys : Collection[str] (default: ())
         Arrays that no client trains, such as masks of −inf, by the last part of their
         key. They stay as they were sent.
+    detector : Detector | None (default: None)
+        Judges the nodes after each round; the ledger if None.
+    exclusion : Exclusion | None (default: None)
+        Which nodes get no work, and have no weight: none if None. At most f nodes are
+        excluded, and only if more than 2f are left. A node that appeals starts with a
+        count of 0.
+    memory : float (default: 0.0)
+        0 alone: the server keeps one row of each client here, and memory takes another.
 
     Raises
     ------
@@ -127,7 +141,17 @@ class AsyncRobustStrategy(HookedStrategy):
         min_available_nodes: int = 2,
         reply_limit: ReplyLimit = ReplyLimit(),  # noqa: B008, frozen
         constant_keys: Collection[str] = (),
+        detector: Detector | None = None,
+        exclusion: Exclusion | None = None,
+        memory: float = 0.0,
     ) -> None:
+        if memory != 0:
+            raise parameter_error(
+                "memory",
+                "0 in asynchronous training, whose clients average in their momenta",
+                memory,
+                "Use `RobustStrategy(…, memory=0.99)`, in rounds.",
+            )
         if not isinstance(step, AnyTimeSGD):
             raise parameter_error(
                 "step",
@@ -162,6 +186,8 @@ class AsyncRobustStrategy(HookedStrategy):
         f = self.clients.f if isinstance(self.clients.f, int) else 0
         self.min_available_nodes = max(min_available_nodes, 2 * f + 1)
         self.ledger = Ledger()
+        self.detector: Detector = check_detector(detector) or self.ledger
+        self.exclusion = make_exclusion(exclusion)
         self.constant_keys = constant_keys
         self._pending = PendingMessages(self.constant_keys)
         self._timeout = 3600.0
@@ -260,6 +286,7 @@ class AsyncRobustStrategy(HookedStrategy):
             pending=self._pending,
             arrays=arrays,
             constant_keys=self.constant_keys,
+            suspects=self.exclusion.nodes,
         )
         end = min(clock(grid) + self._timeout, self._began + self.max_seconds)
         round_.run(self.updates_per_round, end)
@@ -277,11 +304,16 @@ class AsyncRobustStrategy(HookedStrategy):
         else:
             why = self.clients.why_no_step()
             log(WARNING, "No step in round %d: %s.", server_round, why)
-        self._statistics.record(self.ledger)
+        seen = self._statistics.observation()
+        verdicts = self.ledger.judge(seen)
+        if self.detector is not self.ledger:
+            verdicts = dict(self.detector.judge(seen))
+        self.exclusion.enter(seen, verdicts)
         claims = self.clients.claims()
         report = self._statistics.report(claims, self.num_malicious_nodes)
         report["largest-share"] = self.clients.share
         report["seconds"] = self._elapsed
+        report["nodes-suspected"] = [node for node, held in verdicts.items() if held]
         return self._arrays, report
 
     def configure_evaluate(
@@ -312,11 +344,14 @@ class AsyncRobustStrategy(HookedStrategy):
         then, and are sent the model that was saved. Nodes are known by their ids; what
         was known of nodes that are not connected when the run is resumed is dropped.
         """
+        judge = None if self.detector is self.ledger else self.detector.state_dict()
         return {
             "clients": self.clients.state_dict(),
             "pending": self._pending.state_dict(),
             "step": self.step.state_dict(),
             "ledger": self.ledger.to_rows(),
+            "detector": judge,
+            "exclusion": self.exclusion.state_dict(),
             "elapsed": self._elapsed,
         }
 
@@ -325,7 +360,10 @@ class AsyncRobustStrategy(HookedStrategy):
         self.clients.load_state_dict(state["clients"])
         self._pending.load_state_dict(state["pending"])
         self.step.load_state_dict(state["step"])
-        self.ledger = Ledger.from_rows(state["ledger"])
+        self.ledger.load_state_dict({"rows": state["ledger"]})
+        if state["detector"] is not None and self.detector is not self.ledger:
+            self.detector.load_state_dict(state["detector"])
+        self.exclusion.load_state_dict(state["exclusion"])
         self._elapsed, self._began = state["elapsed"], math.nan
 
     def _wait_for_nodes(self, grid: Grid) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from flwr.app import MetricRecord
 
 from flwr_ctma.strategy.round.metrics import trimmed_mean
-from flwr_ctma.tracking.ledger import Ledger
+from flwr_ctma.tracking.detectors import Observation
 
 __all__ = ["RoundStatistics"]
 
@@ -32,6 +32,8 @@ class RoundStatistics:
         Nodes with unanswered messages at the end.
     trimmed : list of int, or None
         Nodes whose updates had no weight in the last step; None without any step.
+    excluded : set of int
+        Nodes that get no work.
     sent, received : int
         Bytes, in arrays.
     """
@@ -43,6 +45,7 @@ class RoundStatistics:
     failed: set[int] = field(default_factory=set)
     waiting: set[int] = field(default_factory=set)
     trimmed: list[int] | None = None
+    excluded: set[int] = field(default_factory=set)
     sent: int = 0
     received: int = 0
 
@@ -55,9 +58,9 @@ class RoundStatistics:
         """Return the nodes that get no more work in this round."""
         return self.failed | self.rejected.keys()
 
-    def record(self, ledger: Ledger) -> None:
-        """Note in the ledger what each node did."""
-        ledger.note(
+    def observation(self) -> Observation:
+        """Return what each node did, for detectors."""
+        return Observation(
             self.accepted,
             trimmed=self.trimmed or [],
             rejected=list(self.rejected.items()),
@@ -87,6 +90,8 @@ class RoundStatistics:
         report["nodes-asked"] = sorted(heard | self.failed | self.waiting)
         report["nodes-missing"] = sorted((self.failed | self.waiting) - heard)
         report["nodes-rejected"] = list(self.rejected)
+        if self.excluded:
+            report["nodes-excluded"] = sorted(self.excluded)
         if self.trimmed is not None:
             report["nodes-trimmed"] = self.trimmed
         report["bytes-sent"] = self.sent
