@@ -96,7 +96,7 @@ class RobustStrategy(StrategyWrapper):
     grace_period : GracePeriod | None (default: GracePeriod())
         How long `start` waits for the last f replies once the others are in; None: as
         long as Flower does. Inside a strategy of another package, start that with a
-        `GracePeriodGrid`.
+        `GracePeriodGrid`; that run ends with an error if its first round fails.
     reply_limit : ReplyLimit (default: ReplyLimit())
         The memory that a reply may take, in a deployment.
     backend : Backend | str (default: "local")
@@ -128,10 +128,12 @@ class RobustStrategy(StrategyWrapper):
 
     Notes
     -----
-    With f malicious nodes among those asked, a round needs 2f + 1 accepted replies;
-    each rejected reply lowers that by two, because it proves that its sender is one of
-    the f. A round with fewer is skipped, and the model stays. To bear f silent nodes as
-    well as f liars, ask 3f + 1.
+    With f malicious nodes among those asked, a round needs 2f + 1 accepted replies.
+    Each rejected reply that proves its sender malicious lowers that by two. A single
+    fault lowers nothing; of several, half do, rounded up. If proofs and faults are more
+    than f, none do. `flwr_ctma.tracking.evidence` has the reasons of each kind. A round
+    with fewer replies is skipped, and the model stays. To bear f silent nodes as well
+    as f liars, ask 3f + 1.
 
     Metrics are averaged by a trimmed mean, in which all clients count the same. The
     claims of a client about itself move no model, unless `weighted_by_key` lets them.
@@ -267,6 +269,9 @@ class RobustStrategy(StrategyWrapper):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the strategy inside sample nodes, and open the round."""
+        if self._run is None and server_round == 1:
+            self._progress = Progress()  # of a run before, which called no hooks
+        self._check_foreign_loop()
         self._nodes.wait(grid, is_needed=not self._progress.aggregated)
         messages = self.strategy.configure_train(server_round, arrays, config, grid)
         asked, self.f, violators, suspects = self._nodes.select("train", messages, grid)
@@ -275,6 +280,7 @@ class RobustStrategy(StrategyWrapper):
         if not asked:
             self._training = None
             return asked
+        self._progress.asked += 1
         schema = ReplySchema(
             self._sent(asked, arrays), self.buffer_keys, self.constant_keys
         )
@@ -315,6 +321,7 @@ class RobustStrategy(StrategyWrapper):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the strategy inside sample nodes, and open the evaluation."""
+        self._check_foreign_loop()
         messages = self.strategy.configure_evaluate(server_round, arrays, config, grid)
         asked, f, violators, suspects = self._nodes.select("evaluate", messages, grid)
         self._evaluation = (
@@ -383,6 +390,19 @@ class RobustStrategy(StrategyWrapper):
     def budget(self, metrics: Sequence[MetricRecord], f: int) -> Budget:
         """Return the budget of Byzantine rows, or of weight if clients claim it."""
         return claimed_budget(metrics, f, self.weighted_by_key)
+
+    def _check_foreign_loop(self) -> None:
+        """Raise a RuntimeError if a loop without hooks has aggregated no round yet.
+
+        Such a loop, as that of Flower's own wrappers, does not say when the run ends.
+        """
+        if self._run is None and self._progress.asked > self._progress.aggregated == 0:
+            raise RuntimeError(
+                f"{self._progress.sentence} A strategy outside of RobustStrategy runs "
+                "the rounds and may withhold replies. Put RobustStrategy, or another "
+                "wrapper of flwr-ctma, outermost and call its `start`: then a round "
+                "may fail."
+            )
 
     def _sent(self, asked: Sequence[Message], arrays: ArrayRecord) -> ArrayRecord:
         """Return the model that all messages hold."""

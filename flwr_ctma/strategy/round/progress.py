@@ -50,8 +50,7 @@ class Progress:
     examples: dict[str, str] = field(default_factory=dict)
 
     def note(self, found: InspectedReplies, is_aggregated: bool) -> None:
-        """Count a round."""
-        self.asked += 1
+        """Count the replies of a round."""
         self.aggregated += is_aggregated
         self.accepted += len(found.accepted)
         details = [(why.reason, str(why)) for _, why in found.rejected]
@@ -65,11 +64,16 @@ class Progress:
         """Raise a RuntimeError if no round was aggregated."""
         if not self.asked or self.aggregated:
             return
+        raise RuntimeError(self.sentence)
+
+    @property
+    def sentence(self) -> str:
+        """Why no round was aggregated."""
         counts = "; ".join(
             f"{count} × {self.examples[reason]}"
             for reason, count in self.reasons.most_common(5)
         )
-        raise RuntimeError(
+        return (
             f"No round of {self.asked} was aggregated, and the model is the initial "
             f"one. {self.accepted} replies were accepted in all. Others were rejected "
             f"or missing: {counts or 'none'}."
