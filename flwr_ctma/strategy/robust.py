@@ -156,6 +156,7 @@ class RobustStrategy(StrategyWrapper):
 
     needs_all_replies = True
     repeatable = False
+    evidence = frozenset({"ledger", "detector", "exclusion", "progress"})
     # FedAvg has a setting of the same name: this one is the wrapper's own.
     weighted_by_key: str | None = None
 
@@ -308,13 +309,14 @@ class RobustStrategy(StrategyWrapper):
         f = round_.effective_f(found)
         log_replies(round_, found)
         result = None if f is None else self._aggregate(round_, found, f)
-        self._progress.note(found, result is not None)
+        self._progress.note(found)
         if f is None or result is None:
             check_same_app(self._progress, round_, found)
             return round_.arrays, self._record(round_, found)
         distances = self._distances(round_, found, result)
         inner = self._inner(round_, found, f, {self._arrays_key: result.arrays})
         arrays, metrics = self._inner_step(server_round, round_, inner, result)
+        self._progress.close(type(self.strategy).__name__, arrays is not None)
         return arrays, self._record(round_, found, inner, metrics, result, distances)
 
     def configure_evaluate(
@@ -503,6 +505,7 @@ class RobustStrategy(StrategyWrapper):
                     server_round, inner.one()
                 )
         if arrays is not None and round_.schema is not None:
+            round_.schema.check_same_arrays(arrays, type(self.strategy).__name__)
             arrays = round_.schema.restore_dtypes_and_buffers(result.arrays, arrays)
         return arrays, metrics
 

@@ -238,3 +238,102 @@ def test_a_resume_with_another_dtype_is_refused(tmp_path):
     with pytest.raises(ValueError, match="another model"):
         half = {"w": MODEL["w"].astype(np.float16)}
         start(Checkpointed(robust(), tmp_path), 3, model=half)
+
+
+def test_a_strategy_inside_that_returns_no_model_fails_the_run():
+    class Skipping(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            return None, super().aggregate_train(server_round, replies)[1]
+
+    with pytest.raises(RuntimeError, match="2 × round without a model from Skipping"):
+        start(robust(Skipping()), 2)
+
+
+def test_a_strategy_inside_that_skips_some_rounds_trains_in_the_others():
+    class Sometimes(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            arrays, metrics = super().aggregate_train(server_round, replies)
+            return (arrays if server_round == 2 else None), metrics
+
+    assert start(robust(Sometimes()), 3).arrays["w"].numpy().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda a: {"w": a["w"]}, "missing, such as"),
+        (lambda a: {**a, "w": Array(np.zeros(3, np.float32))}, r"'w': \(3,\)"),
+        (lambda a: {**a, "x": a["w"]}, "unknown, such as 'x'"),
+    ],
+)
+def test_a_strategy_inside_that_makes_another_model_is_refused(change, said):
+    class Growing(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            arrays, metrics = super().aggregate_train(server_round, replies)
+            return ArrayRecord(change(dict(arrays))), metrics
+
+    with pytest.raises(ValueError, match=rf"Growing, with .*{said}"):
+        start(robust(Growing()), 1)
+
+
+def test_a_callback_that_changes_its_line_changes_no_other():
+    def greedy(line):
+        line.get("asked", []).clear()
+        line.pop("loss", None)
+
+    lines = []
+    start(Observed(robust(), greedy, lines.append), 1)
+    assert len(lines[1]["asked"]) == N and lines[1]["loss"] == 1.0
+
+
+def test_a_rollback_asks_no_excluded_node_again():
+    """Node 0 proves itself malicious in round 2, which is taken back."""
+    asked = []
+
+    class Liar(StrategyWrapper):
+        def aggregate_train(self, server_round, replies):
+            replies = list(replies)
+            asked.append(len(replies))
+            if server_round == 2:
+                content = RecordDict({**replies[0].content})
+                forged = Array("float32", (2,), "numpy.ndarray", b"no header")
+                content["arrays"] = ArrayRecord({"w": forged})
+                replies[0].content = content
+            return super().aggregate_train(server_round, replies)
+
+    def measure(number, arrays):
+        return MetricRecord({"loss": 1e9 if number == 2 else 1.0})
+
+    strategy = robust(max_rejections=1)
+    guard = DivergenceGuard(Liar(strategy), rollback=True)
+    start(guard, 3, model=FLOATS, evaluate_fn=measure)
+    assert asked == [N, N, N - 1] and len(strategy.exclusion.nodes) == 1
+
+
+@pytest.mark.parametrize("value", [None, {}, {"n": np.float32(3)}])
+def test_a_metrics_function_that_returns_other_things_is_not_silent(value):
+    """It sees each accepted reply, and what it returns is kept or an error."""
+    seen = []
+
+    def count(contents, weight_key):
+        seen.append(len(contents))
+        return value if value is None else MetricRecord(value)
+
+    try:
+        start(robust(FedAvg(train_metrics_aggr_fn=count)), 1)
+    except TypeError as error:
+        assert "float32" in str(error)
+    assert seen == [N]
+
+
+def test_a_metrics_function_that_empties_the_replies_does_no_harm():
+    def empty(contents, weight_key):
+        for content in contents:
+            content.clear()
+        return MetricRecord({"n": len(contents)})
+
+    inner = FedAvg(train_metrics_aggr_fn=empty, evaluate_metrics_aggr_fn=empty)
+    result = start(robust(inner), 2)
+    assert result.train_metrics_clientapp[2]["n"] == N
+    assert result.evaluate_metrics_clientapp[2]["n"] == N
+    assert (result.arrays["w"].numpy() > 2).all()

@@ -4,7 +4,7 @@ A run in which no round was aggregated is a failed run.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,12 +49,20 @@ class Progress:
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def note(self, found: InspectedReplies, is_aggregated: bool) -> None:
+    def note(self, found: InspectedReplies) -> None:
         """Count the replies of a round."""
-        self.aggregated += is_aggregated
         self.accepted += len(found.accepted)
         details = [(why.reason, str(why)) for _, why in found.rejected]
         details += [(why.partition(":")[0], why) for _, why in found.missing]
+        self._count(details)
+
+    def close(self, strategy: str, has_model: bool) -> None:
+        """Count a round of which the strategy inside has made a model, or none."""
+        self.aggregated += has_model
+        if not has_model:
+            self._count([("no-model", f"round without a model from {strategy}")])
+
+    def _count(self, details: Iterable[tuple[str, str]]) -> None:
         for reason, detail in details:
             if reason in self.reasons or len(self.reasons) < _MOST_REASONS:
                 self.reasons[reason] += 1

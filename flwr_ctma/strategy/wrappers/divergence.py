@@ -18,6 +18,7 @@ from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.arrays import numbers
 from flwr_ctma.messages.schema import BUFFER_KEYS
 from flwr_ctma.strategy.wrappers.base import StrategyWrapper, inside, is_asynchronous
+from flwr_ctma.strategy.wrappers.run import Hooks
 from flwr_ctma.strategy.wrappers.state import restore, state_of
 
 __all__ = ["DivergenceGuard"]
@@ -69,7 +70,8 @@ class DivergenceGuard(StrategyWrapper):
     such as steps of length zero that malicious nodes cause or the warm-up of a learning
     rate, cannot set for good what is usual, and `max_rollbacks` bounds what they cost.
 
-    What nodes did stays in the ledger of `RobustStrategy`, and nodes are sampled anew.
+    What nodes did stays in the ledger of `RobustStrategy`, and nodes that it excludes
+    stay excluded. Nodes are sampled anew.
     Without `RobustStrategy` inside, one client's lie about its loss is an alarm.
 
     Configs that strategies inside change in place are gone back to as well. What
@@ -328,7 +330,10 @@ class _Snapshot:
         arrays: ArrayRecord,
         configs: Mapping[str, ConfigRecord],
     ) -> "_Snapshot":
-        states = [_forgetting(state_of(part)) for part in inside(strategy)]
+        states = [
+            {k: v for k, v in state_of(part).items() if k not in _evidence(part)}
+            for part in inside(strategy)
+        ]
         model = ArrayRecord(dict(arrays))
         plain = {phase: dict(config) for phase, config in configs.items()}
         return cls(number, model, *copy.deepcopy((states, plain)))
@@ -341,7 +346,7 @@ class _Snapshot:
     ) -> None:
         """Restore the state, and the model and the configs in place."""
         for part, saved in zip(inside(strategy), self.states, strict=True):
-            kept = {k: v for k, v in state_of(part).items() if k in _REMEMBERED}
+            kept = {k: v for k, v in state_of(part).items() if k in _evidence(part)}
             restore(part, {**copy.deepcopy(saved), **kept}, exact=True)
         arrays.update(self.arrays)
         for phase, config in configs.items():
@@ -350,12 +355,9 @@ class _Snapshot:
             config.update(saved_config)
 
 
-# The ledger is evidence and no part of the model: a rollback leaves it as it is.
-_REMEMBERED = {"ledger"}
-
-
-def _forgetting(state: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in state.items() if k not in _REMEMBERED}
+def _evidence(part: Strategy) -> frozenset[str]:
+    """Return the entries of a state that are no part of the model."""
+    return part.evidence if isinstance(part, Hooks) else frozenset()
 
 
 def _distance(sent: ArrayRecord, arrays: ArrayRecord) -> float:
