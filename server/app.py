@@ -128,6 +128,7 @@ def query_partitions(
     nodes claim the same partition, neither has it.
     """
     deadline = time.monotonic() + _LONGEST_WAIT
+    seen = -1
     while len(nodes := list(grid.get_node_ids())) < num_nodes:
         if time.monotonic() > deadline:
             raise parameter_error(
@@ -136,6 +137,15 @@ def query_partitions(
                 num_nodes,
                 "Start more SuperNodes, or the simulation with "
                 f'`--federation-config "num-supernodes={num_nodes}"`.',
+            )
+        if len(nodes) != seen:
+            seen = len(nodes)
+            log(
+                INFO,
+                "Waiting up to %.0f s for nodes to connect: %d of `num-nodes` = %d are "
+                "connected. Flower's simulation starts two unless it is started with "
+                '`--federation-config "num-supernodes=%d"`.',
+                *(deadline - time.monotonic(), seen, num_nodes, num_nodes),
             )
         time.sleep(0.5)
     log(INFO, "Asking %d nodes for their partitions", len(nodes))

@@ -106,7 +106,7 @@ class RobustStrategy(Strategy):
         _refuse(strategy)
         self.strategy = strategy
         self._bridge = Bridge(strategy)
-        self._robust = ours.RobustStrategy(
+        self._robust = _WithoutHooks(
             self._bridge,
             aggregator,
             num_malicious_nodes=num_malicious_nodes,
@@ -185,6 +185,13 @@ class RobustStrategy(Strategy):
     ) -> tuple[float, dict[str, Scalar]] | None:
         """Delegate."""
         return self.strategy.evaluate(server_round, parameters)
+
+
+class _WithoutHooks(ours.RobustStrategy):
+    """A strategy in the loop of the former server, in which each round may fail."""
+
+    def _check_foreign_loop(self) -> None:
+        """Do nothing."""
 
 
 def _refuse(strategy: Strategy) -> None:

@@ -201,6 +201,33 @@ class ReplySchema:
             }
         )
 
+    def check_same_arrays(self, arrays: ArrayRecord, source: str) -> None:
+        """Raise a ValueError if a strategy made another model of the one that was sent.
+
+        Parameters
+        ----------
+        arrays : ArrayRecord
+            What the strategy returned.
+        source : str
+            The name of the strategy, for the error.
+        """
+        if arrays.keys() != self._keys:
+            found: object = self._difference(arrays.keys())
+        else:
+            found = {
+                t.key: tuple(arrays[t.key].shape)
+                for t in self._tensors
+                if tuple(arrays[t.key].shape) != t.shape
+            }
+        if found:
+            raise parameter_error(
+                "strategy",
+                "a strategy that returns all arrays of the model in the shapes in "
+                "which they were sent",
+                f"{source}, with {found}",
+                "Robust rules compare replies to one model: keep its form.",
+            )
+
     def restore_dtypes_and_buffers(
         self, robust: ArrayRecord, optimised: ArrayRecord
     ) -> ArrayRecord:

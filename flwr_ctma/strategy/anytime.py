@@ -47,7 +47,8 @@ class AnyTimeSGD(FedAvg):
     Raises
     ------
     ValueError
-        If a number is out of range, or the state to load is not of this strategy.
+        If a number is out of range, the state to load is not of this strategy, or the
+        model has other shapes than in the rounds before.
 
     Notes
     -----
@@ -107,6 +108,7 @@ class AnyTimeSGD(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send the query point, and remember it."""
+        self._check_model(arrays)
         self._sent = arrays
         return super().configure_train(server_round, arrays, config, grid)
 
@@ -127,6 +129,7 @@ class AnyTimeSGD(FedAvg):
         average : ArrayRecord
             x̂, of the same names and shapes.
         """
+        self._check_model(sent)
         self._t += 1
         alpha, _, gamma = self.schedule(self._t)
         x, lead = {}, {}
@@ -144,6 +147,19 @@ class AnyTimeSGD(FedAvg):
             for name in x
         }
         return ArrayRecord({**average, **moved})
+
+    def _check_model(self, arrays: ArrayRecord) -> None:
+        """Raise a ValueError if the lead is that of another model."""
+        found = {k: numbers(a).shape for k, a in arrays.items() if k in self._lead}
+        known = {name: lead.shape for name, lead in self._lead.items()}
+        if found != known:
+            name = next(k for k in known if found.get(k) != known[k])
+            raise parameter_error(
+                f"arrays[{name!r}]",
+                f"of shape {known[name]}, as in the rounds before",
+                found.get(name, "no such array"),
+                "Make a new `AnyTimeSGD` for another model.",
+            )
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Return the state of the optimiser: the count t and the lead w_t - x_t.

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy.robust import RobustStrategy
 from flwr_ctma.strategy.wrappers.audited import encode, stored_replies
-from flwr_ctma.strategy.wrappers.run import Hooks, inside
+from flwr_ctma.strategy.wrappers.run import Hooks, Run, inside
 from flwr_ctma.tracking.audit import AuditError
 
 __all__ = ["rebuild", "replay"]
@@ -64,33 +64,39 @@ def replay(
     for part in inside(strategy):
         if isinstance(part, Hooks):
             grid_of_run = part.prepare_grid(grid_of_run, entries[0]["num-rounds"])
-    script = _Script([*inside(strategy)][-1])
-    before: str | None = None
-    for entry in rounds:
-        number = entry["round"]
-        contents = [(node, stored_replies(file, sha)) for node, sha in entry["sent"]]
-        if not contents:
-            continue
-        grid.begin(file, entry)
-        shown = contents[0][1]
-        script.messages = [
-            Message(content, grid.id_of(node), "train")
-            for node, content in (*contents, *[(n, shown) for n in entry["excluded"]])
-        ]
-        sent = next(iter(shown.array_records.values()))
-        if before and sent != stored_replies(file, before)["arrays"]:
-            raise AuditError(
-                f"Round {number} sent another model than the one before it"
-            )
-        before = entry["result"] or before
-        asked = strategy.configure_train(number, sent, ConfigRecord(), grid_of_run)
-        replies = grid_of_run.send_and_receive([*asked])
-        arrays, metrics = strategy.aggregate_train(number, replies)
-        _compare(file, entry, arrays)
-        rejected: Any = metrics["nodes-rejected"] if metrics else []
-        told = {n for n, _, verdict in entry["replies"] if verdict == "rejected"}
-        if {grid.id_of(node) for node in told} != {*rejected}:
-            raise AuditError(f"Round {number} rejected other replies than it says")
+    with Run(strategy, grid_of_run, ArrayRecord()):  # a failed round fails no replay
+        script = _Script([*inside(strategy)][-1])
+        before: str | None = None
+        for entry in rounds:
+            number = entry["round"]
+            contents = [
+                (node, stored_replies(file, sha)) for node, sha in entry["sent"]
+            ]
+            if not contents:
+                continue
+            grid.begin(file, entry)
+            shown = contents[0][1]
+            script.messages = [
+                Message(content, grid.id_of(node), "train")
+                for node, content in (
+                    *contents,
+                    *[(n, shown) for n in entry["excluded"]],
+                )
+            ]
+            sent = next(iter(shown.array_records.values()))
+            if before and sent != stored_replies(file, before)["arrays"]:
+                raise AuditError(
+                    f"Round {number} sent another model than the one before it"
+                )
+            before = entry["result"] or before
+            asked = strategy.configure_train(number, sent, ConfigRecord(), grid_of_run)
+            replies = grid_of_run.send_and_receive([*asked])
+            arrays, metrics = strategy.aggregate_train(number, replies)
+            _compare(file, entry, arrays)
+            rejected: Any = metrics["nodes-rejected"] if metrics else []
+            told = {n for n, _, verdict in entry["replies"] if verdict == "rejected"}
+            if {grid.id_of(node) for node in told} != {*rejected}:
+                raise AuditError(f"Round {number} rejected other replies than it says")
     return len(rounds)
 
 

@@ -109,7 +109,7 @@ class RobustStrategy(StrategyWrapper):
     grace_period : GracePeriod | None (default: GracePeriod())
         How long `start` waits for the last f replies once the others are in; None: as
         long as Flower does. Inside a strategy of another package, start that with a
-        `GracePeriodGrid`.
+        `GracePeriodGrid`; that run ends with an error if its first round fails.
     reply_limit : ReplyLimit (default: ReplyLimit())
         The memory that a reply may take, in a deployment.
     backend : Backend | str (default: "local")
@@ -143,10 +143,12 @@ class RobustStrategy(StrategyWrapper):
 
     Notes
     -----
-    With f malicious nodes among those asked, a round needs 2f + 1 accepted replies;
-    each rejected reply lowers that by two, because it proves that its sender is one of
-    the f. A round with fewer is skipped, and the model stays. To bear f silent nodes as
-    well as f liars, ask 3f + 1.
+    With f malicious nodes among those asked, a round needs 2f + 1 accepted replies.
+    Each rejected reply that proves its sender malicious lowers that by two. A single
+    fault lowers nothing; of several, half do, rounded up. If proofs and faults are more
+    than f, none do. `flwr_ctma.tracking.evidence` has the reasons of each kind. A round
+    with fewer replies is skipped, and the model stays. To bear f silent nodes as well
+    as f liars, ask 3f + 1.
 
     Metrics are averaged by a trimmed mean, in which all clients count the same. The
     claims of a client about itself move no model, unless `weighted_by_key` lets them.
@@ -169,6 +171,7 @@ class RobustStrategy(StrategyWrapper):
 
     needs_all_replies = True
     repeatable = False
+    evidence = frozenset({"ledger", "detector", "exclusion", "progress"})
     # FedAvg has a setting of the same name: this one is the wrapper's own.
     weighted_by_key: str | None = None
 
@@ -286,6 +289,9 @@ class RobustStrategy(StrategyWrapper):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the strategy inside sample nodes, and open the round."""
+        if self._run is None and server_round == 1:
+            self._progress = Progress()  # of a run before, which called no hooks
+        self._check_foreign_loop()
         self._nodes.wait(grid, is_needed=not self._progress.aggregated)
         messages = self.strategy.configure_train(server_round, arrays, config, grid)
         asked, self.f, violators, suspects = self._nodes.select("train", messages, grid)
@@ -294,6 +300,7 @@ class RobustStrategy(StrategyWrapper):
         if not asked:
             self._training = None
             return asked
+        self._progress.asked += 1
         schema = ReplySchema(
             self._sent(asked, arrays), self.buffer_keys, self.constant_keys
         )
@@ -321,19 +328,21 @@ class RobustStrategy(StrategyWrapper):
         f = round_.effective_f(found)
         log_replies(round_, found)
         result = None if f is None else self._aggregate(server_round, round_, found, f)
-        self._progress.note(found, result is not None)
+        self._progress.note(found)
         if f is None or result is None:
             check_same_app(self._progress, round_, found)
             return round_.arrays, self._record(round_, found)
         distances = self._distances(round_, found, result)
         inner = self._inner(round_, found, f, {self._arrays_key: result.arrays})
         arrays, metrics = self._inner_step(server_round, round_, inner, result)
+        self._progress.close(type(self.strategy).__name__, arrays is not None)
         return arrays, self._record(round_, found, inner, metrics, result, distances)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the strategy inside sample nodes, and open the evaluation."""
+        self._check_foreign_loop()
         messages = self.strategy.configure_evaluate(server_round, arrays, config, grid)
         asked, f, violators, suspects = self._nodes.select("evaluate", messages, grid)
         self._evaluation = (
@@ -402,6 +411,19 @@ class RobustStrategy(StrategyWrapper):
     def budget(self, metrics: Sequence[MetricRecord], f: int) -> Budget:
         """Return the budget of Byzantine rows, or of weight if clients claim it."""
         return claimed_budget(metrics, f, self.weighted_by_key)
+
+    def _check_foreign_loop(self) -> None:
+        """Raise a RuntimeError if a loop without hooks has aggregated no round yet.
+
+        Such a loop, as that of Flower's own wrappers, does not say when the run ends.
+        """
+        if self._run is None and self._progress.asked > self._progress.aggregated == 0:
+            raise RuntimeError(
+                f"{self._progress.sentence} A strategy outside of RobustStrategy runs "
+                "the rounds and may withhold replies. Put RobustStrategy, or another "
+                "wrapper of flwr-ctma, outermost and call its `start`: then a round "
+                "may fail."
+            )
 
     def _sent(self, asked: Sequence[Message], arrays: ArrayRecord) -> ArrayRecord:
         """Return the model that all messages hold."""
@@ -507,6 +529,7 @@ class RobustStrategy(StrategyWrapper):
                     server_round, inner.one()
                 )
         if arrays is not None and round_.schema is not None:
+            round_.schema.check_same_arrays(arrays, type(self.strategy).__name__)
             arrays = round_.schema.restore_dtypes_and_buffers(result.arrays, arrays)
         return arrays, metrics
 

@@ -4,7 +4,7 @@ A run in which no round was aggregated is a failed run.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,13 +49,20 @@ class Progress:
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def note(self, found: InspectedReplies, is_aggregated: bool) -> None:
-        """Count a round."""
-        self.asked += 1
-        self.aggregated += is_aggregated
+    def note(self, found: InspectedReplies) -> None:
+        """Count the replies of a round."""
         self.accepted += len(found.accepted)
         details = [(why.reason, str(why)) for _, why in found.rejected]
         details += [(why.partition(":")[0], why) for _, why in found.missing]
+        self._count(details)
+
+    def close(self, strategy: str, has_model: bool) -> None:
+        """Count a round of which the strategy inside has made a model, or none."""
+        self.aggregated += has_model
+        if not has_model:
+            self._count([("no-model", f"round without a model from {strategy}")])
+
+    def _count(self, details: Iterable[tuple[str, str]]) -> None:
         for reason, detail in details:
             if reason in self.reasons or len(self.reasons) < _MOST_REASONS:
                 self.reasons[reason] += 1
@@ -65,11 +72,16 @@ class Progress:
         """Raise a RuntimeError if no round was aggregated."""
         if not self.asked or self.aggregated:
             return
+        raise RuntimeError(self.sentence)
+
+    @property
+    def sentence(self) -> str:
+        """Why no round was aggregated."""
         counts = "; ".join(
             f"{count} × {self.examples[reason]}"
             for reason, count in self.reasons.most_common(5)
         )
-        raise RuntimeError(
+        return (
             f"No round of {self.asked} was aggregated, and the model is the initial "
             f"one. {self.accepted} replies were accepted in all. Others were rejected "
             f"or missing: {counts or 'none'}."

@@ -20,6 +20,8 @@ from flwr_ctma.tracking.detectors import Exclusion
 
 __all__ = ["NodeSelection", "Selected"]
 
+_LOG_SECONDS = 10.0
+
 
 class Selected(NamedTuple):
     """The messages to send, f, and the nodes that are excluded.
@@ -95,30 +97,37 @@ class NodeSelection:
         RuntimeError
             If the nodes do not connect in time.
         """
-        began = time.monotonic()
+        began, logged = time.monotonic(), (-1, 0.0)
         while True:
             connected = len(set(grid.get_node_ids()))
             f = self._tolerance.of(connected)
             needed = max(self._aggregator.min_rows(f), min_replies(f))
             if connected >= needed:
                 return
-            if _is_fixed(grid) or time.monotonic() - began >= self._node_timeout:
+            remedy = (
+                "Start more nodes (Flower's simulation: `flwr run . "
+                f'--federation-config "num-supernodes={needed}"`), or lower '
+                "`num_malicious_nodes`."
+            )
+            waited = time.monotonic() - began
+            if _is_fixed(grid) or waited >= self._node_timeout:
                 sentence = (
                     f"{connected} nodes are connected; {self._aggregator} needs "
-                    f"{needed} against {f} malicious ones. Start more nodes (Flower's "
-                    f"simulation: `--federation-config num-supernodes={needed}`), or "
-                    "lower `num_malicious_nodes`."
+                    f"{needed} against {f} malicious ones. {remedy}"
                 )
                 if is_needed:
                     raise RuntimeError(sentence)
                 log(WARNING, "%s", sentence)
                 return
-            log(
-                INFO,
-                "Waiting for nodes to connect: %d connected (%s needs %d against %d "
-                "malicious ones).",
-                *(connected, self._aggregator, needed, f),
-            )
+            if connected != logged[0] or waited >= logged[1] + _LOG_SECONDS:
+                log(
+                    INFO,
+                    "Waiting for nodes to connect: %d connected (%s needs %d against "
+                    "%d malicious ones), up to %.0f s more. %s",
+                    *(connected, self._aggregator, needed, f),
+                    *(self._node_timeout - waited, remedy),
+                )
+                logged = connected, waited
             time.sleep(1)
 
     def select(self, phase: str, messages: Iterable[Message], grid: Grid) -> Selected:

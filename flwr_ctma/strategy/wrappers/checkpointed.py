@@ -51,6 +51,9 @@ class Checkpointed(StrategyWrapper):
     records, random generators and containers of these are plain data. Functions and
     loggers are settings, as long as they stay the same objects.
 
+    The model to start with may be the initial one of the run, or one that the run made:
+    only its names, shapes and dtypes are checked, and the saved model replaces it.
+
     A config entry that differs from that of the first start replaces the saved one.
 
     A strategy inside with a `start` of its own counts the rounds of each process from
@@ -103,6 +106,7 @@ class Checkpointed(StrategyWrapper):
             return
         state = found.state
         self._check(run, state)
+        self._initial = state["initial"]
         self._restore_strategies(run, state)
         if state["grid"] is not None:
             grid: Any = run.grid
@@ -215,7 +219,8 @@ class Checkpointed(StrategyWrapper):
                 type(run.grid).__name__,
                 "Resume in the runtime of the run: in one process, or Flower's own.",
             )
-        if state["initial"] != self._initial:
+        # FedAvg makes floats of integer buffers: a model that it returned is no other.
+        if self._initial not in (state["initial"], _shapes(state["arrays"])):
             raise parameter_error(
                 "initial_arrays",
                 f"of the model that {self.folder} holds",

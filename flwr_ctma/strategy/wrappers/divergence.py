@@ -18,6 +18,7 @@ from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.arrays import numbers
 from flwr_ctma.messages.schema import BUFFER_KEYS
 from flwr_ctma.strategy.wrappers.base import StrategyWrapper, inside, is_asynchronous
+from flwr_ctma.strategy.wrappers.run import Hooks
 from flwr_ctma.strategy.wrappers.state import restore, state_of
 
 __all__ = ["DivergenceGuard"]
@@ -69,10 +70,12 @@ class DivergenceGuard(StrategyWrapper):
     such as steps of length zero that malicious nodes cause or the warm-up of a learning
     rate, cannot set for good what is usual, and `max_rollbacks` bounds what they cost.
 
-    What nodes did stays in the ledger of `RobustStrategy`, and nodes are sampled anew.
+    What nodes did stays in the ledger of `RobustStrategy`, and nodes that it excludes
+    stay excluded. Nodes are sampled anew.
     Without `RobustStrategy` inside, one client's lie about its loss is an alarm.
 
-    Only `Observed` and `Checkpointed` belong outside of it.
+    Configs that strategies inside change in place are gone back to as well. What
+    wrappers outside of it do to a model, or keep, is not taken back.
 
     Examples
     --------
@@ -115,7 +118,7 @@ class DivergenceGuard(StrategyWrapper):
         self._good: _Snapshot | None = None
         self._sent_from: _Snapshot | None = None
         self._arrays = ArrayRecord()
-        self._config = ConfigRecord()
+        self._configs: dict[str, ConfigRecord] = {}
 
     def summary(self) -> None:
         """Log the settings, then those of the strategy inside."""
@@ -129,15 +132,17 @@ class DivergenceGuard(StrategyWrapper):
     ) -> Iterable[Message]:
         """Keep the model that is sent, and the state of the strategies."""
         self._arrays = arrays
+        self._configs["train"] = config
         if self._rolled_back:
             self._rolled_back = False
         else:
             self._rollbacks = 0
             if self.rollback:
-                here = _Snapshot.of(self.strategy, server_round - 1, arrays, config)
+                here = _Snapshot.of(
+                    self.strategy, server_round - 1, arrays, self._configs
+                )
                 self._good = self._sent_from or here
                 self._sent_from = here
-        self._config = config
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
@@ -159,6 +164,17 @@ class DivergenceGuard(StrategyWrapper):
             metrics = self._tell(alarms, metrics, finite)
         return None if arrays is None else self._arrays, metrics
 
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Keep the config as it is before the strategies change it."""
+        self._configs["evaluate"] = config
+        for snapshot in (self._good, self._sent_from):
+            if snapshot is not None:
+                given = copy.deepcopy(dict(config))
+                snapshot.configs.setdefault("evaluate", given)
+        return super().configure_evaluate(server_round, arrays, config, grid)
+
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
@@ -170,6 +186,9 @@ class DivergenceGuard(StrategyWrapper):
         """Judge the loss that the server measured."""
         if metrics is not None:
             self._tell(self._explosions("server", metrics), metrics)
+        if self._rolled_back and self._good is not None:
+            # The evaluation of a round that was taken back has changed the state again.
+            self._good.restore(self.strategy, self._arrays, self._configs)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint: what is usual, and the good model."""
@@ -249,7 +268,7 @@ class DivergenceGuard(StrategyWrapper):
             return metrics
         self._rollbacks += not self._rolled_back
         self._rolled_back = True
-        self._good.restore(self.strategy, self._arrays, self._config)
+        self._good.restore(self.strategy, self._arrays, self._configs)
         self._sent_from = self._good
         metrics["rolled-back-to"] = self._good.number
         log(
@@ -301,34 +320,44 @@ class _Snapshot:
     number: int
     arrays: ArrayRecord
     states: list[dict[str, Any]] = field(default_factory=list)
-    config: dict[str, Any] = field(default_factory=dict)
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, strategy: Strategy, number: int, arrays: ArrayRecord, config: ConfigRecord
+        cls,
+        strategy: Strategy,
+        number: int,
+        arrays: ArrayRecord,
+        configs: Mapping[str, ConfigRecord],
     ) -> "_Snapshot":
-        states = [_forgetting(state_of(part)) for part in inside(strategy)]
+        states = [
+            {k: v for k, v in state_of(part).items() if k not in _evidence(part)}
+            for part in inside(strategy)
+        ]
         model = ArrayRecord(dict(arrays))
-        return cls(number, model, *copy.deepcopy((states, dict(config))))
+        plain = {phase: dict(config) for phase, config in configs.items()}
+        return cls(number, model, *copy.deepcopy((states, plain)))
 
     def restore(
-        self, strategy: Strategy, arrays: ArrayRecord, config: ConfigRecord
+        self,
+        strategy: Strategy,
+        arrays: ArrayRecord,
+        configs: Mapping[str, ConfigRecord],
     ) -> None:
-        """Restore the state, and the model and the config in place."""
+        """Restore the state, and the model and the configs in place."""
         for part, saved in zip(inside(strategy), self.states, strict=True):
-            kept = {k: v for k, v in state_of(part).items() if k in _REMEMBERED}
+            kept = {k: v for k, v in state_of(part).items() if k in _evidence(part)}
             restore(part, {**copy.deepcopy(saved), **kept}, exact=True)
         arrays.update(self.arrays)
-        config.clear()
-        config.update(copy.deepcopy(self.config))
+        for phase, config in configs.items():
+            saved_config = copy.deepcopy(self.configs.get(phase, dict(config)))
+            config.clear()
+            config.update(saved_config)
 
 
-# The ledger is evidence and no part of the model: a rollback leaves it as it is.
-_REMEMBERED = {"ledger"}
-
-
-def _forgetting(state: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in state.items() if k not in _REMEMBERED}
+def _evidence(part: Strategy) -> frozenset[str]:
+    """Return the entries of a state that are no part of the model."""
+    return part.evidence if isinstance(part, Hooks) else frozenset()
 
 
 def _distance(sent: ArrayRecord, arrays: ArrayRecord) -> float:

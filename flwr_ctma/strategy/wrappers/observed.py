@@ -1,5 +1,6 @@
 """Callbacks that get a line for each round."""
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from logging import WARNING
@@ -112,7 +113,7 @@ class Observed(StrategyWrapper):
         self._line = {}
         for callback in self.callbacks:
             try:
-                callback(line)
+                callback(copy.deepcopy(line))  # no callback changes that of another
             except Exception as error:
                 log(WARNING, "%r: %s: %s", callback, type(error).__name__, error)
 

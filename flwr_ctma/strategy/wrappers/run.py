@@ -37,6 +37,9 @@ class Hooks:
         hooks must not run it.
     repeatable : bool
         Whether two of the kind in one chain have a meaning.
+    evidence : set of str
+        Entries of `state_dict` about the nodes and the run, which no rollback takes
+        back.
     is_asynchronous : bool
         Whether `run_rounds` replaces Flower's loop over rounds.
     """
@@ -45,6 +48,7 @@ class Hooks:
     needs_all_replies: ClassVar[bool] = False
     needs_run: ClassVar[bool] = False
     repeatable: ClassVar[bool] = True
+    evidence: ClassVar[frozenset[str]] = frozenset()
     is_asynchronous: ClassVar[bool] = False
     _run: "Run | None" = None
 
