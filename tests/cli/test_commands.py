@@ -355,7 +355,7 @@ def test_simulate_quiet_json_prints_the_rounds_and_nothing_else():
     assert (done.returncode, done.stderr) == (0, "")
     rounds = json.loads(done.stdout)["rounds"]
     assert [line["round"] for line in rounds][-2:] == [1, 2]
-    assert "accuracy" in rounds[-1] and len(rounds[-1]["asked"]) > 0
+    assert rounds[-1]["clients-accuracy"] > 0 and len(rounds[-1]["asked"]) > 0
 
 
 @pytest.mark.parametrize("command", ["", *("compare", "sweep", "report", "rules")])
