@@ -40,9 +40,12 @@ html_css_files = ["pages.css"]
 html_show_sphinx = False
 
 
+_EMPTY_DEFAULTS = (":default: ````", ":default: ``False``")
+
+
 def drop_empty_defaults(app, context, lines):
-    """Remove empty defaults, which docutils reads as the line of a section."""
-    lines[:] = [line for line in lines if line.strip() != ":default: ````"]
+    """Remove empty defaults, which docutils misreads, and the False of flags."""
+    lines[:] = [line for line in lines if line.strip() not in _EMPTY_DEFAULTS]
 
 
 def setup(app):

@@ -1,8 +1,18 @@
 """What tests of several rooms share."""
 
+import gc
+
 import pytest
 
 from flwr_ctma.strategy.robust import RobustStrategy
+
+
+def pytest_collection_finish():
+    """Keep imported modules and collected tests out of garbage collections.
+
+    Flower collects garbage after every reply, which takes as long as there are objects.
+    """
+    gc.freeze()
 
 
 @pytest.fixture

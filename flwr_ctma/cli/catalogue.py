@@ -10,7 +10,8 @@ from rich.text import Text
 
 from flwr_ctma.aggregators import RULES
 from flwr_ctma.attacks import ATTACKS
-from flwr_ctma.cli.common import Json, Screen
+from flwr_ctma.cli.options import Json
+from flwr_ctma.cli.screen import Screen
 
 __all__ = ["attacks", "rules"]
 

@@ -11,21 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from flwr_ctma.attacks import parse_attack
-from flwr_ctma.cli.common import (
-    MANY_RUNS,
-    NUM_CORES,
-    AppArgument,
-    Batched,
-    DryRun,
-    Json,
-    Quiet,
-    RunConfig,
-    Screen,
-    Workers,
-    errors_as_sentences,
-    grid_type,
-)
-from flwr_ctma.cli.sweep import collect_runs, print_failures, run_to_json
+from flwr_ctma.cli import options
+from flwr_ctma.cli.runs import collect_runs, finish, show_plan
+from flwr_ctma.cli.screen import Screen, errors_as_sentences
 from flwr_ctma.cli.tables import comparison_table
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.experiments.app import App, FlowerApp, num_nodes_for, parse_app
@@ -34,7 +22,6 @@ from flwr_ctma.experiments.comparison import (
     run_one_by_one,
     summarize_rules,
 )
-from flwr_ctma.experiments.plan_cost import estimate_seconds
 from flwr_ctma.experiments.runtimes import Ray
 from flwr_ctma.experiments.sweep import Sweep, SweepProgress
 from flwr_ctma.experiments.sweep_results import FinishedRun, PlannedRun, write_rounds
@@ -59,9 +46,9 @@ _KEYS = {
 
 
 def compare(
-    app: AppArgument = ".",
+    app: options.AppArgument = ".",
     aggregator: Annotated[
-        list[str], typer.Option(help="Rule, or `fedavg`. Repeatable.")
+        list[str], typer.Option(help="Rule, or `fedavg` for none. Repeatable.")
     ] = ["fedavg", "ctma(gm)"],  # noqa: B006, typer copies it
     attack: Annotated[
         list[str],
@@ -74,9 +61,10 @@ def compare(
         list[str], typer.Option(help="How the data are partitioned. Repeatable.")
     ] = ["iid", "dirichlet"],  # noqa: B006
     seed: Annotated[
-        list[int], typer.Option(help="Repeatable.", show_default="the app's")
+        list[int],
+        typer.Option(help="Seed of a run. Repeatable.", show_default="the app's"),
     ] = [],  # noqa: B006
-    run_config: RunConfig = [],  # noqa: B006
+    run_config: options.RunConfig = [],  # noqa: B006
     engine: Annotated[
         EngineName,
         typer.Option(
@@ -84,8 +72,8 @@ def compare(
             "`in-process`: each run in one process, which is faster."
         ),
     ] = EngineName.RAY,
-    workers: Workers = NUM_CORES,
-    batched: Batched = False,
+    workers: options.Workers = options.NUM_CORES,
+    batched: options.Batched = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -93,9 +81,9 @@ def compare(
             show_default="runs/<date and time>",
         ),
     ] = None,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    json: Json = False,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
 ) -> None:
     """Run the app under several rules, and show them side by side.
 
@@ -124,15 +112,8 @@ def compare(
         )
         plan = Sweep(flower_app, runs)
         root = output or Path("runs") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-        kind, left = grid_type(batched), plan.unfinished(root)
-        if dry_run or (engine is EngineName.IN_PROCESS and len(left) >= MANY_RUNS):
-            seconds = estimate_seconds(flower_app, left, workers, kind)
-            screen.estimate(len(left), "runs", seconds, workers)
-        if dry_run:
-            for run in left:
-                screen.print(f"  {run.name}")
-            screen.json({"runs": [run.name for run in left], "output": str(root)})
-            return
+        kind = options.grid_type(batched)
+        show_plan(plan, root, screen, workers, kind, dry_run)
         _write_config(root, settings, runs, engine)
         states = (
             plan.run(root, workers, kind)
@@ -144,11 +125,7 @@ def compare(
     good = [one for one in finished if not one.error]
     if good:
         _show(good, settings, root, screen)
-    failed = print_failures(finished, screen)
-    screen.print(f"Folder: {root}")
-    results = [run_to_json(one, "accuracy", 1) for one in finished]
-    screen.json({"output": str(root), "runs": results})
-    raise typer.Exit(1 if failed else 0)
+    finish(finished, root, screen, "accuracy", 1)
 
 
 def _check(
@@ -190,19 +167,19 @@ def _show(
     screen: Screen,
 ) -> None:
     scenarios = summarize_rules(finished)
-    malicious = f"{settings['num-malicious-nodes']} of {settings['num-nodes']}"
     for title, summaries in scenarios.items():
         screen.print("")
-        heading = f"Test accuracy (%), {malicious} clients malicious: {title}"
-        screen.print(heading, style="bold")
+        screen.print(f"Test accuracy (%), {title}", style="bold")
         screen.print(comparison_table(summaries))
-    screen.print("kept: malicious clients that counted in a round, on average")
-    if any(one.backdoor is not None for some in scenarios.values() for one in some):
+    everyone = [one for some in scenarios.values() for one in some]
+    if any(one.malicious_kept is not None for one in everyone):
+        screen.print("kept: malicious clients that counted in a round, on average")
+    if any(one.backdoor is not None for one in everyone):
         screen.print("backdoor: success rate after the last round (%)")
     panels = {
         title: {one.aggregator: one.curve for one in summaries if one.curve.rounds}
         for title, summaries in scenarios.items()
     }
-    title = f"{settings['dataset']}: {malicious} clients malicious"
+    title = f"{settings['dataset']}, {settings['num-nodes']} clients"
     chart = line_chart(panels, "Test accuracy (%)", share=True, title=title)
     screen.figure(chart, root / "accuracy.png")

@@ -12,7 +12,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from flwr_ctma.cli.common import Screen
+from flwr_ctma.cli.screen import Screen
 from flwr_ctma.experiments.estimate import format_seconds, time_left
 
 __all__ = ["RunProgress"]

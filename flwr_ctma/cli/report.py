@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flwr_ctma.cli.common import errors_as_sentences
+from flwr_ctma.cli.screen import errors_as_sentences
 from flwr_ctma.report import write_report
 
 __all__ = ["report"]
@@ -13,7 +13,7 @@ __all__ = ["report"]
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(help="Folders of runs, or folders above them.")
+        list[Path], typer.Argument(help="Folders of runs, or folders that hold some.")
     ],
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path(
         "report.html"
@@ -25,11 +25,10 @@ def report(
         ),
     ] = [],  # noqa: B006
 ) -> None:
-    """Make a page of runs: accuracy, attacks, and the clients in every round.
+    """Write a page about runs: accuracy, attacks, and the clients of every round.
 
-    RUNS are run folders or folders above them: one run in production, or those of
-    `compare`, `sweep` and `tournament`. The page is a single file that needs no
-    network.
+    RUNS are folders of runs, or folders that hold some: of a deployment, `compare`,
+    `sweep` or `tournament`. The page is one HTML file that needs no network.
     """
     with errors_as_sentences():
         print(write_report(runs, output, figures))

@@ -35,7 +35,7 @@ def comparison_table(summaries: Sequence[RuleSummary]) -> Table:
     for one in summaries:
         means = dict(zip(one.curve.rounds, one.curve.mean, strict=True))
         cells = [_percent(means[number]) for number in rounds]
-        cells += [one.final_text, f"{one.malicious_kept:.1f}"]
+        cells += [one.final_text, _count(one.malicious_kept)]
         cells += [_percent(one.backdoor or 0.0)] if has_backdoor else []
         table.add_row(Text(one.aggregator), *cells)
     return table
@@ -125,3 +125,7 @@ def _ledger_cell(results: Sequence[MatchResult]) -> str:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _count(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"

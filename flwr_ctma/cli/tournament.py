@@ -7,21 +7,10 @@ from typing import Annotated
 
 import typer
 
-from flwr_ctma.cli.common import (
-    MANY_RUNS,
-    NUM_CORES,
-    AppArgument,
-    Batched,
-    DryRun,
-    Json,
-    Quiet,
-    RunConfig,
-    Screen,
-    Workers,
-    errors_as_sentences,
-    grid_type,
-)
+from flwr_ctma.cli import options
 from flwr_ctma.cli.progress import RunProgress
+from flwr_ctma.cli.runs import MANY_RUNS
+from flwr_ctma.cli.screen import Screen, errors_as_sentences
 from flwr_ctma.cli.tables import ledger_table, score_table
 from flwr_ctma.experiments.app import parse_app
 from flwr_ctma.experiments.plan_cost import measured_cost
@@ -44,46 +33,36 @@ _SEEDS = [1, 2, 3]
 
 
 def tournament(
-    app: AppArgument = ".",
+    app: options.AppArgument = ".",
     aggregator: Annotated[
         list[str],
         typer.Option(help="Rule, or `fedavg` for the app's own. Repeatable."),
     ] = [*DEFAULT_AGGREGATORS],  # noqa: B006, typer copies it
-    attack: Annotated[
-        list[str], typer.Option(help="Attack of the malicious clients. Repeatable.")
-    ] = [*DEFAULT_ATTACKS],  # noqa: B006
+    attack: options.Attacks = [*DEFAULT_ATTACKS],  # noqa: B006
     malicious: Annotated[
         list[int], typer.Option(help="Number of malicious clients. Repeatable.")
     ] = _MALICIOUS,
-    seed: Annotated[
-        list[int], typer.Option(help="Seed of a run. Repeatable.")
-    ] = _SEEDS,
+    seed: options.Seeds = _SEEDS,
     num_nodes: Annotated[int, typer.Option(help="Number of clients.", min=1)] = 17,
-    metric: Annotated[
-        str,
-        typer.Option(
-            help="Metric to compare, as the app reports it; larger is better."
-        ),
-    ] = "accuracy",
-    last: Annotated[
-        int, typer.Option(help="Average the metric over the last evaluations.", min=1)
-    ] = 3,
-    run_config: RunConfig = [],  # noqa: B006
-    workers: Workers = NUM_CORES,
-    batched: Batched = False,
+    metric: options.Metric = "accuracy",
+    last: options.Last = 3,
+    run_config: options.RunConfig = [],  # noqa: B006
+    workers: options.Workers = options.NUM_CORES,
+    batched: options.Batched = False,
     output: Annotated[
         Path,
         typer.Option(help="Folder for the results. Finished matches are skipped."),
     ] = Path("runs/tournament"),
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    json: Json = False,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
 ) -> None:
-    """Run rules against attacks in any app, and name the best worst case.
+    """Run rules against attacks in any app, and find the rule with the best worst case.
 
-    The app needs no change: its clients are made malicious, and the strategy that it
-    starts is wrapped in the rule. Every match is one run in one process. The folder
-    gets a table with a row for each match, and a heat map.
+    The app stays as it is: the tournament makes clients malicious, and wraps the
+    strategy that the app starts in the rule. A match is one rule against one attack
+    with one seed, in one process. The folder gets a table with a row for each match,
+    and a heat map. The exit code is 1 if a match crashed.
     """
     screen = Screen(quiet, json)
     with errors_as_sentences():
@@ -93,7 +72,7 @@ def tournament(
         )
         planned = Tournament(name, config, num_nodes, metric, last)
         plan = planned.matches(aggregator, attack, malicious, seed)
-        kind = grid_type(batched)
+        kind = options.grid_type(batched)
         saved = planned.saved(plan, output)
         undefined = sum(
             bool(undefined_reason(rule, num_nodes, f)) * len(attack) * len(seed)

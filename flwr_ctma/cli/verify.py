@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from flwr_ctma.cli.common import errors_as_sentences
+from flwr_ctma.cli.screen import errors_as_sentences
 from flwr_ctma.strategy.replay import replay
 from flwr_ctma.tracking.audit import AuditError, read_trail
 
@@ -18,21 +18,21 @@ def verify(
     key: Annotated[
         str,
         typer.Option(
-            help="Public key that must have signed, 64 hexadecimal digits. Without it "
-            "the trail is only checked against the key in its first line."
+            help="Public key of the server, 64 hexadecimal digits. Without it the "
+            "trail is checked against the key in its own first line only."
         ),
     ] = "",
     unfinished: Annotated[
         bool,
         typer.Option(
-            "--unfinished", help="Accept a trail of a run that has not ended."
+            "--unfinished", help="Accept the trail of a run that has not ended."
         ),
     ] = False,
 ) -> None:
-    """Check an audit trail, and recompute its rounds if replies were kept.
+    """Check an audit trail, and recompute its rounds if it has the replies.
 
-    Every signature and the chain of all lines are checked. Where `Audited` kept the
-    replies, each round is computed again, to the bit. Nothing is asked of a network.
+    The command checks every signature and the chain of all lines. If `Audited` kept
+    the replies, it computes each round again, to the bit. It needs no network.
     """
     with errors_as_sentences():
         public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)) if key else None

@@ -58,8 +58,8 @@ class RuleSummary:
         Accuracy by round.
     final : sequence of float
         Accuracy of each run after the last evaluated round.
-    malicious_kept : float
-        Malicious clients that counted in a round, on average.
+    malicious_kept : float or None
+        Malicious clients that counted in a round, on average; None without an attack.
     backdoor : float or None
         Success rate of a backdoor after the last round; None without one.
     """
@@ -67,7 +67,7 @@ class RuleSummary:
     aggregator: str
     curve: Curve
     final: Sequence[float]
-    malicious_kept: float
+    malicious_kept: float | None
     backdoor: float | None = None
 
     @property
@@ -87,13 +87,35 @@ def summarize_rules(
     grouped: dict[str, dict[str, list[FinishedRun]]] = {}
     for one in finished:
         config = one.run.config
-        title = f"{config['attack']}, {config['partitioner']} partitions"
+        title = _scenario(config)
         by_rule = grouped.setdefault(title, {})
         by_rule.setdefault(str(config["aggregator"]), []).append(one)
     return {
         title: [_summary(rule, runs) for rule, runs in by_rule.items()]
         for title, by_rule in grouped.items()
     }
+
+
+def _num_malicious(config: Mapping[str, Any]) -> int:
+    """Return how many clients attack: none of them without an attack."""
+    return 0 if config["attack"] == "none" else config["num-malicious-nodes"]
+
+
+def _scenario(config: Mapping[str, Any]) -> str:
+    """Return the title of a scenario.
+
+    Examples
+    --------
+    >>> iid = {"partitioner": "iid", "num-nodes": 17, "num-malicious-nodes": 5}
+    >>> _scenario({**iid, "attack": "alie"})
+    '5 of 17 clients malicious: alie, iid partitions'
+    >>> _scenario({**iid, "attack": "none"})
+    'no client malicious, iid partitions'
+    """
+    count = _num_malicious(config)
+    who = f"{count} of {config['num-nodes']} clients malicious: {config['attack']}"
+    who = who if count else "no client malicious"
+    return f"{who}, {config['partitioner']} partitions"
 
 
 def _summary(rule: str, runs: Sequence[FinishedRun]) -> RuleSummary:
@@ -107,6 +129,7 @@ def _summary(rule: str, runs: Sequence[FinishedRun]) -> RuleSummary:
     kept = [
         line["malicious-kept"]
         for run in runs
+        if _num_malicious(run.run.config)
         for line in run.lines
         if line["round"] > 0 and "malicious-kept" in line
     ]
@@ -116,7 +139,7 @@ def _summary(rule: str, runs: Sequence[FinishedRun]) -> RuleSummary:
         rule,
         Curve.over_runs(rounds, whole),
         whole[-1] if whole else [],
-        statistics.fmean(kept) if kept else 0.0,
+        statistics.fmean(kept) if kept else None,
         statistics.fmean(opened) if opened else None,
     )
 

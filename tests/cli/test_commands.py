@@ -18,8 +18,8 @@ import flwr_ctma
 from flwr_ctma.aggregators import RULES
 from flwr_ctma.attacks import ATTACKS
 from flwr_ctma.cli import app
-from flwr_ctma.cli.common import Screen
 from flwr_ctma.cli.progress import RunProgress
+from flwr_ctma.cli.screen import Screen
 from flwr_ctma.cli.tables import comparison_table
 from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.experiments.comparison import (
@@ -299,6 +299,7 @@ def test_progress_tells_the_time_left_for_all_runs(capsys):
 
 def finished(aggregator, seed, *lines, attack="signflip"):
     config = {"aggregator": aggregator, "attack": attack, "partitioner": "iid"}
+    config |= {"num-nodes": 5, "num-malicious-nodes": 1}
     return FinishedRun(PlannedRun({**config, "seed": seed}, config), lines)
 
 
@@ -337,6 +338,24 @@ def test_success_rate_of_a_backdoor_is_a_column(capsys):
     ((summary,),) = summarize_rules([run]).values()
     Screen(quiet=False, as_json=False).print(comparison_table([summary]))
     assert capsys.readouterr().out.split()[-4:] == ["cwmed", "50.0", "1.0", "25.0"]
+
+
+def test_comparison_without_an_attack_names_no_malicious_client(capsys):
+    line = {"round": 1, "accuracy": 0.5, "malicious-kept": 1}
+    run = finished("cwmed", 1, {"round": 0, "accuracy": 0.1}, line, attack="none")
+    ((title, (summary,)),) = summarize_rules([run]).items()
+    assert title == "no client malicious, iid partitions"
+    Screen(quiet=False, as_json=False).print(comparison_table([summary]))
+    assert capsys.readouterr().out.split()[-3:] == ["cwmed", "50.0", "–"]
+
+
+def test_simulate_quiet_json_prints_the_rounds_and_nothing_else():
+    words = ["simulate", ROOT / "examples" / "quickstart-numpy", "--num-nodes", "10"]
+    done = run(*words, "-c", "num-server-rounds=2", "--quiet", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    rounds = json.loads(done.stdout)["rounds"]
+    assert [line["round"] for line in rounds][-2:] == [1, 2]
+    assert rounds[-1]["clients-accuracy"] > 0 and len(rounds[-1]["asked"]) > 0
 
 
 @pytest.mark.parametrize("command", ["", *("compare", "sweep", "report", "rules")])

@@ -1,12 +1,11 @@
-"""Options and behaviour that the commands share."""
+"""What a command shows: tables, progress, JSON, and errors as sentences."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -15,90 +14,8 @@ from rich.text import Text
 from flwr_ctma.experiments.estimate import format_seconds
 from flwr_ctma.experiments.processes import RunFailed
 from flwr_ctma.report.render import can_render, write_chart
-from flwr_ctma.simulation.batched import BatchedGrid
-from flwr_ctma.simulation.grid import InProcessGrid
 
-__all__ = [
-    "MANY_RUNS",
-    "NUM_CORES",
-    "AppArgument",
-    "Batched",
-    "DryRun",
-    "Json",
-    "NumNodes",
-    "Quiet",
-    "RunConfig",
-    "Screen",
-    "Workers",
-    "errors_as_sentences",
-    "grid_type",
-]
-
-AppArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="APP",
-        help="Folder of the Flower app, or `module:server_app,module:client_app`.",
-    ),
-]
-RunConfig = Annotated[
-    list[str],
-    typer.Option(
-        "--run-config",
-        "-c",
-        help="Values for the app's run-config, as for `flwr run`: "
-        "'key=1 other=\"x\"'. Repeatable.",
-    ),
-]
-Batched = Annotated[
-    bool,
-    typer.Option(
-        "--batched", help="Compute the clients of a round together, which is faster."
-    ),
-]
-NumNodes = Annotated[
-    int | None,
-    typer.Option(
-        help="Number of clients.",
-        min=1,
-        show_default="the app's key num-nodes, or 17",
-    ),
-]
-Workers = Annotated[
-    int,
-    typer.Option(
-        help="Runs at the same time; each uses one core.",
-        min=1,
-        show_default="number of cores",
-    ),
-]
-DryRun = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Show the plan and an estimate of the time; stop."),
-]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Show errors only, no progress or tables.")
-]
-Json = Annotated[
-    bool,
-    typer.Option("--json", help="Write the results as JSON to the standard output."),
-]
-
-
-def _num_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-NUM_CORES = _num_cores()
-
-MANY_RUNS = 12
-"""From this number on, an estimate of the time is worth the seconds that it takes."""
-
-
-def grid_type(batched: bool) -> type[InProcessGrid]:
-    """Return the grid that runs the clients in one process."""
-    return BatchedGrid if batched else InProcessGrid
+__all__ = ["Screen", "errors_as_sentences"]
 
 
 @contextmanager

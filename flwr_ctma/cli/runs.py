@@ -1,0 +1,94 @@
+"""The runs of `compare` and `sweep`: their plan, progress, failures and results."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import typer
+
+from flwr_ctma.cli.progress import RunProgress
+from flwr_ctma.cli.screen import Screen
+from flwr_ctma.experiments.estimate import num_rounds_of
+from flwr_ctma.experiments.plan_cost import estimate_seconds
+from flwr_ctma.experiments.sweep import Sweep, SweepProgress
+from flwr_ctma.experiments.sweep_results import FinishedRun
+from flwr_ctma.simulation.grid import InProcessGrid
+
+__all__ = ["MANY_RUNS", "collect_runs", "finish", "show_plan"]
+
+MANY_RUNS = 12
+"""From this number on, an estimate of the time is worth the seconds that it takes."""
+
+
+def show_plan(
+    plan: Sweep,
+    root: Path,
+    screen: Screen,
+    workers: int,
+    kind: type[InProcessGrid],
+    dry_run: bool,
+) -> None:
+    """Show how many runs are left, and for how long; a dry run ends the command."""
+    left = plan.unfinished(root)
+    if dry_run or len(left) >= MANY_RUNS:
+        seconds = estimate_seconds(plan.app, left, workers, kind)
+        screen.estimate(len(left), "runs", seconds, workers)
+    if dry_run:
+        for run in left:
+            screen.print(f"  {run.name}")
+        screen.json({"runs": [run.name for run in left], "output": str(root)})
+        raise typer.Exit
+
+
+def collect_runs(
+    plan: Sweep, states: Iterator[SweepProgress], screen: Screen, metric: str
+) -> Iterator[FinishedRun]:
+    """Yield the runs as they finish, and show the progress of all."""
+    first = next(states)
+    yield from first.finished
+    total = sum(run.num_rounds for run in plan.runs)
+    saved = len(first.finished)
+    with RunProgress(screen, len(plan.runs), total, saved, first.rounds) as progress:
+        for state in states:
+            progress.update(state.rounds)
+            for one in state.finished:
+                value = one.value(metric)
+                shown = "no value" if value is None else f"{metric} {value:.4g}"
+                result = "failed" if one.error else shown
+                progress.finish_run(
+                    f"{one.run.name}: {result} after {one.seconds:.0f} s"
+                )
+                yield one
+
+
+def _print_failures(finished: Sequence[FinishedRun], screen: Screen) -> bool:
+    """Print each reason once, with its runs; return whether any run failed."""
+    by_reason: dict[str, list[str]] = {}
+    for one in finished:
+        if one.error:
+            by_reason.setdefault(one.error, []).append(one.run.name)
+    for reason, names in by_reason.items():
+        screen.error(f"Failed: {', '.join(names)}: {' '.join(reason.split())}")
+    return bool(by_reason)
+
+
+def _to_json(one: FinishedRun, metric: str, last: int) -> dict[str, object]:
+    """Return a finished run as a JSON object."""
+    return {
+        "name": one.run.name,
+        **one.run.point,
+        metric: one.value(metric, last),
+        "rounds": num_rounds_of(one.run.config),
+        "seconds": one.seconds,
+        "error": one.error,
+    }
+
+
+def finish(
+    finished: Sequence[FinishedRun], root: Path, screen: Screen, metric: str, last: int
+) -> None:
+    """Show the failures and the folder, write the JSON, and end the command."""
+    failed = _print_failures(finished, screen)
+    screen.print(f"Folder: {root}")
+    runs = [_to_json(one, metric, last) for one in finished]
+    screen.json({"output": str(root), "runs": runs})
+    raise typer.Exit(1 if failed else 0)
