@@ -5,7 +5,14 @@ from functools import lru_cache, partial
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 
 from clients.config import RunConfig
@@ -13,6 +20,7 @@ from clients.flat import FlatNetwork
 from clients.task import Examples, build_model, evaluate, find_device, load_train
 from flwr_ctma.attacks import poison
 from flwr_ctma.errors import parameter_error
+from flwr_ctma.messages.arrays import records_of
 from flwr_ctma.optim.mu2sgd import load_state_record, state_record
 
 __all__ = ["app", "partition_of"]
@@ -32,7 +40,7 @@ def train(message: Message, context: Context) -> Message:
     """Reply with the trained model, or with the received model minus the vector d."""
     config = RunConfig.of(context.run_config)
     examples, network = _load(message, context, config)
-    sent = message.content.config_records["config"]
+    sent = records_of(message.content, ConfigRecord)["config"]
     images, labels = poison(examples.images, examples.labels, sent)  # if attacked
     examples = Examples(images, labels, examples.num_classes)
     partition, _ = partition_of(context)
@@ -51,7 +59,9 @@ def train(message: Message, context: Context) -> Message:
     else:
         optimizer = config.optimization.vector(network.weights, network.buffers)
         steps = [batches]
-    load_state_record(optimizer, context.state.array_records.get("optimizer"))
+    load_state_record(
+        optimizer, records_of(context.state, ArrayRecord).get("optimizer")
+    )
     network.model.train()
     losses = [
         float(optimizer.step(partial(network.evaluate, step, config.clip_norm)))
@@ -89,7 +99,7 @@ def _load(
     shape = examples.images.shape[1:]
     thread = threading.get_ident()  # clients of a BatchedGrid have a thread each
     network = _network(shape, examples.num_classes, config, device, thread)
-    network.load(message.content.array_records["arrays"])
+    network.load(records_of(message.content, ArrayRecord)["arrays"])
     return examples.to(device), network
 
 

@@ -2,7 +2,14 @@
 
 from functools import lru_cache
 
-from flwr.app import Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    Context,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 
 from clients import honest
@@ -10,6 +17,7 @@ from clients.config import RunConfig
 from clients.honest import partition_of
 from clients.task import load_train
 from flwr_ctma.attacks import Attack, iter_attacks, parse_attack
+from flwr_ctma.messages.arrays import records_of
 from flwr_ctma.mods import ByzantineMod
 
 __all__ = ["MaliciousClient", "malicious"]
@@ -24,7 +32,7 @@ class _Idle(ClientApp):
         config = RunConfig.of(context.run_config)
         examples = load_train(config, *partition_of(context))
         metrics = MetricRecord({"num-examples": len(examples), "train-loss": 0.0})
-        arrays = message.content.array_records["arrays"]
+        arrays = records_of(message.content, ArrayRecord)["arrays"]
         content = RecordDict({"arrays": arrays, "metrics": metrics})
         return Message(content, reply_to=message)
 

@@ -18,8 +18,12 @@ from clients.task import Examples
 
 __all__ = ["GradientRequest", "architecture_of", "gradients", "parameter_views"]
 
-# Pixels of the images of one call, so that the activations stay in the cache.
+# Pixels of the images of one call: the activations of groups stay in the cache, and
+# those of common weights in little memory.
 _PIXELS = 32_768
+_COMMON_PIXELS = 524_288
+# Numbers below a kernel, up to which a product is faster than a convolution.
+_FEW_INPUTS = 32
 
 _aten = torch.ops.aten
 
@@ -74,16 +78,18 @@ def gradients(requests: Sequence[GradientRequest]) -> list[tuple[float, Tensor]]
         groups[key].append(i)
     found: dict[int, tuple[float, Tensor]] = {}
     for members in groups.values():
-        for some in _split(members, requests[members[0]].batch.images):
+        alike = _has_common_weights([requests[i] for i in members])
+        most = _COMMON_PIXELS if alike else _PIXELS
+        for some in _split(members, requests[members[0]].batch.images, most):
             answers = _group_gradients([requests[i] for i in some])
             found |= zip(some, answers, strict=True)
     return [found[i] for i in range(len(requests))]
 
 
-def _split(members: list[int], images: Tensor) -> list[list[int]]:
+def _split(members: list[int], images: Tensor, most_pixels: int) -> list[list[int]]:
     """Split clients with batches of this shape into parts of equal size."""
     pixels = images.numel() // images.shape[1]
-    most = len(members) if images.is_cuda else max(_PIXELS // pixels, 1)
+    most = len(members) if images.is_cuda else max(most_pixels // pixels, 1)
     parts = ceil(len(members) / most)
     return [members[part::parts] for part in range(parts)]
 
@@ -92,7 +98,7 @@ def _group_gradients(
     requests: Sequence[GradientRequest],
 ) -> list[tuple[float, Tensor]]:
     first = requests[0]
-    if first.architecture is not None and _has_common_weights(requests):
+    if _has_common_weights(requests):
         return _common_weights(requests)
     if len(requests) == 1:
         return [_autograd(first)]
@@ -102,7 +108,7 @@ def _group_gradients(
 def _has_common_weights(requests: Sequence[GradientRequest]) -> bool:
     """Return whether all weights are equal, in networks without running statistics."""
     first = requests[0]
-    if any(True for _ in first.model.buffers()):
+    if first.architecture is None or any(True for _ in first.model.buffers()):
         return False
     return all(torch.equal(first.weights, r.weights) for r in requests[1:])
 
@@ -144,20 +150,25 @@ def _common_weights(
     d = requests[0].weights.numel()
     matrix = torch.empty(n, d, dtype=x.dtype, device=x.device)
     parameters = tuple(model.parameters())
-    views = [parameter_views(row, parameters) for row in matrix]
+    views = _stacked_views(matrix, parameters)
     index = len(parameters)
     for place in reversed(range(len(tape))):
         layer, x, kept = tape[place]
         if isinstance(layer, nn.Conv2d | nn.Linear):
             index -= 2
-            pairs = zip(x.chunk(n), g.chunk(n), views, strict=True)
-            for own_x, own_g, (weight, bias) in (
-                (a, b, view[index : index + 2]) for a, b, view in pairs
-            ):
-                _weight_gradients(layer, own_x, own_g, weight, bias)
+            _weight_gradients(layer, x, g, *views[index : index + 2])
         if place:
             g = _backward(layer, x, kept, g)
     return list(zip(losses.tolist(), matrix, strict=True))
+
+
+def _stacked_views(matrix: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """View the rows of a matrix as parameters: (n, *shape) for each parameter."""
+    parts = torch.split(matrix, [x.numel() for x in parameters], dim=1)
+    return [
+        part.as_strided((len(part), *x.shape), (part.stride(0), *x.stride()))
+        for part, x in zip(parts, parameters, strict=True)
+    ]
 
 
 def _forward(layer: nn.Module, x: Tensor) -> tuple[Tensor, Any]:
@@ -187,14 +198,37 @@ def _backward(layer: nn.Module, x: Tensor, kept: Any, g: Tensor) -> Tensor:
 def _weight_gradients(
     layer: nn.Conv2d | nn.Linear, x: Tensor, g: Tensor, weight: Tensor, bias: Tensor
 ) -> None:
-    """Write the gradients of weight and bias."""
+    """Write the gradients of weight and bias for n clients, whose batches are in x."""
+    n = len(weight)
     if isinstance(layer, nn.Linear):
-        torch.mm(g.T, x, out=weight)
-        torch.sum(g, dim=0, out=bias)
+        own_x, own_g = (t.view(n, len(t) // n, -1) for t in (x, g))
+        torch.bmm(own_g.mT, own_x, out=weight)
+        torch.sum(own_g, dim=1, out=bias)
+        return
+    # A view: channels are last.
+    flat = g.permute(0, 2, 3, 1).reshape(n, -1, layer.out_channels)
+    torch.sum(flat, dim=1, out=bias)
+    inputs = weight[0, 0].numel()
+    if inputs <= _FEW_INPUTS:
+        found = torch.bmm(
+            _patches(layer, x, g).view(inputs, n, -1).transpose(0, 1), flat
+        )
+        weight.copy_(found.mT.view(weight.shape))
     else:
-        _, own, its = _convolution_backward(layer, x, g, [False, True, True])
-        weight.copy_(own)
-        bias.copy_(its)
+        for own, own_x, own_g in zip(weight, x.chunk(n), g.chunk(n), strict=True):
+            mask = [False, True, False]
+            own.copy_(_convolution_backward(layer, own_x, own_g, mask)[1])
+
+
+def _patches(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
+    """Return what each weight of a kernel is multiplied by: (inputs, places of g)."""
+    x = functional.pad(x, [p for p in reversed(layer.padding) for _ in "ab"])
+    n, channel, row, column = x.stride()
+    (down, right), (step_y, step_x) = layer.stride, layer.dilation
+    height, width = layer.kernel_size
+    shape = (x.shape[1], height, width, len(x), *g.shape[2:])
+    strides = (channel, step_y * row, step_x * column, n, down * row, right * column)
+    return x.as_strided(shape, strides).reshape(-1, len(x) * g[0, 0].numel())
 
 
 def _convolution_backward(

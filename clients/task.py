@@ -96,15 +96,15 @@ def build_model(like: Examples, config: RunConfig) -> nn.Module:
 
 def _small_layer(inside: int, outside: int) -> Iterator[nn.Module]:
     yield nn.Conv2d(inside, outside, kernel_size=3, padding=1)
+    yield nn.MaxPool2d(2)  # before ReLU: the same numbers, a quarter of the work
     yield nn.ReLU()
-    yield nn.MaxPool2d(2)
 
 
 def _paper_layer(inside: int, outside: int) -> Iterator[nn.Module]:
     yield nn.Conv2d(inside, outside, kernel_size=5, padding=2)
     yield nn.BatchNorm2d(outside)
-    yield nn.ReLU()
     yield nn.MaxPool2d(2)
+    yield nn.ReLU()
 
 
 @torch.no_grad()

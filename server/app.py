@@ -58,6 +58,8 @@ def main(grid: Grid, context: Context) -> None:
     held_out = load_held_out(config).to(device)
     stamped = with_trigger(held_out, config)
     model = build_model(held_out, config).to(device)
+    # On a CPU, pooling takes a third of the time so, convolutions two thirds.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     partitions = query_partitions(grid, config.num_nodes, config.num_malicious_nodes)
     began = clock() if clock else 0.0
     if config.asynchronous:

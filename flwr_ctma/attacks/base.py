@@ -18,6 +18,7 @@ from flwr_ctma.attacks.elsewhere import translate
 from flwr_ctma.attacks.knowledge import Knowledge, Rows
 from flwr_ctma.compat import ClientAppCallable
 from flwr_ctma.errors import parameter_error
+from flwr_ctma.messages.arrays import records_of
 from flwr_ctma.spec import check_fields, parse, spell
 
 __all__ = [
@@ -228,7 +229,9 @@ class Omniscient(Attack):
         rng: np.random.Generator,
     ) -> Message | None:
         """Train honestly and mark the reply for the colluders on the server."""
-        if not any(ATTACKED in c for c in message.content.config_records.values()):
+        if not any(
+            ATTACKED in c for c in records_of(message.content, ConfigRecord).values()
+        ):
             raise parameter_error(
                 "attack",
                 "one that a client can mount alone",

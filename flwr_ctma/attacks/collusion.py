@@ -8,7 +8,7 @@ from logging import WARNING
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from flwr_ctma.attacks import messages
@@ -24,6 +24,7 @@ from flwr_ctma.attacks.base import (
 from flwr_ctma.attacks.knowledge import Knowledge, Memory
 from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
+from flwr_ctma.messages.arrays import records_of
 
 __all__ = ["Colluders", "Layout", "ObservedReply", "stack"]
 
@@ -78,13 +79,13 @@ class ObservedReply:
     @property
     def metrics(self) -> MetricRecord:
         """The metrics of the reply; empty unless they are in exactly one record."""
-        records = list(self.reply.content.metric_records.values())
+        records = list(records_of(self.reply.content, MetricRecord).values())
         return records[0] if len(records) == 1 else MetricRecord()
 
     @property
     def model(self) -> NDArray[Any]:
         """The model that the server sent, as a row in the layout of the update."""
-        sent = self.message.content.array_records
+        sent = records_of(self.message.content, ArrayRecord)
         arrays = [
             messages.sent_array(sent, record, key, np.empty(shape, dtype)).ravel()
             for record, key, shape, dtype in self.layout
@@ -175,7 +176,9 @@ class Colluders:
         """Ask the clients for marks: colluders act on the server."""
         if self.num_malicious_nodes is not None:
             return
-        configs = message.content.config_records or {"config": ConfigRecord({})}
+        configs = records_of(message.content, ConfigRecord) or {
+            "config": ConfigRecord({})
+        }
         content = RecordDict({**message.content})
         for name, config in configs.items():
             content[name] = ConfigRecord({**config, ATTACKED: True})

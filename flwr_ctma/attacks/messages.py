@@ -13,7 +13,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from flwr_ctma.messages.arrays import numbers, to_array
+from flwr_ctma.messages.arrays import numbers, records_of, to_array
 
 __all__ = [
     "WEIGHT",
@@ -52,7 +52,7 @@ def server_round(message: Message) -> int | None:
 
     Flower's strategies write it into the config, its legacy server into the group id.
     """
-    for config in message.content.config_records.values():
+    for config in records_of(message.content, ConfigRecord).values():
         for key in ("server-round", "server_round"):
             number = config.get(key)
             if isinstance(number, int):
@@ -68,8 +68,8 @@ def updates(reply: Message, message: Message) -> dict[tuple[str, str], NDArray[A
     example a client's momentum) is itself the update.
     """
     found = {}
-    sent = message.content.array_records
-    for record, arrays in reply.content.array_records.items():
+    sent = records_of(message.content, ArrayRecord)
+    for record, arrays in records_of(reply.content, ArrayRecord).items():
         for key, array in arrays.items():
             model = numbers(array)
             if model.dtype.kind == "f":
@@ -85,8 +85,10 @@ def map_updates(
     """Change each update of a reply; dtypes stay the same."""
     if reply is None or not reply.has_content():
         return reply
-    records = {name: dict(r) for name, r in reply.content.array_records.items()}
-    sent = message.content.array_records
+    records = {
+        name: dict(r) for name, r in records_of(reply.content, ArrayRecord).items()
+    }
+    sent = records_of(message.content, ArrayRecord)
     for (record, key), update in updates(reply, message).items():
         with np.errstate(over="ignore", invalid="ignore"):
             model = sent_array(sent, record, key, update) + change(update)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from flwr_ctma.engine.updates import Layer, Updates
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages import npy
-from flwr_ctma.messages.arrays import numbers, to_array
+from flwr_ctma.messages.arrays import numbers, records_of, to_array
 from flwr_ctma.tracking.evidence import FAULTS, PROOFS
 
 __all__ = ["BUFFER_KEYS", "Rejection", "Reply", "ReplySchema", "quote", "read_metrics"]
@@ -161,8 +161,8 @@ class ReplySchema:
         says about itself beside its bytes is not used, so it need not be true.
         """
         try:
-            _, arrays = _only(content.array_records, "ArrayRecord")
-            name, metrics = _only(content.metric_records, "MetricRecord")
+            _, arrays = _only(records_of(content, ArrayRecord), "ArrayRecord")
+            name, metrics = _only(records_of(content, MetricRecord), "MetricRecord")
             if arrays.keys() != self._keys:
                 raise _Reject("keys", self._difference(arrays.keys()))
             with np.errstate(over="ignore", invalid="ignore"):
@@ -259,7 +259,7 @@ class ReplySchema:
 def read_metrics(content: RecordDict) -> Reply | Rejection:
     """Inspect a reply to evaluation: exactly one MetricRecord, under any name."""
     try:
-        name, metrics = _only(content.metric_records, "MetricRecord")
+        name, metrics = _only(records_of(content, MetricRecord), "MetricRecord")
     except _Reject as reject:
         return reject.rejection
     return Reply(metrics, name)

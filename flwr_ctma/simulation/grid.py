@@ -9,7 +9,7 @@ from logging import ERROR
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict, UserConfig
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from flwr_ctma.compat import (
     ProtoMessage,
     ProtoRecordDict,
     Run,
+    copy_arrays,
     identify_server,
     log,
     make_message,
@@ -243,12 +244,10 @@ def _copy(records: RecordDict) -> RecordDict:
 
 
 def _copy_arrays(record: ArrayRecord) -> ArrayRecord:
-    copied = record.copy()
     for name, array in record.items():
         if not isinstance(array.data, bytes):
             raise TypeError(f"The data of {name} are not bytes")
-        copied[name] = Array(array.dtype, array.shape, array.stype, array.data)
-    return copied
+    return copy_arrays(record)
 
 
 def to_bytes(message: Message) -> NDArray[np.uint8]:

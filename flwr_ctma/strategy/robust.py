@@ -16,6 +16,7 @@ from flwr_ctma.compat import log
 from flwr_ctma.engine.actors import Unavailable
 from flwr_ctma.engine.ray import RayBackend
 from flwr_ctma.errors import parameter_error
+from flwr_ctma.messages.arrays import records_of
 from flwr_ctma.messages.bounded_grid import bound_replies
 from flwr_ctma.messages.reply_size import ReplyLimit
 from flwr_ctma.messages.schema import (
@@ -428,7 +429,7 @@ class RobustStrategy(StrategyWrapper):
     def _sent(self, asked: Sequence[Message], arrays: ArrayRecord) -> ArrayRecord:
         """Return the model that all messages hold."""
         key = self._arrays_key
-        models = [m.content.array_records.get(key, arrays) for m in asked]
+        models = [records_of(m.content, ArrayRecord).get(key, arrays) for m in asked]
         if any(m is not models[0] and m != models[0] for m in models):
             raise parameter_error(
                 "strategy",
