@@ -19,7 +19,7 @@ def push_arrays_late(object_contents, push_object_fn, **settings):
     def late():
         for object_id, content in object_contents:
             if content.startswith(b"ArrayChunk"):
-                if PAUSE == math.inf:
+                if math.inf == PAUSE:
                     continue
                 time.sleep(PAUSE)
             yield object_id, content
