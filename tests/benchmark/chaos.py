@@ -139,7 +139,7 @@ class Chaos:
             with suppress(OSError), filler.open("wb", 0) as file:
                 while True:
                     file.write(bytes(65536))
-            self.after(30, filler.unlink)
+            self.after(30, filler.unlink, True)  # it may be gone already
 
     @staticmethod
     def signal(pid, number):
@@ -256,8 +256,10 @@ def main():
     given.folder.mkdir(parents=True)
     with ExitStack() as stack:
         chaos = Chaos(given.folder.resolve(), stack, 60 * given.minutes)
-        chaos.go_on()
-        chaos.report()
+        try:
+            chaos.go_on()
+        finally:
+            chaos.report()
 
 
 if __name__ == "__main__":
