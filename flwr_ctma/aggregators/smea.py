@@ -34,8 +34,9 @@ class SMEA(Aggregator, name="smea"):
     some hundred eigenvalues for the 24 310 subsets of 8 of 17. Everything follows from
     the Gram matrix.
 
-    After 3e8 bounds, some 5 s of a CPU, the best subset so far is taken, so no rows can hold a
-    round up. If C(n, f) is at most 24 494, the search always ends before, and is exact.
+    After 3e8 bounds, some 5 s of a CPU, the best subset so far is taken, so no rows can
+    hold a round up. If C(n, f) is at most 24 494, the search always ends before, and is
+    exact.
     Rows have no weights, because subsets are of rows.
 
     Parameters
