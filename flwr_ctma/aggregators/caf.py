@@ -24,7 +24,8 @@ class CAF(Aggregator, name="caf"):
 
     The result is the μ with the smallest σ on the way. Everything follows from the Gram
     matrix. Each round drops a row at least, so there are at most n rounds; each takes
-    at most 64 products with an (n, n) matrix, and the matrix shrinks as rows drop out.
+    at most 64 products with an (n, n) matrix, and the matrix shrinks as rows drop out:
+    7 s of a CPU for the slowest rows known at n = 1000.
 
     References
     ----------

@@ -34,7 +34,8 @@ class GeometricMedian(Aggregator, name="gm"):
     and the midpoint is returned.
 
     At most 60 Weiszfeld steps of O(n²) and then 40 Newton steps of O(n³) are taken,
-    wherever the rows are; for up to 32 rows, Newton steps from the start.
+    wherever the rows are; for up to 32 rows, Newton steps from the start. The slowest
+    rows known at n = 1000 take 0.5 s of a CPU.
 
     Parameters
     ----------

@@ -34,8 +34,9 @@ class SMEA(Aggregator, name="smea"):
     some hundred eigenvalues for the 24 310 subsets of 8 of 17. Everything follows from
     the Gram matrix.
 
-    After 3e8 bounds, some 15 s, the best subset so far is taken, so no rows can hold a
-    round up. If C(n, f) is at most 24 494, the search always ends before, and is exact.
+    After 3e8 bounds, some 5 s of a CPU, the best subset so far is taken, so no rows can
+    hold a round up. If C(n, f) is at most 24 494, the search always ends before, and is
+    exact.
     Rows have no weights, because subsets are of rows.
 
     Parameters
@@ -139,6 +140,7 @@ def _top_directions(gram: Float64, subsets: Subsets) -> tuple[Float64, Float64]:
 def _scatter(subsets: Subsets, along: Float64) -> Float64:
     """Return the scatter of each subset along its direction of largest scatter."""
     kept = subsets.astype(np.float64)
-    means = kept @ along / kept.sum(axis=1, keepdims=True)
-    largest: Float64 = (kept @ along**2 - (kept @ along) * means).max(axis=1)
+    sums, squares = kept @ along, kept @ along**2
+    squares -= sums * (sums / kept.sum(axis=1, keepdims=True))
+    largest: Float64 = squares.max(axis=1)
     return largest

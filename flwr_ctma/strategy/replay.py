@@ -12,13 +12,12 @@ from flwr.serverapp.strategy import Strategy
 
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy.robust import RobustStrategy
-from flwr_ctma.strategy.wrappers.audited import encode, stored_replies
+from flwr_ctma.strategy.wrappers.audited import encode, not_rebuilt, stored_replies
 from flwr_ctma.strategy.wrappers.run import Hooks, Run, inside
 from flwr_ctma.tracking.audit import AuditError
+from flwr_ctma.tracking.detectors import Exclusion
 
 __all__ = ["rebuild", "replay"]
-
-_TRANSPARENT = ("Observed", "DivergenceGuard")  # they change no model of a round
 
 
 def replay(
@@ -106,22 +105,23 @@ def rebuild(start: Mapping[str, Any]) -> Strategy:
     Raises
     ------
     AuditError
-        If it holds a strategy that is not Flower's or ours.
+        If it holds a strategy of neither Flower nor this project, or a detector.
     """
-    built: Any = None
-    for part in reversed(start["strategies"]):
-        kind, settings = part["kind"], part["settings"]
-        if part["package"] == "flwr" and built is None:
-            built = getattr(flower, kind)(**settings)
-        elif kind == "RobustStrategy":
-            settings = {**settings, "grace_period": None}
+    kind = not_rebuilt(start["strategies"])
+    if kind:
+        raise AuditError(
+            f"{kind} cannot be built from the trail: recompute the rounds in Python, "
+            "with `flwr_ctma.strategy.replay.replay(file, entries, strategy)`"
+        )
+    *outer, innermost = start["strategies"]
+    built: Any = getattr(flower, innermost["kind"])(**innermost["settings"])
+    for part in reversed(outer):
+        if part["kind"] == "RobustStrategy":
+            settings = {**part["settings"], "grace_period": None}
+            if "exclusion" in settings:
+                settings.pop("max_rejections", None)  # the exclusion holds it
+                settings["exclusion"] = Exclusion(**settings["exclusion"])
             built = RobustStrategy(built, **settings)
-        elif kind not in _TRANSPARENT or built is None:
-            raise AuditError(
-                f"{kind} cannot be built from the trail: recompute the rounds in "
-                "Python, with `flwr_ctma.strategy.replay.replay(file, entries, "
-                "strategy)`"
-            )
     strategy: Strategy = built
     return strategy
 

@@ -33,6 +33,7 @@ from flwr_ctma.strategy import (
 from flwr_ctma.strategy.replay import replay
 from flwr_ctma.strategy.wrappers.audited import decode, encode
 from flwr_ctma.tracking.audit import AuditError, AuditTrail, read_trail
+from flwr_ctma.tracking.detectors import Exclusion
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 OTHER = Ed25519PrivateKey.from_private_bytes(bytes([1] * 32))
@@ -58,11 +59,21 @@ def client_app():
     return ByzantineMod("nonfinite", nodes=1).around(app)
 
 
-def run(file, inside=FedAvg, rounds=4, keep=True, around=lambda s: s, **settings):
+def run(
+    file,
+    inside=FedAvg,
+    rounds=4,
+    keep=True,
+    around=lambda s: s,
+    robustly=None,
+    **settings,
+):
     random.seed(1)
     settings = {"fraction_train": 1.0, "min_train_nodes": N, **settings}
     flower = inside(fraction_evaluate=0.0, min_available_nodes=N, **settings)
-    robust = RobustStrategy(flower, "ctma(cwmed)", num_malicious_nodes=3)
+    robust = RobustStrategy(
+        flower, "ctma(cwmed)", num_malicious_nodes=3, **(robustly or {})
+    )
     strategy = around(Audited(robust, file, KEY, keep))
     start = ArrayRecord([np.zeros(6)])
     result = strategy.start(InProcessGrid(client_app(), N), start, rounds)
@@ -128,6 +139,61 @@ def test_rounds_are_recomputed_to_the_bit(tmp_path, inside, fraction):
     found = verify(file, "--key", public(KEY))
     assert found.exit_code == 0, found.output
     assert "4 rounds recomputed to the bit" in found.output
+
+
+class SuspectLast:
+    """A detector that suspects the last node that replied."""
+
+    def judge(self, seen):
+        return {node: node == max(seen.accepted) for node in seen.accepted}
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+@pytest.mark.parametrize(
+    "exclusion",
+    [
+        Exclusion(max_rejections=2),
+        Exclusion(max_rejections=1, appeal_after=1),
+        Exclusion(by_verdict=True),
+    ],
+)
+def test_rounds_with_an_exclusion_are_recomputed_to_the_bit(tmp_path, exclusion):
+    """The node that sends NaN is excluded, and where it may appeal asked again."""
+    file = tmp_path / "audit.jsonl"
+    run(file, rounds=6, robustly={"exclusion": exclusion})
+    excluded = [entry["excluded"] for entry in read_trail(file)[1:-1]]
+    assert any(excluded)
+    found = verify(file)
+    assert found.exit_code == 0, found.output
+    assert "6 rounds recomputed to the bit" in found.output
+
+
+def test_a_detector_that_verify_cannot_build_is_named_before_the_run(tmp_path, caplog):
+    file, said = tmp_path / "audit.jsonl", "cannot build the detector SuspectLast"
+    run(tmp_path / "other.jsonl", rounds=1)
+    assert said not in caplog.text
+    exclusion = Exclusion(by_verdict=True)
+    run(file, robustly={"exclusion": exclusion, "detector": SuspectLast()})
+    assert said in caplog.text
+    found = verify(file)
+    assert found.exit_code == 1
+    assert "detector SuspectLast cannot be built" in found.output.replace("\n", " ")
+    robust = RobustStrategy(
+        FedAvg(min_available_nodes=N),
+        "ctma(cwmed)",
+        num_malicious_nodes=3,
+        grace_period=None,
+        detector=SuspectLast(),
+        exclusion=Exclusion(by_verdict=True),
+    )
+    entries = read_trail(file)
+    assert any(entry["excluded"] for entry in entries[1:-1])
+    assert replay(file, entries, robust) == 4
 
 
 def test_another_strategy_gives_another_result(trail):

@@ -756,6 +756,20 @@ def test_an_honest_oddity_does_not_hand_the_model_to_liars(odd, f, spare):
     assert np.abs(found - SENT).max() < 10
 
 
+@pytest.mark.parametrize("f", [2, 3, 5, 8])
+@pytest.mark.parametrize("spare", [0, 1])
+def test_two_honest_nans_in_a_round_do_not_hand_the_model_to_liars(f, spare):
+    """All f liars send the same; at n = 2f + 1 and 2f + 2 the round is skipped."""
+    strategy = RobustStrategy(Echo(), "cwmed", num_malicious_nodes=f)
+    n = 2 * f + 1 + spare
+    messages = configured(strategy, n)
+    sent = rows(n)
+    sent[:f], sent[-2:] = -50.0, np.nan
+    found, metrics = aggregate(strategy, messages, answers(messages, sent))
+    assert metrics["replies-accepted"] == n - 2
+    assert (found == SENT).all()
+
+
 def test_rejections_of_more_than_f_lower_nothing():
     """Most honest clients break: three liars of seven are not left as the majority."""
     strategy = RobustStrategy(Echo(), "cwmed", num_malicious_nodes=3)

@@ -10,6 +10,9 @@ from flwr_ctma.sampling import min_sample_size, tolerated
 
 __all__ = ["Tolerance", "effective_f", "min_replies"]
 
+# Faults in a round that may all be honest clients'.
+_HONEST_FAULTS = 2
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -99,8 +102,8 @@ def min_replies(f: int, proven: int = 0, faulty: int = 0) -> int:
     nodes:
 
     - A proof (`Rejection.proof`) is always from one of them.
-    - A fault (`Rejection.fault`) may be an honest client's: one in a round lowers
-      nothing. Of several, at most half are taken for honest.
+    - A fault (`Rejection.fault`) may be an honest client's: two in a round lower
+      nothing. Of more, two or half, whichever is more, are taken for honest.
     - With more than f proofs and faults some are honest clients', and m = 0: the cause
       is a general one, such as a model that diverges.
 
@@ -120,10 +123,12 @@ def min_replies(f: int, proven: int = 0, faulty: int = 0) -> int:
     (17, 11)
     >>> min_replies(8, faulty=1), min_replies(8, faulty=8), min_replies(8, 9)
     (17, 9, 17)
+    >>> min_replies(8, faulty=2), min_replies(8, faulty=3)
+    (17, 15)
     """
     if proven + faulty > f:
         return 2 * f + 1
-    malicious = proven + ((faulty + 1) // 2 if faulty > 1 else 0)
+    malicious = proven + max(faulty - max(_HONEST_FAULTS, faulty // 2), 0)
     return 2 * (f - malicious) + 1
 
 

@@ -3,7 +3,8 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,15 @@ from flwr.app import (
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.strategy.wrappers.base import StrategyWrapper, inside, is_asynchronous
 from flwr_ctma.tracking.audit import AuditError, AuditTrail, load_key
+from flwr_ctma.tracking.detectors import Exclusion
 
-__all__ = ["Audited", "decode", "encode", "stored_replies"]
+__all__ = ["Audited", "decode", "encode", "not_rebuilt", "stored_replies"]
+
+_TRANSPARENT = ("Observed", "DivergenceGuard")  # they change no model of a round
 
 _RECORDS = {
     "arrays": ArrayRecord,
@@ -68,6 +73,10 @@ class Audited(StrategyWrapper):
 
     Verdicts are those of `RobustStrategy`; inside another strategy all replies count.
     Put `Checkpointed` outside of it: a resumed run then continues the trail.
+
+    With keep_replies, a warning before the run names a strategy or detector inside that
+    `flwr-ctma verify` cannot build from the trail. `flwr_ctma.strategy.replay.replay`
+    recomputes such rounds with a strategy that is given to it.
 
     Examples
     --------
@@ -114,8 +123,18 @@ class Audited(StrategyWrapper):
         self._asked: list[Message] = []
 
     def prepare_grid(self, grid: Grid, num_rounds: int) -> Grid:
-        """Record the number of rounds."""
+        """Record the number of rounds, and say what will not be recomputed."""
         self._num_rounds = num_rounds
+        kind = not_rebuilt(self._strategies()) if self.keep_replies else None
+        if kind:
+            log(
+                WARNING,
+                "`flwr-ctma verify` will check the chain of %s, but not recompute its "
+                "rounds: it cannot build %s. To recompute them, call "
+                "`flwr_ctma.strategy.replay.replay` with a new strategy like this one.",
+                self.file,
+                kind,
+            )
         return grid
 
     def configure_train(
@@ -126,7 +145,7 @@ class Audited(StrategyWrapper):
             self._trail.append(
                 {
                     "kind": "start",
-                    "strategies": [_describe(part) for part in inside(self.strategy)],
+                    "strategies": self._strategies(),
                     "num-rounds": self._num_rounds,
                     "replies-kept": self.keep_replies,
                 }
@@ -187,6 +206,9 @@ class Audited(StrategyWrapper):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the trail in the file."""
 
+    def _strategies(self) -> list[dict[str, Any]]:
+        return [_describe(part) for part in inside(self.strategy)]
+
     def _store_reply(self, reply: Message) -> str | None:
         if not reply.has_content():
             return None
@@ -204,6 +226,25 @@ class Audited(StrategyWrapper):
             if not path.exists():
                 path.write_bytes(data)
         return digest
+
+
+def not_rebuilt(strategies: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return what cannot be built again from a trail, or None if all can.
+
+    Parameters
+    ----------
+    strategies : sequence of dict
+        From the first entry of a trail, the outermost first.
+    """
+    *outer, innermost = strategies
+    if innermost["package"] != "flwr":
+        return str(innermost["kind"])
+    for part in outer:
+        if part["kind"] not in ("RobustStrategy", *_TRANSPARENT):
+            return str(part["kind"])
+        if part["settings"].get("detector"):
+            return f"the detector {part['settings']['detector']}"
+    return None
 
 
 def contents_of(file: Path) -> Path:
@@ -311,6 +352,13 @@ def _describe(part: Strategy) -> dict[str, Any]:
         value = vars(part).get(name)
         if name == "aggregator":
             settings[name] = str(value)
+        elif name == "detector" and value is not vars(part).get("ledger"):
+            settings[name] = type(value).__name__
+        elif isinstance(value, Exclusion):
+            settings[name] = {
+                key: getattr(value, key)
+                for key in inspect.signature(Exclusion).parameters
+            }
         elif isinstance(value, tuple) and all(isinstance(v, str) for v in value):
             settings[name] = [*value]
         elif isinstance(value, bool | int | float | str):

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-from flwr_ctma.strategy import GracePeriod, RobustStrategy
+from flwr_ctma.strategy import Checkpointed, GracePeriod, RobustStrategy
 from flwr_ctma.strategy.wrappers.base import StrategyWrapper
 
 app = ServerApp()
@@ -55,7 +55,10 @@ def main(grid: Grid, context: Context) -> None:
             num_malicious_nodes=config["num-malicious-nodes"],
             grace_period=GracePeriod(at_least=config["grace"]),
         )
-    Journal(strategy, config["journal"]).start(
+    strategy = Journal(strategy, config["journal"])
+    if config["checkpoints"]:
+        strategy = Checkpointed(strategy, config["checkpoints"])
+    strategy.start(
         grid,
         ArrayRecord({"w": Array(np.full(config["size"], 100.0))}),
         num_rounds=config["num-server-rounds"],
