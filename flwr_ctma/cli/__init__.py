@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from flwr_ctma import __version__
+from flwr_ctma.cli.advise import advise
 from flwr_ctma.cli.benchmark import benchmark
 from flwr_ctma.cli.catalogue import attacks, rules
 from flwr_ctma.cli.compare import compare
@@ -26,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = (
-    *(compare, tournament, sweep, benchmark, report, simulate),
+    *(compare, tournament, sweep, benchmark, advise, report, simulate),
     *(rules, attacks, verify),
 )
 for function in COMMANDS:

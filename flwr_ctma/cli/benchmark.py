@@ -1,7 +1,6 @@
 """`flwr-ctma benchmark`: rules in many regimes, and the evidence for advice."""
 
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +28,7 @@ from flwr_ctma.experiments.app import parse_app
 from flwr_ctma.experiments.benchmark import Suite, chosen_rates, summarize
 from flwr_ctma.experiments.plan_cost import estimate_seconds
 from flwr_ctma.experiments.sweep_results import FinishedRun, PlannedRun
+from flwr_ctma.report.benchmark import benchmark_table, loss_chart, share_chart
 from flwr_ctma.tracking.json_lines import write_json
 
 __all__ = ["benchmark"]
@@ -61,9 +61,10 @@ def benchmark(
 
     First, the learning rates of the suite are tried on validation data, equally often
     for each rule. Then each rule runs with its best rate under every attack. The folder
-    gets `results.json`: for each rule in each regime, the accuracy without an attack,
-    under each attack and under the worst one, with 95 % intervals over the seeds, and
-    its cost. The exit code is 1 if a run failed.
+    gets `results.json`, a table in Markdown, and figures. They have, for each rule in
+    each regime, the accuracy without an attack, under each attack and under the worst
+    one, with 95 % intervals over the seeds, and the seconds and bytes of a round. The
+    exit code is 1 if a run failed.
     """
     screen = Screen(quiet, json)
     with errors_as_sentences():
@@ -91,18 +92,33 @@ def benchmark(
         results = summarize(plan, rates, finished)
         content = {
             "suite": plan.name,
-            "command": shlex.join(["flwr-ctma", *sys.argv[1:]]),
+            "command": f"flwr-ctma benchmark {shlex.quote(suite)}"
+            + " --batched" * batched,
             "metric": plan.metric,
             "seeds": list(plan.seeds),
             "core-seconds": round(sum(one.seconds for one in [*tried, *finished])),
             "results": results,
         }
         write_json(root / "results.json", content)
+        _write_page(results, root, screen)
     screen.print(_table(results))
     failed = print_failures([*tried, *finished], screen)
     screen.print(f"Results: {root / 'results.json'}")
     screen.json(content)
     raise typer.Exit(1 if failed else 0)
+
+
+def _write_page(results: Sequence[dict[str, Any]], root: Path, screen: Screen) -> None:
+    """Write the table of the results, and a figure for each question."""
+    (root / "results.md").write_text(benchmark_table(results), encoding="utf-8")
+    figures = {
+        "cost": loss_chart(results, "cost", "What does a rule cost without an attack?"),
+        "worst": loss_chart(results, "loss", "What does the worst attack take?"),
+        "share": share_chart(results, "How does the worst case fall with f?"),
+    }
+    if results:
+        for name, chart in figures.items():
+            screen.figure(chart, root / f"benchmark-{name}.png")
 
 
 def _table(results: Sequence[dict[str, Any]]) -> Table:

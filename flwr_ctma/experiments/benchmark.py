@@ -106,7 +106,10 @@ class Suite:
                 path.stem,
                 app,
                 [point for one in found["regimes"] for point in product(one)],
-                [{"aggregator": r} if isinstance(r, str) else r for r in found["rules"]],
+                [
+                    {"aggregator": r} if isinstance(r, str) else r
+                    for r in found["rules"]
+                ],
                 *(found["attacks"], found["seeds"], found["tuning"], config),
                 *(found["metric"], found["last"]),
             )
@@ -131,16 +134,16 @@ class Suite:
         ]
 
     def runs(self, rates: Rates) -> list[PlannedRun]:
-        """Return the runs on test data, seed by seed: the first seeds are whole."""
+        """Return the runs on test data, one regime after the other."""
         first = self.tuning["learning-rate"][0]
         return [
             self._planned(
                 *(regime, rule, attack, seed),
                 {"learning-rate": rates.get(cell(regime, rule), first)},
             )
+            for regime in self.regimes
             for seed in self.seeds
             for attack in self.attacks
-            for regime in self.regimes
             for rule in self.rules
         ]
 
@@ -188,73 +191,69 @@ def summarize(
 
     `scores` has the values by attack, in the order of the seeds; `unattacked` and
     `worst` have mean and 95 % bootstrap interval. `cost` is the loss without an attack
-    against the mean rule, and `loss` that in the worst attack; both are paired by seed.
-    Only seeds that ended under all attacks and rules count. A run that failed or
-    diverged has the value 0.
+    against the suite's first rule, `loss` that in the worst attack against the first
+    rule without an attack; both are paired by seed. A seed of a regime counts once all
+    its rules and attacks have ended. A run that failed or diverged has the value 0.
     """
+    table: dict[str, dict[str, dict[int, FinishedRun]]] = {}
     by_name = {one.run.name: one for one in finished}
-    planned = suite.runs(rates)
-    seeds = [
-        seed
-        for seed in suite.seeds
-        if all(r.name in by_name for r in planned if r.point["seed"] == seed)
+    for run in suite.runs(rates):
+        if run.name in by_name:
+            by_attack = table.setdefault(cell(*_split(suite, run.point)), {})
+            by_seed = by_attack.setdefault(run.point["attack"], {})
+            by_seed[run.point["seed"]] = by_name[run.name]
+    return [
+        entry
+        for regime in suite.regimes
+        for entry in _entries(suite, rates, regime, table)
     ]
-    table: dict[str, dict[str, list[FinishedRun]]] = {}
-    for run in planned:
-        if run.point["seed"] in seeds:
-            key = cell(*_split(suite, run.point))
-            by_attack = table.setdefault(key, {})
-            by_attack.setdefault(run.point["attack"], []).append(by_name[run.name])
-    return list(_entries(suite, rates, table, seeds))
 
 
 def _entries(
     suite: Suite,
     rates: Rates,
-    table: Mapping[str, Mapping[str, Sequence[FinishedRun]]],
-    seeds: Sequence[int],
+    regime: Values,
+    table: Mapping[str, Mapping[str, Mapping[int, FinishedRun]]],
 ) -> Iterator[dict[str, Any]]:
-    for regime in suite.regimes:
-        scores = {
-            cell(regime, rule): {
-                attack: [_value(one, suite) for one in runs]
-                for attack, runs in table.get(cell(regime, rule), {}).items()
-            }
-            for rule in suite.rules
+    rows = [table.get(cell(regime, rule), {}) for rule in suite.rules]
+    runs = [row.get(attack, {}) for row in rows for attack in suite.attacks]
+    seeds = [s for s in suite.seeds if all(s in by_seed for by_seed in runs)]
+    if not seeds:
+        return
+    values = np.array(
+        [
+            [[_value(row[attack][s], suite) for attack in suite.attacks] for s in seeds]
+            for row in rows
+        ]
+    )
+    unattacked = values[:, :, suite.attacks.index("none")]
+    for i, (rule, row) in enumerate(zip(suite.rules, rows, strict=True)):
+        ended = [row[attack][s] for attack in suite.attacks for s in seeds]
+        config = suite.app.run_config(suite.common, regime, rule)
+        worst = suite.attacks[int(values[i].mean(axis=0).argmin())]
+        yield {
+            "regime": {**regime},
+            "steps": str(config.get("steps-on", "clients")),
+            "data": _data(config),
+            "num-nodes": config.get("num-nodes", 17),
+            "malicious": config.get("num-malicious-nodes", 0),
+            "rule": rule["aggregator"],
+            "memory": rule.get("memory", 0.0),
+            "learning-rate": rates[cell(regime, rule)],
+            "seeds": seeds,
+            "unattacked": _summary(unattacked[i]),
+            "worst": {"attack": worst} | _summary(values[i], _lowest),
+            "cost": _summary(unattacked[0] - unattacked[i]),
+            "loss": _summary(unattacked[0][:, None] - values[i], _highest),
+            "seconds-per-round": _per_round(ended, "seconds"),
+            "bytes-per-round": _per_round(ended, "bytes-sent")
+            + _per_round(ended, "bytes-received"),
+            "scores": {
+                attack: _summary(values[i, :, j])
+                | {"values": [round(float(v), 4) for v in values[i, :, j]]}
+                for j, attack in enumerate(suite.attacks)
+            },
         }
-        best = [row["none"] for row in scores.values() if row]
-        for rule in suite.rules:
-            key = cell(regime, rule)
-            if not seeds:
-                continue
-            row, ceiling = scores[key], np.array(best[0])
-            attacks = np.array(list(row.values())).T
-            ended = [one for runs in table[key].values() for one in runs]
-            means = {attack: statistics.fmean(values) for attack, values in row.items()}
-            worst = min(means, key=lambda attack: means[attack])
-            config = suite.app.run_config(suite.common, regime, rule)
-            yield {
-                "regime": {**regime},
-                "steps": str(config.get("steps-on", "clients")),
-                "data": _data(config),
-                "num-nodes": config.get("num-nodes", 17),
-                "malicious": config.get("num-malicious-nodes", 0),
-                "rule": rule["aggregator"],
-                "memory": rule.get("memory", 0.0),
-                "learning-rate": rates.get(key),
-                "unattacked": _summary(row["none"]),
-                "worst": {"attack": worst} | _summary(attacks, _lowest),
-                "cost": _summary(ceiling - np.array(row["none"])),
-                "loss": _summary(ceiling[:, None] - attacks, _highest),
-                "seconds-per-round": _per_round(ended, "seconds"),
-                "bytes-per-round": _per_round(ended, "bytes-sent")
-                + _per_round(ended, "bytes-received"),
-                "scores": {
-                    attack: _summary(values)
-                    | {"values": [round(value, 4) for value in values]}
-                    for attack, values in row.items()
-                },
-            }
 
 
 def _lowest(rows: Any) -> float:
@@ -341,20 +340,27 @@ def _is_config(value: Any) -> bool:
 
 
 def _is_regime(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(one, _SCALAR) or _is_list(one, lambda x: isinstance(x, _SCALAR))
-        for one in value.values()
-    ) and bool(value)
+    return (
+        isinstance(value, dict)
+        and all(
+            isinstance(one, _SCALAR) or _is_list(one, lambda x: isinstance(x, _SCALAR))
+            for one in value.values()
+        )
+        and bool(value)
+    )
 
 
 _CHECKS: Mapping[str, Any] = {
     "rules": lambda value: _is_list(
         value,
-        lambda one: isinstance(one, str)
-        or (_is_config(one) and isinstance(one.get("aggregator"), str)),
+        lambda one: (
+            isinstance(one, str)
+            or (_is_config(one) and isinstance(one.get("aggregator"), str))
+        ),
     ),
-    "attacks": lambda value: _is_list(value, lambda one: isinstance(one, str))
-    and "none" in value,
+    "attacks": lambda value: (
+        _is_list(value, lambda one: isinstance(one, str)) and "none" in value
+    ),
     "seeds": _is_seeds,
     "regimes": lambda value: _is_list(value, _is_regime),
     "tuning": _is_tuning,
