@@ -144,6 +144,8 @@ class Sweep:
             yield SweepProgress(rounds, saved)
             names = {one.run.name for one in saved}
             left = [run for run in self.runs if run.name not in names]
+            if not left:
+                return
             commit = _commit(self.app)
             with single_core_pool(workers, folder / "log.txt") as pool:
                 futures: dict[Future[FinishedRun], PlannedRun] = {
