@@ -27,8 +27,8 @@ class Advice:
     malicious : int
         Malicious clients that the rule tolerates.
     sampled : int
-        Clients to ask in a round, at least: in 500 rounds, a malicious majority has a
-        probability of at most 0.1 %.
+        Clients to ask in a round, at least: in 500 rounds, no malicious majority has a
+        probability of at least 99 %.
     entry : Mapping[str, Any]
         What the benchmark measured for the rule; see `summarize`.
     others : sequence of str

@@ -295,6 +295,11 @@ def test_shipped_means_are_those_of_the_shipped_values():
         assert one["unattacked"]["mean"] == means["none"]
 
 
+def test_page_shows_the_shipped_results():
+    page = (ROOT / "docs/results/benchmark.md").read_text(encoding="utf-8")
+    assert benchmark_table(shipped_results()["results"]) in page
+
+
 @pytest.mark.skipif(not can_render(), reason="needs the extra `report`")
 def test_figures_and_table_show_each_rule_of_each_regime(tmp_path):
     results = MEASURED["results"]
