@@ -25,7 +25,7 @@ def loss_chart(results: Results, field: str, title: str) -> Spec:
     title : str
     """
     rules = _rules(results)
-    y = {"field": "rule", "type": "nominal", "title": None, "sort": None}
+    y: Spec = {"field": "rule", "type": "nominal", "title": None, "sort": None}
     y |= {"scale": {"domain": rules}}
     x = {"type": "quantitative", "title": "Points of accuracy lost"}
     return _panels(
@@ -58,7 +58,11 @@ def loss_chart(results: Results, field: str, title: str) -> Spec:
 def share_chart(results: Results, title: str) -> Spec:
     """Return a figure of the loss in the worst attack by the share of liars."""
     rules = _rules(results)
-    x = {"field": "share", "type": "quantitative", "title": "Malicious clients (%)"}
+    x: Spec = {
+        "field": "share",
+        "type": "quantitative",
+        "title": "Malicious clients (%)",
+    }
     x |= {"scale": {"domain": [0, 50]}}
     y = {"type": "quantitative", "title": "Points lost in the worst attack"}
     colour = _colour(rules) | {"legend": {"title": None, "orient": "bottom"}}
