@@ -60,7 +60,8 @@ def advise(
     if found.others:
         screen.print(f"Not clearly worse: {', '.join(found.others)}.")
     screen.print(
-        f"In each round, ask all {num_nodes} clients, or at least {found.sampled}.",
+        f"In each round, ask all {num_nodes} clients. With fewer than {found.sampled}, "
+        "malicious clients may be the majority of a round.",
         "Small models on digits measured this. Compare rules in your own app with "
         "`flwr-ctma tournament`.",
         f"Command: {found.command}",
