@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from flwr_ctma import __version__
+from flwr_ctma.cli.advise import advise
+from flwr_ctma.cli.benchmark import benchmark
 from flwr_ctma.cli.catalogue import attacks, rules
 from flwr_ctma.cli.compare import compare
 from flwr_ctma.cli.report import report
@@ -24,7 +26,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for function in (compare, tournament, sweep, report, simulate, rules, attacks, verify):
+COMMANDS = (
+    *(compare, tournament, sweep, benchmark, advise, report, simulate),
+    *(rules, attacks, verify),
+)
+for function in COMMANDS:
     app.command()(function)
 
 

@@ -33,7 +33,7 @@ from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy.wrappers.observed import Observed
 from flwr_ctma.tracking.run_folder import RunFolder
 
-__all__ = ["Sweep", "SweepProgress", "check_values"]
+__all__ = ["Sweep", "SweepProgress", "check_values", "product"]
 
 _TICK = 0.5
 _TABLES = ("run-config", "axes", "exclude", "include")
@@ -96,13 +96,13 @@ class Sweep:
         """
         plan = _Plan(file)
         common = plan.scalars("run-config")
-        excluded = [point for one in plan.tables("exclude") for point in _product(one)]
+        excluded = [point for one in plan.tables("exclude") for point in product(one)]
         points = [
             point
-            for point in _product(plan.table("axes"))
+            for point in product(plan.table("axes"))
             if not any(one.items() <= point.items() for one in excluded)
         ]
-        points += [point for one in plan.tables("include") for point in _product(one)]
+        points += [point for one in plan.tables("include") for point in product(one)]
         if not points:
             expected = "a TOML file whose `axes` or `include` hold at least one run"
             raise parameter_error("file", expected, str(file))
@@ -144,6 +144,8 @@ class Sweep:
             yield SweepProgress(rounds, saved)
             names = {one.run.name for one in saved}
             left = [run for run in self.runs if run.name not in names]
+            if not left:
+                return
             commit = _commit(self.app)
             with single_core_pool(workers, folder / "log.txt") as pool:
                 futures: dict[Future[FinishedRun], PlannedRun] = {
@@ -244,7 +246,7 @@ class _Plan:
         )
 
 
-def _product(axes: Values) -> Iterator[dict[str, Any]]:
+def product(axes: Values) -> Iterator[dict[str, Any]]:
     """Combine lists of values and single values; no axes give no combination."""
     if not axes:
         return

@@ -19,6 +19,7 @@ from flwr_ctma import parse_aggregator
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.cli import app as flwr_ctma
 from flwr_ctma.experiments.app import FlowerApp, parse_app
+from flwr_ctma.experiments.benchmark import Suite
 from flwr_ctma.experiments.sweep import Sweep
 from tests.helpers.pages import DOCS, PAGES, ROOT
 
@@ -103,6 +104,8 @@ def known(app, words, whole):
     folder = Path(given.get("folder") or given.get("app") or ".")
     if command.name == "sweep":
         assert Sweep.read(Path(given["file"]), parse_app(str(folder)), *overrides).runs
+    elif command.name == "benchmark":
+        assert Suite.read(given["suite"], parse_app(str(folder)), *overrides).rules
     elif overrides and folder != PLACEHOLDER:
         config = FlowerApp(folder).run_config(*overrides)
         if folder.resolve() == ROOT:

@@ -1,0 +1,143 @@
+"""`flwr-ctma benchmark`: rules in many regimes, and the evidence for advice."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from flwr_ctma.cli.common import (
+    NUM_CORES,
+    AppArgument,
+    Batched,
+    DryRun,
+    Json,
+    Quiet,
+    RunConfig,
+    Screen,
+    Workers,
+    errors_as_sentences,
+    grid_type,
+)
+from flwr_ctma.cli.sweep import collect_runs, print_failures
+from flwr_ctma.experiments.app import parse_app
+from flwr_ctma.experiments.benchmark import Suite, chosen_rates, summarize
+from flwr_ctma.experiments.plan_cost import estimate_seconds
+from flwr_ctma.experiments.sweep_results import FinishedRun, PlannedRun
+from flwr_ctma.report.benchmark import benchmark_table, loss_chart, share_chart
+from flwr_ctma.tracking.json_lines import write_json
+
+__all__ = ["benchmark"]
+
+
+def benchmark(
+    suite: Annotated[
+        str,
+        typer.Argument(
+            help="TOML file with regimes, rules, attacks and seeds, "
+            "or a suite of the package: `quick` (minutes), `digits` or `full` (days)."
+        ),
+    ] = "quick",
+    app: AppArgument = ".",
+    run_config: RunConfig = [],  # noqa: B006, typer copies it
+    workers: Workers = NUM_CORES,
+    batched: Batched = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the results. Finished runs are skipped.",
+            show_default="runs/benchmark-<name of the suite>",
+        ),
+    ] = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Measure rules against attacks in many regimes.
+
+    First, the learning rates of the suite are tried on validation data, equally often
+    for each rule. Then each rule runs with its best rate under every attack. The folder
+    gets `results.json`, a table in Markdown, and figures. They have, for each rule in
+    each regime, the accuracy without an attack, under each attack and under the worst
+    one, with 95 % intervals over the seeds, and the seconds and bytes of a round. The
+    exit code is 1 if a run failed.
+    """
+    screen = Screen(quiet, json)
+    with errors_as_sentences():
+        plan = Suite.read(suite, parse_app(app), *run_config)
+        root = output or Path("runs") / f"benchmark-{plan.name}"
+        kind = grid_type(batched)
+        tuning = plan.sweep(plan.tuning_runs())
+        if dry_run:
+            rates = chosen_rates(plan, tuning.saved(root))
+            left = tuning.unfinished(root)
+            left += plan.sweep(plan.runs(rates)).unfinished(root)
+            seconds = estimate_seconds(plan.app, left, workers, kind)
+            screen.estimate(len(left), "runs", seconds, workers)
+            screen.json({"runs": len(left), "seconds": seconds, "output": str(root)})
+            return
+
+        def run(runs: Sequence[PlannedRun]) -> list[FinishedRun]:
+            sweep = plan.sweep(runs)
+            states = sweep.run(root, workers, kind)
+            return list(collect_runs(sweep, states, screen, plan.metric))
+
+        tried = run(tuning.runs)
+        rates = chosen_rates(plan, tried)
+        finished = run(plan.runs(rates))
+        results = summarize(plan, rates, finished)
+        content = {
+            "suite": plan.name,
+            "command": f"flwr-ctma benchmark {shlex.quote(suite)}"
+            + " --batched" * batched,
+            "metric": plan.metric,
+            "seeds": list(plan.seeds),
+            "core-seconds": round(sum(one.seconds for one in [*tried, *finished])),
+            "results": results,
+        }
+        write_json(root / "results.json", content)
+        _write_page(results, root, screen)
+    screen.print(_table(results))
+    failed = print_failures([*tried, *finished], screen)
+    screen.print(f"Results: {root / 'results.json'}")
+    screen.json(content)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _write_page(results: Sequence[dict[str, Any]], root: Path, screen: Screen) -> None:
+    """Write the table of the results, and a figure for each question."""
+    (root / "results.md").write_text(benchmark_table(results), encoding="utf-8")
+    figures = {
+        "cost": loss_chart(results, "cost", "What does a rule cost without an attack?"),
+        "worst": loss_chart(results, "loss", "What does the worst attack take?"),
+        "share": share_chart(results, "How does the worst case fall with f?"),
+    }
+    if results:
+        for name, chart in figures.items():
+            screen.figure(chart, root / f"benchmark-{name}.png")
+
+
+def _table(results: Sequence[dict[str, Any]]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    for name in ("steps", "data", "malicious", "rule", "rate", "no attack"):
+        table.add_column(name)
+    for name in ("worst", "interval", "attack"):
+        table.add_column(name)
+    for one in results:
+        interval = one["worst"]["interval"]
+        ends = "–".join(f"{100 * end:.1f}" for end in interval) if interval else ""
+        memory = f", memory {one['memory']}" if one["memory"] else ""
+        table.add_row(
+            *(one["steps"], one["data"]),
+            f"{one['malicious']} of {one['num-nodes']}",
+            Text(one["rule"] + memory),
+            f"{one['learning-rate']:g}",
+            f"{100 * one['unattacked']['mean']:.1f}",
+            *(f"{100 * one['worst']['mean']:.1f}", ends),
+            Text(one["worst"]["attack"]),
+        )
+    return table

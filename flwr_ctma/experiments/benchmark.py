@@ -1,0 +1,370 @@
+"""A benchmark: rules in regimes, each with a learning rate chosen by one procedure."""
+
+import json
+import statistics
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flwr_ctma.errors import did_you_mean, parameter_error
+from flwr_ctma.experiments.app import App
+from flwr_ctma.experiments.intervals import bootstrap_interval
+from flwr_ctma.experiments.sweep import Sweep, check_values, product
+from flwr_ctma.experiments.sweep_results import FinishedRun, PlannedRun
+
+__all__ = ["Suite", "chosen_rates", "summarize"]
+
+SUITES = Path(__file__).parent / "suites"
+
+_KEYS = {
+    "rules": "a list of rules, such as `gm` or {aggregator = 'gm', memory = 0.9}",
+    "attacks": "a list of attacks with `none` among them",
+    "seeds": "a list of different whole numbers of at least 0",
+    "regimes": "an array of tables of run-config keys, written `[[regimes]]`",
+    "tuning": "a table with the lists learning-rate, attacks and seeds",
+    "run-config": "a table of run-config keys and values",
+    "metric": "the name of a metric",
+    "last": "a whole number of at least 1",
+}
+_OPTIONAL: Mapping[str, Any] = {"run-config": {}, "metric": "accuracy", "last": 3}
+_SCALAR = (bool, int, float, str)
+
+Values = Mapping[str, Any]
+Rates = Mapping[str, float]
+"""Regime and rule, as `cell` spells them → learning rate."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Regimes, rules, attacks and seeds; every combination is a run.
+
+    Learning rates are tried on validation data. For each rule in each regime, the rate
+    with the best mean over the tuning's attacks and seeds is used in all other runs.
+
+    Parameters
+    ----------
+    name : str
+    app : App
+        Its run-config has the keys `aggregator`, `attack`, `seed`, `learning-rate` and
+        `evaluate-on`.
+    regimes : sequence of Mapping[str, Any]
+        Values of the run-config.
+    rules : sequence of Mapping[str, Any]
+        Values of the run-config: `aggregator`, and `memory` if there is one.
+    attacks : sequence of str
+    seeds : sequence of int
+        The same for all rules, so that differences are paired.
+    tuning : Mapping[str, Any]
+        Lists of `learning-rate`, `attacks` and `seeds`.
+    common : Mapping[str, Any]
+        Run-config of all runs.
+    metric : str (default: "accuracy")
+        A share; larger is better.
+    last : int (default: 3)
+        A run's value is the mean of the last so many evaluations.
+    """
+
+    name: str
+    app: App
+    regimes: Sequence[Values]
+    rules: Sequence[Values]
+    attacks: Sequence[str]
+    seeds: Sequence[int]
+    tuning: Mapping[str, Sequence[Any]]
+    common: Values
+    metric: str = "accuracy"
+    last: int = 3
+
+    @classmethod
+    def read(cls, file: str, app: App, *overrides: str) -> "Suite":
+        """Read a suite from a TOML file, or a suite of the package by its name.
+
+        Raises
+        ------
+        ValueError
+            For a file that is no suite, a key that the app does not have, and an
+            unknown rule or attack. The sentence names the file and the key.
+        """
+        path = Path(file)
+        shipped = sorted(one.stem for one in SUITES.glob("*.toml"))
+        if file in shipped:
+            path = SUITES / f"{file}.toml"
+        try:
+            content = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            expected = f"a TOML file, or one of {', '.join(shipped)}"
+            raise parameter_error("suite", expected, file, f"{error}.") from error
+        try:
+            _check(content)
+            found = {**_OPTIONAL, **content}
+            config = app.run_config(found["run-config"], *overrides)
+            suite = cls(
+                path.stem,
+                app,
+                [point for one in found["regimes"] for point in product(one)],
+                [
+                    {"aggregator": r} if isinstance(r, str) else r
+                    for r in found["rules"]
+                ],
+                *(found["attacks"], found["seeds"], found["tuning"], config),
+                *(found["metric"], found["last"]),
+            )
+            suite.tuning_runs()
+            suite.runs({})
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        return suite
+
+    def tuning_runs(self) -> list[PlannedRun]:
+        """Return the runs on validation data, of which each rate has as many."""
+        return [
+            self._planned(
+                *(regime, rule, attack, seed),
+                {"learning-rate": rate, "evaluate-on": "validation"},
+            )
+            for seed in self.tuning["seeds"]
+            for attack in self.tuning["attacks"]
+            for regime in self.regimes
+            for rule in self.rules
+            for rate in self.tuning["learning-rate"]
+        ]
+
+    def runs(self, rates: Rates) -> list[PlannedRun]:
+        """Return the runs on test data, one regime after the other."""
+        first = self.tuning["learning-rate"][0]
+        return [
+            self._planned(
+                *(regime, rule, attack, seed),
+                {"learning-rate": rates.get(cell(regime, rule), first)},
+            )
+            for regime in self.regimes
+            for seed in self.seeds
+            for attack in self.attacks
+            for rule in self.rules
+        ]
+
+    def _planned(
+        self, regime: Values, rule: Values, attack: str, seed: int, more: Values
+    ) -> PlannedRun:
+        point = {**regime, **rule, "attack": attack, "seed": seed, **more}
+        config = self.app.run_config(self.common, point)
+        check_values(config)
+        return PlannedRun(config, point)
+
+    def sweep(self, runs: Sequence[PlannedRun]) -> Sweep:
+        """Return the sweep that makes runs; it is resumed from its folder."""
+        return Sweep(self.app, runs)
+
+
+def cell(regime: Values, rule: Values) -> str:
+    """Return a name for a rule in a regime."""
+    return json.dumps([{**regime}, {**rule}], sort_keys=True)
+
+
+def chosen_rates(suite: Suite, finished: Sequence[FinishedRun]) -> dict[str, float]:
+    """Return the rate with the best mean on validation data, for each rule and regime.
+
+    A run that failed or diverged counts as 0. The first rate wins a tie.
+    """
+    values: dict[str, dict[float, list[float]]] = {}
+    by_name = {one.run.name: one for one in finished}
+    for run in suite.tuning_runs():
+        regime, rule = _split(suite, run.point)
+        one = by_name.get(run.name)
+        value = _value(one, suite) if one else 0.0
+        rates = values.setdefault(cell(regime, rule), {})
+        rates.setdefault(run.point["learning-rate"], []).append(value)
+    return {
+        key: max(rates, key=lambda rate: statistics.fmean(rates[rate]))
+        for key, rates in values.items()
+    }
+
+
+def summarize(
+    suite: Suite, rates: Rates, finished: Sequence[FinishedRun]
+) -> list[dict[str, Any]]:
+    """Return a JSON object for each rule in each regime.
+
+    `scores` has the values by attack, in the order of the seeds; `unattacked` and
+    `worst` have mean and 95 % bootstrap interval. `cost` is the loss without an attack
+    against the suite's first rule, `loss` that in the worst attack against the first
+    rule without an attack; both are paired by seed. A seed of a regime counts once all
+    its rules and attacks have ended. A run that failed or diverged has the value 0.
+    """
+    table: dict[str, dict[str, dict[int, FinishedRun]]] = {}
+    by_name = {one.run.name: one for one in finished}
+    for run in suite.runs(rates):
+        if run.name in by_name:
+            by_attack = table.setdefault(cell(*_split(suite, run.point)), {})
+            by_seed = by_attack.setdefault(run.point["attack"], {})
+            by_seed[run.point["seed"]] = by_name[run.name]
+    return [
+        entry
+        for regime in suite.regimes
+        for entry in _entries(suite, rates, regime, table)
+    ]
+
+
+def _entries(
+    suite: Suite,
+    rates: Rates,
+    regime: Values,
+    table: Mapping[str, Mapping[str, Mapping[int, FinishedRun]]],
+) -> Iterator[dict[str, Any]]:
+    rows = [table.get(cell(regime, rule), {}) for rule in suite.rules]
+    runs = [row.get(attack, {}) for row in rows for attack in suite.attacks]
+    seeds = [s for s in suite.seeds if all(s in by_seed for by_seed in runs)]
+    if not seeds:
+        return
+    values = np.array(
+        [
+            [[_value(row[attack][s], suite) for attack in suite.attacks] for s in seeds]
+            for row in rows
+        ]
+    )
+    unattacked = values[:, :, suite.attacks.index("none")]
+    for i, (rule, row) in enumerate(zip(suite.rules, rows, strict=True)):
+        ended = [row[attack][s] for attack in suite.attacks for s in seeds]
+        config = suite.app.run_config(suite.common, regime, rule)
+        worst = suite.attacks[int(values[i].mean(axis=0).argmin())]
+        yield {
+            "regime": {**regime},
+            "steps": str(config.get("steps-on", "clients")),
+            "data": _data(config),
+            "num-nodes": config.get("num-nodes", 17),
+            "malicious": config.get("num-malicious-nodes", 0),
+            "rule": rule["aggregator"],
+            "memory": rule.get("memory", 0.0),
+            "learning-rate": rates[cell(regime, rule)],
+            "seeds": seeds,
+            "unattacked": _summary(unattacked[i]),
+            "worst": {"attack": worst} | _summary(values[i], _lowest),
+            "cost": _summary(unattacked[0] - unattacked[i]),
+            "loss": _summary(unattacked[0][:, None] - values[i], _highest),
+            "seconds-per-round": _per_round(ended, "seconds"),
+            "bytes-per-round": _per_round(ended, "bytes-sent")
+            + _per_round(ended, "bytes-received"),
+            "scores": {
+                attack: _summary(values[i, :, j])
+                | {"values": [round(float(v), 4) for v in values[i, :, j]]}
+                for j, attack in enumerate(suite.attacks)
+            },
+        }
+
+
+def _lowest(rows: Any) -> float:
+    return float(rows.mean(axis=0).min())
+
+
+def _highest(rows: Any) -> float:
+    return float(rows.mean(axis=0).max())
+
+
+def _summary(samples: Any, statistic: Any = np.mean) -> dict[str, Any]:
+    rows = np.asarray(samples, dtype=float)
+    interval = bootstrap_interval(rows, statistic)
+    ends = [round(interval.low, 4), round(interval.high, 4)] if interval else None
+    return {"mean": round(float(statistic(rows)), 4), "interval": ends}
+
+
+def _per_round(finished: Sequence[FinishedRun], name: str) -> float:
+    """Return the median over all rounds; 0 if no run reports it."""
+    values = [line[name] for one in finished for line in one.lines if name in line]
+    return round(float(statistics.median(values)), 4) if values else 0.0
+
+
+def _data(config: Values) -> str:
+    return "alike" if config.get("partitioner", "iid") == "iid" else "differ"
+
+
+def _value(one: FinishedRun, suite: Suite) -> float:
+    value = one.value(suite.metric, suite.last)
+    return value if value is not None and value == value else 0.0
+
+
+def _split(suite: Suite, point: Values) -> tuple[Values, Values]:
+    """Return the regime and the rule of a run."""
+    for regime in suite.regimes:
+        for rule in suite.rules:
+            own = {**regime, **rule}
+            size = len(point) - 3 - ("evaluate-on" in point)
+            if own.items() <= point.items() and len(own) == size:
+                return regime, rule
+    raise AssertionError(point)
+
+
+def _check(content: Values) -> None:
+    for name in content:
+        if name not in _KEYS:
+            remedy = did_you_mean(name, _KEYS)
+            raise parameter_error("key", f"one of {', '.join(_KEYS)}", name, remedy)
+    for name, expected in _KEYS.items():
+        if name not in content and name not in _OPTIONAL:
+            raise parameter_error(name, expected, None)
+        value = content.get(name, _OPTIONAL.get(name))
+        if not _CHECKS[name](value):
+            raise parameter_error(name, expected, value)
+
+
+def _is_tuning(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"learning-rate", "attacks", "seeds"}
+        and _is_list(value["learning-rate"], lambda one: _is_number(one) and one > 0)
+        and _is_list(value["attacks"], lambda one: isinstance(one, str))
+        and _is_seeds(value["seeds"])
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_list(value: Any, holds: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(holds, value))
+
+
+def _is_seeds(value: Any) -> bool:
+    whole = _is_list(value, lambda one: type(one) is int and one >= 0)
+    return whole and len(set(value)) == len(value)
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(one, _SCALAR) for one in value.values()
+    )
+
+
+def _is_regime(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(
+            isinstance(one, _SCALAR) or _is_list(one, lambda x: isinstance(x, _SCALAR))
+            for one in value.values()
+        )
+        and bool(value)
+    )
+
+
+_CHECKS: Mapping[str, Any] = {
+    "rules": lambda value: _is_list(
+        value,
+        lambda one: (
+            isinstance(one, str)
+            or (_is_config(one) and isinstance(one.get("aggregator"), str))
+        ),
+    ),
+    "attacks": lambda value: (
+        _is_list(value, lambda one: isinstance(one, str)) and "none" in value
+    ),
+    "seeds": _is_seeds,
+    "regimes": lambda value: _is_list(value, _is_regime),
+    "tuning": _is_tuning,
+    "run-config": _is_config,
+    "metric": lambda value: isinstance(value, str),
+    "last": lambda value: type(value) is int and value >= 1,
+}
