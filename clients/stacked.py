@@ -222,7 +222,8 @@ def _weight_gradients(
 
 def _patches(layer: nn.Conv2d, x: Tensor, g: Tensor) -> Tensor:
     """Return what each weight of a kernel is multiplied by: (inputs, places of g)."""
-    x = functional.pad(x, [p for p in reversed(layer.padding) for _ in "ab"])
+    rows, columns = map(int, layer.padding)  # a text is unsupported
+    x = functional.pad(x, [columns, columns, rows, rows])
     n, channel, row, column = x.stride()
     (down, right), (step_y, step_x) = layer.stride, layer.dilation
     height, width = layer.kernel_size

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flwr_ctma.cli.common import Json, Quiet, Screen, errors_as_sentences
+from flwr_ctma.cli import options
+from flwr_ctma.cli.screen import Screen, errors_as_sentences
 from flwr_ctma.experiments import advice
 
 __all__ = ["advise"]
@@ -28,8 +29,8 @@ def advise(
     data: Annotated[
         str, typer.Option(help="Data of the clients: `alike` or `differ`.")
     ] = "differ",
-    quiet: Quiet = False,
-    json: Json = False,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
 ) -> None:
     """Name a rule for an app, with what it was measured to lose.
 

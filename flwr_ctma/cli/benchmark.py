@@ -10,20 +10,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from flwr_ctma.cli.common import (
-    NUM_CORES,
-    AppArgument,
-    Batched,
-    DryRun,
-    Json,
-    Quiet,
-    RunConfig,
-    Screen,
-    Workers,
-    errors_as_sentences,
-    grid_type,
-)
-from flwr_ctma.cli.sweep import collect_runs, print_failures
+from flwr_ctma.cli import options
+from flwr_ctma.cli.runs import collect_runs, print_failures
+from flwr_ctma.cli.screen import Screen, errors_as_sentences
 from flwr_ctma.experiments.app import parse_app
 from flwr_ctma.experiments.benchmark import Suite, chosen_rates, summarize
 from flwr_ctma.experiments.plan_cost import estimate_seconds
@@ -42,10 +31,10 @@ def benchmark(
             "or a suite of the package: `quick` (minutes), `digits` or `full` (days)."
         ),
     ] = "quick",
-    app: AppArgument = ".",
-    run_config: RunConfig = [],  # noqa: B006, typer copies it
-    workers: Workers = NUM_CORES,
-    batched: Batched = False,
+    app: options.AppArgument = ".",
+    run_config: options.RunConfig = [],  # noqa: B006, typer copies it
+    workers: options.Workers = options.NUM_CORES,
+    batched: options.Batched = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -53,9 +42,9 @@ def benchmark(
             show_default="runs/benchmark-<name of the suite>",
         ),
     ] = None,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    json: Json = False,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+    json: options.Json = False,
 ) -> None:
     """Measure rules against attacks in many regimes.
 
@@ -70,7 +59,7 @@ def benchmark(
     with errors_as_sentences():
         plan = Suite.read(suite, parse_app(app), *run_config)
         root = output or Path("runs") / f"benchmark-{plan.name}"
-        kind = grid_type(batched)
+        kind = options.grid_type(batched)
         tuning = plan.sweep(plan.tuning_runs())
         if dry_run:
             rates = chosen_rates(plan, tuning.saved(root))

@@ -1,4 +1,4 @@
-"""The runs of `compare` and `sweep`: their plan, progress, failures and results."""
+"""Runs of many points: their plan, progress, failures and results."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from flwr_ctma.experiments.sweep import Sweep, SweepProgress
 from flwr_ctma.experiments.sweep_results import FinishedRun
 from flwr_ctma.simulation.grid import InProcessGrid
 
-__all__ = ["MANY_RUNS", "collect_runs", "finish", "show_plan"]
+__all__ = ["MANY_RUNS", "collect_runs", "finish", "print_failures", "show_plan"]
 
 MANY_RUNS = 12
 """From this number on, an estimate of the time is worth the seconds that it takes."""
@@ -60,7 +60,7 @@ def collect_runs(
                 yield one
 
 
-def _print_failures(finished: Sequence[FinishedRun], screen: Screen) -> bool:
+def print_failures(finished: Sequence[FinishedRun], screen: Screen) -> bool:
     """Print each reason once, with its runs; return whether any run failed."""
     by_reason: dict[str, list[str]] = {}
     for one in finished:
@@ -87,7 +87,7 @@ def finish(
     finished: Sequence[FinishedRun], root: Path, screen: Screen, metric: str, last: int
 ) -> None:
     """Show the failures and the folder, write the JSON, and end the command."""
-    failed = _print_failures(finished, screen)
+    failed = print_failures(finished, screen)
     screen.print(f"Folder: {root}")
     runs = [_to_json(one, metric, last) for one in finished]
     screen.json({"output": str(root), "runs": runs})
