@@ -4,7 +4,7 @@
     python -m tests.benchmark.mutation optim tracking/ledger.py --sample 20 --seed 1
 
 A mutant is a module with one expression or statement changed. It is killed if a test
-fails, or takes too long. The tests of the four packages run once, and the lines that
+fails, or takes too long. The tests of the packages run once, and the lines that
 each executes are noted. Then each mutant of a random sample meets the quick tests that
 execute its line, the quickest first. A mutant that survives is printed: it is a line
 that no quick test checks, or the mutant does the same as the original.
@@ -108,6 +108,8 @@ def _of_place(node, holder, key, parent):
             yield node.lineno, lambda: setattr(node, "op", SWAPS[type(node.op)]())
         case ast.UnaryOp(op=ast.Not() | ast.USub()):
             yield replaced(node.operand)
+        case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+            return
         case ast.If() | ast.While() | ast.IfExp():
             negated = ast.UnaryOp(ast.Not(), node.test)
             yield node.lineno, lambda: setattr(node, "test", negated)
@@ -254,22 +256,28 @@ def _child(work, slot, file):
     os._exit(0)
 
 
-def executed(trees):
-    """Return the quick tests of the packages: seconds and lines, by name."""
+def executed(trees, paths):
+    """Return the quick tests in some files: their seconds and lines, by name."""
 
     def work(slot, path):
         plugin = Lines(trees[slot], [f"flwr_ctma/{room}" for room in ROOMS])
         run_tests(trees[slot], [path], plugin=plugin)
         return {name: [s, sorted(lines)] for name, (s, lines) in plugin.tests.items()}
 
-    files = [p for room in ROOMS for p in sorted((ROOT / "tests" / room).glob("*.py"))]
-    paths = [str(file.relative_to(ROOT)) for file in files]
-    paths += [f"flwr_ctma/{room}" for room in ROOMS]
     tasks = [(p, 600.0, functools.partial(work, path=p)) for p in paths]
     tests = {}
     for _, found in in_children(len(trees), tasks):
         tests |= found or {}
     return {name: held for name, held in tests.items() if held[0] < SLOWEST}
+
+
+def files_of_tests(places):
+    """Return the test files of each package, and the package for its examples."""
+    rooms = dict.fromkeys(place.partition("/")[0] for place in places)
+    folders = [ROOT / "tests" / room for room in rooms]
+    files = [file for folder in folders for file in sorted(folder.glob("*.py"))]
+    examples = [f"flwr_ctma/{room}" for room in rooms]
+    return [str(file.relative_to(ROOT)) for file in files] + examples
 
 
 def tests_of(tests, file, line):
@@ -319,6 +327,7 @@ def try_mutants(trees, tests, mutants):
     for (file, k, line, number), status in in_children(len(trees), tasks):
         killed = status not in (0, pytest.ExitCode.NO_TESTS_COLLECTED)
         counts[killed] += 1
+        print(".", end="", file=sys.stderr, flush=True)
         if not killed:
             change = mutated((ROOT / file).read_text(encoding="utf-8"), k)[1]
             print(
@@ -345,7 +354,7 @@ def sample(paths, size, rng):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         file = str(path.relative_to(ROOT))
         found += [(file, k, line) for k, (line, _) in enumerate(mutations(tree))]
-    return sorted(rng.sample(found, min(size, len(found))))
+    return rng.sample(found, min(size, len(found)))
 
 
 def modules(place):
@@ -358,6 +367,7 @@ def main():
     """Print the survivors, and a line for each package."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("places", nargs="*", default=ROOMS, help="in flwr_ctma")
+    parser.add_argument("--tests", nargs="+", help="test files; default: the mirrored")
     parser.add_argument("--sample", type=int, default=80, help="mutants of each place")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
@@ -371,7 +381,7 @@ def main():
         if given.lines and given.lines.exists():
             tests = json.loads(given.lines.read_text())
         else:
-            tests = json.loads(json.dumps(executed(trees)))
+            tests = executed(trees, given.tests or files_of_tests(given.places))
         if given.lines:
             given.lines.write_text(json.dumps(tests))
         for place in given.places:

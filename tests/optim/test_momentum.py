@@ -7,7 +7,7 @@ from flwr.app import Array, ArrayRecord
 from flwr_ctma.optim.momentum import CorrectedMomentum
 from flwr_ctma.optim.schedules import Fixed, Paper
 
-SHAPES = {"weight": (3, 2, 2), "bias": (2,), "scale": ()}
+SHAPES = {"body.weight": (3, 2, 2), "bias": (2,), "scale": ()}
 
 
 def gradients(t):
