@@ -65,13 +65,14 @@ SWAPS = {
 
 def mutations(tree):
     """Yield the line of each mutation of a module, and a function that applies it."""
-    for parent in ast.walk(tree):
-        for name, held in ast.iter_fields(parent):
-            if _is_left_alone(parent, name):
-                continue
-            for i, node in enumerate(held if isinstance(held, list) else [held]):
-                place = (held, i) if isinstance(held, list) else (vars(parent), name)
-                yield from _of_place(node, *place, parent)
+    for name, held in ast.iter_fields(tree):
+        if _is_left_alone(tree, name):
+            continue
+        for i, node in enumerate(held if isinstance(held, list) else [held]):
+            if isinstance(node, ast.AST):
+                place = (held, i) if isinstance(held, list) else (vars(tree), name)
+                yield from _of_place(node, *place)
+                yield from mutations(node)
 
 
 def _is_left_alone(parent, name):
@@ -85,7 +86,7 @@ def _is_left_alone(parent, name):
     return False
 
 
-def _of_place(node, holder, key, parent):
+def _of_place(node, holder, key):
     """Yield the mutations of the node at one place."""
 
     def replaced(new):

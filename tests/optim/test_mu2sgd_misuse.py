@@ -38,8 +38,10 @@ def test_number_of_a_group_out_of_range_is_refused(x, name, value):
 
 @pytest.mark.parametrize(
     "name",
-    ["clip", "schedule", "radius", "buffers"]
-    + ["maximize", "momentum", "dampening", "nesterov", "betas"],
+    [
+        *("clip", "schedule", "radius", "buffers"),
+        *("maximize", "momentum", "dampening", "nesterov", "betas"),
+    ],
 )
 def test_setting_that_no_group_has_is_refused(x, name):
     with pytest.raises(ValueError, match=f"`{name}`"):
