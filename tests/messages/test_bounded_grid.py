@@ -236,6 +236,7 @@ def test_withheld_uploads_do_not_pile_up():
         assert grid.pull_messages(keys) == []
         assert len(pulling_threads()) <= 2
     grid.abandon(list(grid._uploads))
+    assert not grid._sent
     for thread in pulling_threads():
         thread.join(20)
 
@@ -275,15 +276,15 @@ def test_lost_connection_ends_the_run():
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("name", "make"),
     [
-        lambda grid: ReplyLimit(factor=-1),
-        lambda grid: ReplyLimit(allowance=float("inf")),
-        lambda grid: BoundedGrid(grid, reply_limit=3),
-        lambda grid: BoundedGrid(grid, max_pulls=0),
-        lambda grid: GracePeriodGrid(grid, 1, 5.0),
+        ("factor", lambda grid: ReplyLimit(factor=-1)),
+        ("allowance", lambda grid: ReplyLimit(allowance=float("inf"))),
+        ("reply_limit", lambda grid: BoundedGrid(grid, reply_limit=3)),
+        ("max_pulls", lambda grid: BoundedGrid(grid, max_pulls=0)),
+        ("grace_period", lambda grid: GracePeriodGrid(grid, 1, 5.0)),
     ],
 )
-def test_wrong_parameter_is_refused(make):
-    with pytest.raises(ValueError, match="Parameter `"):
+def test_wrong_parameter_is_refused(name, make):
+    with pytest.raises(ValueError, match=f"Parameter `{name}`"):
         make(http_grid(1, withhold)[0])

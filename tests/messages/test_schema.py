@@ -138,6 +138,12 @@ def test_view_reads_what_numpy_writes(array, order, version):
     np.testing.assert_array_equal(numbers.flat, array.reshape(-1))
 
 
+def test_view_of_a_boolean_is_the_byte_that_holds_it():
+    """NumPy's own booleans are undefined for bytes other than 0 and 1."""
+    (held,) = npy.view(saved(np.array([True]))[:-1] + b"\2").flat
+    assert held.dtype == np.uint8 and held == 2
+
+
 @settings(max_examples=300)
 @given(st.data())
 def test_view_of_damaged_bytes_is_right_or_refused(data):

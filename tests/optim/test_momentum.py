@@ -7,7 +7,7 @@ from flwr.app import Array, ArrayRecord
 from flwr_ctma.optim.momentum import CorrectedMomentum
 from flwr_ctma.optim.schedules import Fixed, Paper
 
-SHAPES = {"weight": (3, 2, 2), "bias": (2,), "scale": ()}
+SHAPES = {"body.weight": (3, 2, 2), "bias": (2,), "scale": ()}
 
 
 def gradients(t):
@@ -89,9 +89,10 @@ def test_dtype_is_the_model_s():
         ),
     ],
 )
-def test_lost_or_misfitting_state_starts_afresh(spoil):
-    record = CorrectedMomentum().at(point(1), gradients(1)).record()
-    momentum = CorrectedMomentum.read(spoil(record))
+def test_lost_or_misfitting_state_starts_afresh(spoil, caplog):
+    record = spoil(CorrectedMomentum().at(point(1), gradients(1)).record())
+    momentum = CorrectedMomentum.read(record)
+    assert ("starts without state" in caplog.text) == (record is not None)
     assert momentum.count == 0
     gradient = gradients(2)
     momentum = momentum.at(point(2), gradient)

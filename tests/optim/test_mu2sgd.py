@@ -417,9 +417,11 @@ def spoilt(record, **changes):
         "part missing",
     ],
 )
-def test_lost_or_misfitting_state_starts_afresh(spoil):
+def test_lost_or_misfitting_state_starts_afresh(spoil, caplog):
     xs, optimizer, closure = trained()
-    assert load_state_record(optimizer, spoil(state_record(optimizer))) is False
+    record = spoil(state_record(optimizer))
+    assert load_state_record(optimizer, record) is False
+    assert ("starts without state" in caplog.text) == (record is not None)
     assert not optimizer.state
     optimizer.step(closure)
     for x in xs:

@@ -36,7 +36,13 @@ def test_number_of_a_group_out_of_range_is_refused(x, name, value):
         Mu2SGD([{"params": [x], name: value}], 0.1)
 
 
-@pytest.mark.parametrize("name", ["clip", "schedule", "radius", "maximize", "momentum"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("clip", "schedule", "radius", "buffers"),
+        *("maximize", "momentum", "dampening", "nesterov", "betas"),
+    ],
+)
 def test_setting_that_no_group_has_is_refused(x, name):
     with pytest.raises(ValueError, match=f"`{name}`"):
         Mu2SGD([{"params": [x], name: True}], 0.1)

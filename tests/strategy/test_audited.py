@@ -30,7 +30,7 @@ from flwr_ctma.strategy import (
     DivergenceGuard,
     RobustStrategy,
 )
-from flwr_ctma.strategy.replay import replay
+from flwr_ctma.strategy.replay import rebuild, replay
 from flwr_ctma.strategy.wrappers.audited import decode, encode
 from flwr_ctma.tracking.audit import AuditError, AuditTrail, read_trail
 from flwr_ctma.tracking.detectors import Exclusion
@@ -414,3 +414,13 @@ def test_strategies_that_cannot_be_audited_are_refused(tmp_path):
         Audited(waits, file, KEY)
     with pytest.raises(ValueError, match="Parameter `keep_replies`"):
         Audited(DivergenceGuard(FedAvg(), rollback=True), file, KEY, True)
+
+
+def test_rebuild_leaves_out_wrappers_that_change_no_model_and_refuses_others():
+    def part(kind, package="flwr_ctma"):
+        return {"kind": kind, "package": package, "settings": {}}
+
+    known = [part("Observed"), part("DivergenceGuard"), part("FedAvg", "flwr")]
+    assert type(rebuild({"strategies": known})) is FedAvg
+    with pytest.raises(AuditError, match="Checkpointed cannot be built"):
+        rebuild({"strategies": [part("Checkpointed"), *known]})

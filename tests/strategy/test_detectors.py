@@ -81,6 +81,25 @@ def test_a_detector_sees_each_round_and_names_the_suspects():
     assert detector.seen[1].predictable and len(detector.seen[1].distances) == 9
 
 
+def test_distances_are_to_the_update_of_the_round_before():
+    """Updates grow by 1 a round: near this round's aggregate, far from the last."""
+    growing = ClientApp()
+
+    @growing.train()
+    def train_more(message, context):
+        reply = train(message, context)
+        more = message.content["config"]["server-round"] - 1
+        arrays = [a + more for a in reply.content["arrays"].to_numpy_ndarrays()]
+        reply.content["arrays"] = ArrayRecord(arrays)
+        return reply
+
+    detector = Blame([])
+    run(rounds=2, clients=growing, detector=detector)
+    first, second = detector.seen
+    assert not first.predictable and max(first.distances) < 0.5
+    assert second.predictable and min(second.distances) > 1.5
+
+
 def test_exclusion_by_verdict_leaves_f_as_it_is():
     strategy, times, metrics = run(
         detector=Blame([FIRST, FIRST + 1]), exclusion=Exclusion(by_verdict=True)

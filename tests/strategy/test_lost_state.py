@@ -4,6 +4,7 @@ Each case is kept over a restart with the same bits, or refused with a sentence.
 """
 
 import functools
+import random
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from flwr_ctma.strategy import (
     RobustStrategy,
 )
 from flwr_ctma.strategy.wrappers.base import StrategyWrapper
+from flwr_ctma.strategy.wrappers.state import attributes, changes
 
 
 def record(**arrays):
@@ -174,6 +176,16 @@ def test_data_that_change_inside_a_setting_are_refused(count, tmp_path):
     strategy.count = count()
     with pytest.raises(ValueError, match=r"Decaying\.count"):
         run(Checkpointed(robust(strategy), tmp_path), 2)
+
+
+@pytest.mark.parametrize("kind", [random.Random, np.random.default_rng])
+def test_a_generator_is_a_setting_until_it_is_drawn_from(kind):
+    strategy = FedAvg()
+    strategy.generator = kind(0)
+    begun = attributes(strategy)
+    assert "generator" not in changes(strategy, begun)
+    strategy.generator.random()
+    assert "generator" in changes(strategy, begun)
 
 
 def test_a_function_that_holds_nan_is_a_setting(tmp_path):

@@ -863,6 +863,16 @@ def test_nothing_asked_is_nothing_done():
     assert strategy.aggregate_evaluate(1, []) is None
 
 
+def test_an_evaluation_without_replies_records_how_many_are_missing():
+    strategy = RobustStrategy(FedAvg(), num_malicious_nodes=1)
+    grid = InProcessGrid(ClientApp(), 5)
+    asked = strategy.configure_evaluate(1, record(SENT), ConfigRecord(), grid)
+    for i, message in enumerate(asked):
+        message.metadata.__dict__["_message_id"] = f"evaluate-{i}"
+    metrics = strategy.aggregate_evaluate(1, [])
+    assert (metrics["replies-accepted"], metrics["replies-missing"]) == (0, 5)
+
+
 def test_a_grid_that_gives_no_ids_is_an_error():
     strategy = RobustStrategy(Echo(), num_malicious_nodes=1)
     messages = configured(strategy, 5)
