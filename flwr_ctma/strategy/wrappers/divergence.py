@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Result, Strategy
 
 from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
@@ -56,6 +56,8 @@ class DivergenceGuard(StrategyWrapper):
     ValueError
         If factor is not above 1, if max_rollbacks is below 1, or if the strategy inside
         is asynchronous and should roll back: work on its way cannot be taken back.
+    RuntimeError
+        In `start`: if all rounds of the run were taken back.
 
     Notes
     -----
@@ -189,6 +191,15 @@ class DivergenceGuard(StrategyWrapper):
         if self._rolled_back and self._good is not None:
             # The evaluation of a round that was taken back has changed the state again.
             self._good.restore(self.strategy, self._arrays, self._configs)
+
+    def end_run(self, result: Result) -> Result:
+        """Return the result; raise an error if all rounds of the run were taken back."""
+        if self._rolled_back and self._good is not None and self._good.number == 0:
+            raise RuntimeError(
+                "All rounds of the run were taken back, and the model is the initial "
+                "one. Lower the learning rate, or raise `factor`."
+            )
+        return result
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint: what is usual, and the good model."""
