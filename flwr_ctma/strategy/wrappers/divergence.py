@@ -193,7 +193,7 @@ class DivergenceGuard(StrategyWrapper):
             self._good.restore(self.strategy, self._arrays, self._configs)
 
     def end_run(self, result: Result) -> Result:
-        """Return the result; raise an error if all rounds of the run were taken back."""
+        """Return the result; raise an error if every round was taken back."""
         if self._rolled_back and self._good is not None and self._good.number == 0:
             raise RuntimeError(
                 "All rounds of the run were taken back, and the model is the initial "
