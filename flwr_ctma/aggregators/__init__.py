@@ -47,6 +47,7 @@ from flwr_ctma.aggregators.mean import Mean
 from flwr_ctma.aggregators.medoid import Medoid
 from flwr_ctma.aggregators.monna import MoNNA
 from flwr_ctma.aggregators.nnm import NNM
+from flwr_ctma.aggregators.sampled_dnc import SampledDnC
 from flwr_ctma.aggregators.signguard import SignGuard
 from flwr_ctma.aggregators.smea import SMEA
 from flwr_ctma.aggregators.zeno import Zeno
@@ -86,6 +87,7 @@ __all__ = [
     "MoNNA",
     "MultiKrum",
     "NormBound",
+    "SampledDnC",
     "SignGuard",
     "Zeno",
     "iter_rules",

@@ -17,9 +17,9 @@ class DnC(Aggregator, name="dnc"):
 
     The top direction is the first right singular vector of the remaining rows, centred
     at their mean; the result is the mean of the n − f rows that remain. The
-    published form drops rows along the directions of random subsets of coordinates, to
-    save time; this form is deterministic and uses all coordinates, through the (n, n)
-    Gram matrix. Each of the f rounds takes at most 64 products with an (n, n)
+    published form, `sampleddnc`, drops rows at once in random subsets of coordinates,
+    to save time; this form is deterministic and uses all coordinates, through the
+    (n, n) Gram matrix. Each of the f rounds takes at most 64 products with an (n, n)
     matrix: 6 s of a CPU for the slowest rows known at n = 1000. Rows have no weights,
     because it is rows that are dropped. No κ is known.
 

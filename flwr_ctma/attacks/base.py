@@ -176,6 +176,7 @@ class Omniscient(Attack):
         num_malicious: int,
         rng: np.random.Generator | None = None,
         weights: NDArray[np.float64] | None = None,
+        reference: Rows | None = None,
     ) -> Rows:
         """Map honest updates to those of the malicious clients, in a single round.
 
@@ -192,6 +193,9 @@ class Omniscient(Attack):
         weights : ndarray of shape (h + f,), optional
             Weight of each row in the aggregation, as counts, the honest first; all 1 if
             None. Integer weights are the same as repeated rows.
+        reference : ndarray of shape (d,), optional
+            The row that the rule in use trusts or starts from, for attacks that are
+            aimed at one.
 
         Returns
         -------
@@ -207,7 +211,9 @@ class Omniscient(Attack):
         own = np.broadcast_to(np.zeros(width, honest.dtype), (num_malicious, width))
         known = Knowledge(honest, own, rng, weights)  # type: ignore[arg-type]
         own = np.broadcast_to(known.mean, (num_malicious, width))
-        return self.collude(Knowledge(honest, own, rng, known.weights))
+        return self.collude(
+            Knowledge(honest, own, rng, known.weights, reference=reference)
+        )
 
     def collude(self, known: Knowledge) -> Rows:
         """Return the updates that the attack makes of what the colluders know."""

@@ -92,6 +92,15 @@ class ObservedReply:
         ]
         return np.concatenate(arrays)
 
+    def row(self, update: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """Return arrays by name as a row in the layout of the update; 0 elsewhere."""
+        return np.concatenate(
+            [
+                update[key] if key in update else np.zeros(math.prod(shape))
+                for _, key, shape, _ in self.layout
+            ]
+        )
+
     def pop_update(self) -> list[NDArray[Any]]:
         """Return the update, array by array, and drop it: models are large."""
         update = [self._updates[record, key].ravel() for record, key, *_ in self.layout]
@@ -215,6 +224,7 @@ class Colluders:
         weights: NDArray[np.float64] | None = None,
         defence: tuple[Rule, int | float] | None = None,
         model: NDArray[Any] | None = None,
+        reference: NDArray[Any] | None = None,
     ) -> NDArray[Any]:
         """Return what the malicious clients send in a round; see `Knowledge`.
 
@@ -236,6 +246,7 @@ class Colluders:
                     server_round,
                     model,
                     self.memory,
+                    reference,
                 )
             )
         except ValueError as error:

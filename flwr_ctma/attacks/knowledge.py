@@ -39,6 +39,8 @@ class Knowledge:
         The global model that the server sent.
     memory : Memory, optional
         What the attacks kept from earlier rounds. Attacks write to it.
+    reference : ndarray of shape (d,), optional
+        The row that the rule in use trusts or starts from; see `Aggregator`.
 
     Examples
     --------
@@ -58,6 +60,7 @@ class Knowledge:
     server_round: int = 1
     model: Rows | None = None
     memory: Memory = field(default_factory=dict)
+    reference: Rows | None = None
 
     def __post_init__(self) -> None:
         """Check shapes, dtype and weights."""

@@ -118,7 +118,7 @@ class Search:
         known, (h, n) = self.known, (len(self.known.honest), len(self.known.weights))
         origin = known.mean if origin is None else origin
         centre = known.mean if centre is None else centre
-        stack = Updates.of([Layer([*known.honest, origin, direction])])
+        stack = self._stack([*known.honest, origin, direction])
 
         def coefficients(gamma: float) -> Float64:
             return np.append(np.zeros(h), [1.0, gamma])
@@ -155,7 +155,7 @@ class Search:
         """Return the output of the rule for the honest rows alone."""
         h = len(self.known.honest)
         weights = None if self._weights is None else self._weights[:h]
-        output: Rows = self._rule(Updates.of([Layer(self.known.honest)]), 0, weights)[0]
+        output: Rows = self._rule(self._stack(self.known.honest), 0, weights)[0]
         return output
 
     @cached_property
@@ -171,6 +171,11 @@ class Search:
             for i in reversed(range(len(values)))
             if values[i] > tiny
         ]
+
+    def _stack(self, rows: Rows | list[Rows]) -> Updates:
+        """Return rows, with the reference of the rule in use if it has one."""
+        reference = self.known.reference
+        return Updates.of([Layer(rows)], None if reference is None else [reference])
 
     def _score(self, shift: Rows) -> float:
         if self._objective == "distance":

@@ -184,6 +184,11 @@ class ReplySchema:
         ]
         return Updates.of(layers, reference)
 
+    @property
+    def measured_keys(self) -> list[str]:
+        """Names of the measured tensors."""
+        return [self._tensors[i].key for i in self.measured]
+
     def origin(self, positions: Sequence[int]) -> list[NDArray[Any]]:
         """Return some tensors of the model that was sent, flat."""
         return [self._tensors[i].origin for i in positions]

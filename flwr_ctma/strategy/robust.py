@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
 from logging import INFO, WARNING
 from typing import Any
 
@@ -315,6 +316,8 @@ class RobustStrategy(StrategyWrapper):
             schema=schema,
             read=self._reader(schema),
             rows=self.backend.open_round(schema),
+            # Once: training on the server takes its time, and may draw at random.
+            reference=cache(lambda: self._reference(server_round, schema)),
         )
         return asked
 
@@ -328,7 +331,7 @@ class RobustStrategy(StrategyWrapper):
         found = round_.inspect(replies)
         f = round_.effective_f(found)
         log_replies(round_, found)
-        result = None if f is None else self._aggregate(server_round, round_, found, f)
+        result = None if f is None else self._aggregate(round_, found, f)
         self._progress.note(found)
         if f is None or result is None:
             check_same_app(self._progress, round_, found)
@@ -409,6 +412,14 @@ class RobustStrategy(StrategyWrapper):
         if self._memory and state["memory"] is not None:
             self._memory.load_state_dict(state["memory"])
 
+    def reference(self) -> dict[str, NDArray[Any]] | None:
+        """Return the row that the rule trusts or starts from in the round, by key."""
+        round_ = self._training
+        row = round_.reference() if round_ else None
+        if row is None or round_ is None or round_.schema is None:
+            return None
+        return dict(zip(round_.schema.measured_keys, row, strict=True))
+
     def budget(self, metrics: Sequence[MetricRecord], f: int) -> Budget:
         """Return the budget of Byzantine rows, or of weight if clients claim it."""
         return claimed_budget(metrics, f, self.weighted_by_key)
@@ -455,17 +466,23 @@ class RobustStrategy(StrategyWrapper):
 
         return read
 
+    def _reference(
+        self, server_round: int, schema: ReplySchema
+    ) -> list[NDArray[Any]] | None:
+        """Return the server's own update if it trains, else the update before."""
+        if self.server_update:
+            return trusted_update(self.server_update, server_round, schema)
+        return self._previous
+
     def _aggregate(
-        self, server_round: int, round_: Round, found: InspectedReplies, f: int
+        self, round_: Round, found: InspectedReplies, f: int
     ) -> RobustAggregate | None:
         """Return the robust aggregate, or None if the rule or the backend fails."""
         if round_.schema is None:
             return None
-        reference = self._previous
-        if self.server_update:
-            reference = trusted_update(self.server_update, server_round, round_.schema)
-            if reference is None:
-                return None
+        reference = round_.reference()
+        if self.server_update and reference is None:
+            return None
         keys = [one.key for one in found.accepted]
         try:
             return aggregate_replies(

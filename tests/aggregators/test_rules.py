@@ -8,7 +8,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from flwr_ctma import parse_aggregator
-from flwr_ctma.aggregators import MDA, RULES, SMEA, CwMed, CwTM, GeometricMedian
+from flwr_ctma.aggregators import (
+    MDA,
+    RULES,
+    SMEA,
+    CwMed,
+    CwTM,
+    GeometricMedian,
+    SampledDnC,
+)
+from flwr_ctma.engine.updates import Layer, Updates
 from tests.helpers import oracles as o
 from tests.helpers.table import (
     GOLDEN,
@@ -166,6 +175,40 @@ def test_exact_searches_take_few_steps():
         found = SMEA().aggregate(x, f=8).influence
         greedy = parse_aggregator("dnc").aggregate(x, f=8).influence
         assert o.spread(x[found > 0]) <= o.spread(x[greedy > 0]) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.1, 2.5])
+@pytest.mark.parametrize("iterations", [1, 2, 20])
+def test_sampled_dnc_is_algorithm_2_in_layers_too(iterations, factor):
+    """With 20 subsets no row passes all, and those that pass most count."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((21, 60))
+    x[:7] += 0.5
+    given = {"subset": 9, "iterations": iterations, "factor": factor, "seed": 3}
+    rule = SampledDnC(**given)
+    expected = o.sampled_dnc(x, 7, **given)
+    np.testing.assert_allclose(rule(x, f=7), expected, atol=1e-12)
+    rows = Updates.of([Layer(x[:, :4]), Layer(list(x[:, 4:5])), Layer(x[:, 5:])])
+    found = rule(rows, f=7)
+    np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-12)
+    other = SampledDnC(**given | {"seed": 4})(x, f=7)
+    assert (rule(x, f=7) == rule(x, f=7)).all()
+    assert (rule(x, f=7) != other).any()
+
+
+def test_sampled_dnc_counts_failing_rows_without_rounding_errors():
+    """In floats 2.2 · 25 is more than 55."""
+    assert SampledDnC(factor=2.2).min_rows(25) == 56
+    with pytest.raises(ValueError, match="at most 9 for sampleddnc"):
+        SampledDnC(factor=2.2).check(n=22, f=10)
+
+
+@pytest.mark.parametrize(
+    "given", [{"subset": 0}, {"iterations": 0}, {"factor": 0.0}, {"seed": -1}]
+)
+def test_sampled_dnc_refuses_a_parameter_out_of_range(given):
+    with pytest.raises(ValueError, match=f"Parameter `{next(iter(given))}`"):
+        SampledDnC(**given)
 
 
 def test_mda_drops_a_thousand_rows_that_all_lie_apart():

@@ -202,3 +202,19 @@ def test_trim_evasion_starts_against_the_rows_along_the_mean_by_hand():
         expected -= taken * (honest[i] - mean)
         left -= taken
     np.testing.assert_allclose(first, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("attack", [Adaptive(), SCM(), PGA(), TrimEvasion()], ids=str)
+@pytest.mark.parametrize("rule", ["fltrust", "zeno(cwmed)", "cclip(radius=2.0)"])
+def test_rule_is_searched_with_its_reference(rule, attack):
+    """The lie moves the rule farther from the honest mean than that mean does."""
+    rule, honest = parse_aggregator(rule), normal(12)
+    reference = normal(1, seed=9)[0]
+
+    def moved(sent):
+        rows = np.vstack([honest, sent])
+        output = rule(rows, f=5, reference=reference)
+        return np.linalg.norm(output - honest.mean(axis=0))
+
+    sent = attack.against(rule, 5)(honest, 5, rng(), reference=reference)
+    assert moved(sent) > moved(np.tile(honest.mean(axis=0), (5, 1)))

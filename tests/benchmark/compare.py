@@ -32,6 +32,7 @@ GRAM = ("ctma(gm)", "nnm(ctma(gm))", "ctma(nnm(gm))", "krum", "multikrum", "nnm(
 RANKS = ("cwmed", "ctma(cwmed)", "cwtm", "meamed")
 OTHERS = (
     *("mean", "gm", "mda", "smea", "monna", "caf", "dnc", "cge", "cclip", "fltrust"),
+    *("zeno(mean)", "sampleddnc"),
     *("nnm(cwmed)", "ctma(nnm(cwmed))", "bucketing(cwmed)", "arc(ctma(gm))", "bulyan"),
 )
 OURS = "flwr-ctma"
@@ -46,7 +47,7 @@ def ours(spec, f):
     rule = parse_aggregator(spec)
     if spec == "bulyan":
         return lambda x: rule(x, f=min(f, (len(x) - 3) // 4))
-    if "fltrust" in spec:
+    if spec.startswith(("fltrust", "zeno")):
         return lambda x: rule(x, f=f, reference=x[0])
     return lambda x: rule(x, f=f)
 

@@ -7,7 +7,7 @@ with the paper.
 """
 
 from itertools import combinations
-from math import comb
+from math import ceil, comb
 
 import numpy as np
 
@@ -203,6 +203,19 @@ def dnc(x, f):
         direction = np.linalg.svd(apart, full_matrices=False)[2][0]
         left.pop(int(np.argmax(np.abs(apart @ direction))))
     return x[left].mean(axis=0)
+
+
+def sampled_dnc(x, f, subset=10_000, iterations=1, factor=1.0, seed=0):
+    n, d = x.shape
+    rng = np.random.default_rng(seed)
+    sets = []
+    for _ in range(iterations):
+        drawn = sorted(rng.choice(d, min(subset, d), replace=False))
+        apart = x[:, drawn] - x[:, drawn].mean(axis=0)
+        direction = np.linalg.svd(apart, full_matrices=False)[2][0]
+        sets.append(nearest((apart @ direction) ** 2, n - ceil(factor * f)))
+    times = [sum(i in one for one in sets) for i in range(n)]
+    return x[[i for i in range(n) if times[i] == max(times)]].mean(axis=0)
 
 
 def cclip(x, f, weights=None, reference=None, radius=10.0, steps=1):

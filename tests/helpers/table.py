@@ -128,6 +128,9 @@ UNLIKE = {
     "bounded": "a row unlike all others counts most",
     "average": "no row counts if all are alike",
 }
+AT_ONCE = dict.fromkeys(
+    ["majority", "bounded"], "a lie far away hides a nearer one from the direction"
+)
 SIGNS = {
     "majority": "rows of honest signs and norms are kept",
     "permutation": "of clusters of the same size the first is taken",
@@ -171,6 +174,13 @@ TABLE = [
     ),
     Rule("caf", o.caf, (1.565087, 1.219817, -1.299876), weighted=True),
     Rule("dnc", o.dnc, (1.888889, 1.688889, -1.255556)),
+    Rule("sampleddnc", o.sampled_dnc, (1.255556, 1.522222, -1.666667), exempt=AT_ONCE),
+    Rule(
+        "sampleddnc(subset=2, iterations=3, seed=1)",
+        partial(o.sampled_dnc, subset=2, iterations=3, seed=1),
+        (1.6625, 0.55, -1.225),
+        exempt=AT_ONCE,
+    ),
     Rule(
         "cge",
         o.cge,

@@ -11,7 +11,9 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian
 from flwr.simulation import run_simulation
 
+from flwr_ctma import parse_aggregator
 from flwr_ctma.attacks import ALIE, IPM, Fang, OptimalALIE, OptimalIPM, SignFlip
+from flwr_ctma.attacks.collusion import Colluders
 from flwr_ctma.mods import ByzantineMod
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy, Checkpointed
@@ -23,6 +25,9 @@ START = {
     "steps": np.array(7),
     "b": np.full(2, 20.0, np.float64),
 }
+
+
+SEARCHES = ["adaptive", "optimalipm", "optimalalie", "pga", "scm", "trimevasion"]
 
 
 def model():
@@ -330,6 +335,70 @@ def test_optimal_attack_knows_the_weights_that_clients_claim(weighted_by_key):
     else:
         expected = OptimalALIE().against(strategy.aggregator, 1)(honest, 1)
     assert sorted(strategy.seen) == pytest.approx(sorted([expected[0, 0], 2, 3, 4, 5]))
+
+
+@pytest.mark.parametrize("attack", SEARCHES)
+@pytest.mark.parametrize("rule", ["fltrust", "zeno(cwmed)", "ctma(monna)"])
+def test_search_knows_the_servers_update_which_is_trained_once(rule, attack):
+    """Its reply is that of the same attack with the reference, and it is a lie."""
+    own, calls, seen = np.array([4.0, 4, 4, 4, -1, 4, 4, 4]), [], []
+
+    def server_update(server_round, arrays):
+        calls.append(server_round)
+        trained = {key: Array(array.numpy()) for key, array in arrays.items()}
+        trained["w"] = Array(arrays["w"].numpy() + own[:6].reshape(2, 3).astype("f"))
+        trained["b"] = Array(arrays["b"].numpy() + own[6:])
+        return ArrayRecord(trained)
+
+    class Seeing(RobustStrategy):
+        def aggregate_train(self, server_round, replies):
+            replies = list(replies)
+            seen.extend(r.content["arrays"] for r in replies)
+            return super().aggregate_train(server_round, replies)
+
+    inner = FedAvg(fraction_evaluate=0.0)
+    robust = Seeing(inner, rule, num_malicious_nodes=2, server_update=server_update)
+    strategy = AttackedStrategy(robust, attack, num_malicious_nodes=2)
+    strategy.start(InProcessGrid(app(), 7), model(), num_rounds=1)
+    assert calls == [1]
+    honest = np.outer([3.0, 4, 5, 6, 7], np.ones(8))
+    colluders = Colluders(attack, 2, 0, aimed=True)
+    aimed = (parse_aggregator(rule), 2)
+    malicious = np.outer([1.0, 2], np.ones(8))
+    expected = colluders.craft(1, honest, malicious, None, aimed, None, own)
+    assert (expected != malicious).any()
+    sent = [np.r_[a["w"].numpy().ravel() - 10, a["b"].numpy() - 20] for a in seen]
+    order = np.lexsort(np.transpose(sent))
+    everyone = np.vstack([expected, honest])
+    np.testing.assert_allclose(
+        np.array(sent)[order],
+        everyone[np.lexsort(everyone.T)],
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_search_knows_where_centred_clipping_starts():
+    """Nowhere else than at zero in round 1, then at the update of the round before."""
+    known, models = [], []
+
+    class Spying(OptimalIPM):
+        def candidates(self, search):
+            known.append(search.known.reference)
+            return super().candidates(search)
+
+    class Seeing(FedAvg):
+        def configure_train(self, server_round, arrays, config, grid):
+            models.append(arrays["b"].numpy()[0])
+            return super().configure_train(server_round, arrays, config, grid)
+
+    inner = Seeing(fraction_evaluate=0.0)
+    robust = RobustStrategy(inner, "cclip", num_malicious_nodes=2)
+    strategy = AttackedStrategy(robust, Spying(), num_malicious_nodes=2)
+    strategy.start(InProcessGrid(app(), 7), model(), num_rounds=3)
+    assert known[0] is None
+    steps = np.outer(np.diff(models), np.ones(8))
+    np.testing.assert_allclose(known[1:], steps, rtol=1e-5)
 
 
 def test_round_in_which_the_rule_cannot_work_goes_on(caplog):

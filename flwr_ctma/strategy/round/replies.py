@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
+from numpy.typing import NDArray
 
 from flwr_ctma.engine import threads as parallel
 from flwr_ctma.errors import parameter_error
@@ -100,6 +101,8 @@ class Round:
         the f.
     suspects : list of node ids
         Not asked by the verdict of a detector, which proves nothing.
+    reference : callable
+        Return the row that the rule trusts or starts from; None if there is none.
     """
 
     phase: str
@@ -111,6 +114,7 @@ class Round:
     rows: Any = None
     violators: list[int] = field(default_factory=list)
     suspects: list[int] = field(default_factory=list)
+    reference: Callable[[], list[NDArray[Any]] | None] = lambda: None
     _inspected: dict[str, "_Inspected"] = field(default_factory=dict)
 
     @property

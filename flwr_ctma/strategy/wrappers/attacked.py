@@ -52,8 +52,10 @@ class AttackedStrategy(StrategyWrapper):
     A malicious node stays malicious. Attacks that search against a rule are aimed at
     the rule of the RobustStrategy inside, with the f that it is told in the round, or
     else at the mean of equal clients. In a round in which this is impossible, the log
-    says so and the malicious clients are honest. If a RobustStrategy lets clients claim
-    weights, every attack knows the weights as the strategy bounds them.
+    says so and the malicious clients are honest. These attacks know the row that the
+    rule trusts or starts from; `server_update` is called once in a round. If a
+    RobustStrategy lets clients claim weights, every attack knows the weights as the
+    strategy bounds them.
 
     What attacks remember from round to round is part of `state_dict`, so `Checkpointed`
     resumes them.
@@ -146,6 +148,7 @@ class AttackedStrategy(StrategyWrapper):
             budget = self._budget([*honest, *malicious])
             rule = self._robust.aggregator if self._robust else Mean()
             model = honest[0].model
+            reference = self._robust.reference() if self._robust else None
             rows = self.colluders.craft(
                 server_round,
                 stack(honest),
@@ -153,6 +156,7 @@ class AttackedStrategy(StrategyWrapper):
                 budget.weights,
                 (rule, budget.f),
                 model,
+                None if reference is None else honest[0].row(reference),
             )
             for reply, row in zip(malicious, rows, strict=True):
                 reply.replace_update(row)
