@@ -52,13 +52,15 @@ class Echo(FedAvg):
         return super().aggregate_evaluate(server_round, self.seen)
 
 
-def configured(strategy, n, connected=None):
-    """Messages of round 1, with the ids that a Grid gives when it sends them."""
+def configured(strategy, n, connected=None, server_round=1):
+    """Messages of a round, with the ids that a Grid gives when it sends them."""
     grid = InProcessGrid(ClientApp(), connected or n)
     strategy.strategy.min_train_nodes = n
     strategy.strategy.min_available_nodes = n
     strategy.strategy.fraction_train = n / (connected or n)
-    messages = strategy.configure_train(1, record(SENT), ConfigRecord(), grid)
+    messages = strategy.configure_train(
+        server_round, record(SENT), ConfigRecord(), grid
+    )
     assert isinstance(messages, list) and len(messages) == n
     for i, message in enumerate(messages):
         message.metadata.__dict__["_message_id"] = f"asked-{i}"
@@ -478,7 +480,7 @@ def test_a_run_waits_for_the_nodes_that_the_rule_needs(rule, needed, seconds, ca
 
 def test_a_run_that_gets_too_few_nodes_ends_with_a_sentence(seconds):
     strategy = RobustStrategy(FedAvg(), num_malicious_nodes=3, node_timeout=30)
-    sentence = r"2 nodes are connected; ctma\(gm\) needs 7 .* num-supernodes=7"
+    sentence = r"2 nodes are connected; ctma\(gm\) needs 7 .*num-supernodes=7"
     with pytest.raises(RuntimeError, match=sentence):
         strategy.start(InProcessGrid(ClientApp(), 2), record(SENT), num_rounds=3)
     assert sum(seconds) == 30
@@ -494,7 +496,7 @@ def test_nodes_that_leave_a_run_under_way_cost_a_warning(seconds, warnings):
     strategy = RobustStrategy(Echo(), num_malicious_nodes=2, node_timeout=3)
     messages = configured(strategy, 5)
     aggregate(strategy, messages, answers(messages, rows(5)))
-    messages = configured(strategy, 4)
+    configured(strategy, 4, server_round=2)
     assert any("4 nodes are connected" in warning for warning in warnings)
 
 
