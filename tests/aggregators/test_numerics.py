@@ -178,7 +178,8 @@ n, d, f = map(int, sys.argv[1:4])
 x = np.random.default_rng(0).standard_normal((n, d), dtype=np.float32)
 peaks = {}
 def run(spec, rows):
-    given = {"reference": rows[0]} if "fltrust" in spec else {}
+    trusts = "fltrust" in spec or "zeno" in spec
+    given = {"reference": rows[0]} if trusts else {}
     return parse_aggregator(spec)(rows, f=f, **given)
 for spec in sys.argv[4:]:
     run(spec, x[:, :99])  # code that is loaded at first use is not the rule's memory

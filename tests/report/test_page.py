@@ -116,7 +116,7 @@ def test_ends_of_runs_are_means_over_seeds(sweep):
 
 def test_the_worst_attack_has_the_frame_and_the_best_rule_comes_first(sweep):
     page = report(sweep)
-    assert page.row("", "alie") == ["", "alie", "none", "worst"]
+    assert page.row("Rule", "alie") == ["Rule", "alie", "none", "worst"]
     rows = [row for row in page.rows if len(row) == 4 and row[0] in ("gm", "fedavg")]
     first, second = rows
     assert first == ["gm", "75.0", "85.0", "75.0"]
@@ -271,7 +271,7 @@ def test_costs_are_averages_of_a_round(tmp_path):
         {"seconds": s, "bytes-sent": 4e6, "bytes-received": 2e6} for s in (1, 2, 6)
     ]
     page = report(tmp_path, write_run(tmp_path / "run", lines))
-    assert page.row("", "Runs")[-3:] == ["Seconds", "MB sent", "MB received"]
+    assert page.row("Runs", "Runs")[-3:] == ["Seconds", "MB sent", "MB received"]
     assert page.row("ctma(gm)", "1")[-3:] == ["3.00", "4.00", "2.00"]
 
 
@@ -622,7 +622,7 @@ def test_worst_accuracy_of_the_second_half_is_a_column(tmp_path):
     lines = accuracies(0.1, 0.2, 0.7, 0.9, 0.4, 0.8)
     config = {"num-server-rounds": 5}
     page = report(tmp_path, write_run(tmp_path / "run", lines, **config))
-    assert page.row("", "Runs")[4] == "Worst in second half (%)"
+    assert page.row("Runs", "Runs")[4] == "Worst in second half (%)"
     assert page.row("ctma(gm)", "1")[4] == "40.0"
 
 
