@@ -13,7 +13,9 @@ NAMED = re.findall(
 )
 
 
-@pytest.mark.parametrize(("file", "test"), NAMED, ids=":".join)
+@pytest.mark.parametrize(
+    ("file", "test"), NAMED, ids=[f"{file}::{test}" for file, test in NAMED]
+)
 def test_promise_is_tested(file, test):
     tree = ast.parse((Path(__file__).parents[1] / file).read_text(encoding="utf-8"))
     assert test in {node.name for node in tree.body if hasattr(node, "name")}
