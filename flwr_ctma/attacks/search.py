@@ -1,7 +1,7 @@
 """A search for the update that moves the rule in use farthest."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
@@ -171,6 +171,12 @@ class Search:
             for i in reversed(range(len(values)))
             if values[i] > tiny
         ]
+
+    def axes(self, count: int) -> Iterator[Rows]:
+        """± the first principal directions."""
+        for principal in self.principal[:count]:
+            yield principal
+            yield -principal
 
     def _score(self, shift: Rows) -> float:
         if self._objective == "distance":
