@@ -484,7 +484,7 @@ def test_spelling_is_read_back(text):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("alei", "did you mean `alie`"),
+        ("alei", "Did you mean `alie`"),
         ("malformed(fault=rong)", "one of cancelling-weight"),
         ("signflip(factor=2)", "has no parameter `factor`"),
         ("both(alie, signflip)", "that a client can mount alone"),

@@ -460,7 +460,7 @@ def test_schedules_are_spelled_as_they_are_read(schedule):
         (lambda x: Mu2SGD(x, 0.1, weight_decay=-1.0), "`weight_decay`"),
         (lambda x: Mu2SGD(x, 0.1, clip=0.0), "`clip`"),
         (lambda x: Mu2SGD(x, 0.1, radius=-2.0), "Found `radius = -2.0`"),
-        (lambda x: Mu2SGD(x, 0.1, "papr"), "did you mean `paper`"),
+        (lambda x: Mu2SGD(x, 0.1, "papr"), "Did you mean `paper`"),
         (lambda x: Mu2SGD(x, 0.1).step(), "`closure`"),
         (lambda x: Fixed(storm_beta=0.0), "`storm_beta` should be in"),
         (lambda x: Fixed(gamma=1.5), "`gamma`"),
