@@ -8,8 +8,8 @@ import pytest
 
 from tests.helpers.pages import DOCS, Page
 
-NAMED = re.findall(
-    r"`tests/([\w/]+\.py)::(test_\w+)`", Page(DOCS / "threat-model.md").text
+NAMED = dict.fromkeys(
+    re.findall(r"`tests/([\w/]+\.py)::(test_\w+)`", Page(DOCS / "threat-model.md").text)
 )
 
 
