@@ -1,9 +1,9 @@
 """One sentence for every wrong input: what it should be, what was found, the remedy."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-__all__ = ["closest", "did_you_mean", "parameter_error"]
+__all__ = ["did_you_mean", "parameter_error"]
 
 _LONGEST = 200
 
@@ -37,7 +37,9 @@ Sample more clients.')
     return ValueError(f"{sentence} {remedy}".rstrip())
 
 
-def did_you_mean(found: str, known: Iterable[str]) -> str:
+def did_you_mean(
+    found: str, known: Iterable[str], same: Mapping[str, str] | None = None
+) -> str:
     """Return the sentence that suggests the known name closest to a misspelled one.
 
     Parameters
@@ -46,6 +48,8 @@ def did_you_mean(found: str, known: Iterable[str]) -> str:
         The misspelled name.
     known : iterable of str
         The names that exist.
+    same : Mapping[str, str], optional
+        Other names, to the known name that the sentence suggests instead.
 
     Returns
     -------
@@ -58,17 +62,10 @@ def did_you_mean(found: str, known: Iterable[str]) -> str:
     'Did you mean `krum`?'
     >>> did_you_mean("mode", ["gm", "krum"])
     ''
+    >>> did_you_mean("GeoMedian", ["gm", "krum"], {"GeometricMedian": "gm"})
+    'Did you mean `gm`?'
     """
-    close = closest(found.lower(), known)
-    return f"Did you mean `{close}`?" if close else ""
-
-
-def closest(found: str, known: Iterable[str]) -> str:
-    """Return the known name closest to a misspelled one; empty if none is close.
-
-    Examples
-    --------
-    >>> closest("kurm", ["gm", "krum"])
-    'krum'
-    """
-    return "".join(difflib.get_close_matches(found, known, n=1))
+    names = {other.lower(): name for other, name in (same or {}).items()}
+    names |= {name: name for name in known}
+    close = difflib.get_close_matches(found.lower(), names, n=1)
+    return f"Did you mean `{names[close[0]]}`?" if close else ""

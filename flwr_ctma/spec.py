@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flwr_ctma.errors import closest, parameter_error
+from flwr_ctma.errors import did_you_mean, parameter_error
 
 __all__ = ["check_fields", "parse", "spell"]
 
@@ -72,8 +72,9 @@ def parse(
     try:
         return _Grammar(table, same or {}, nearest or {}).build(tree)
     except (ValueError, TypeError, OverflowError) as error:
-        said = str(error).removesuffix(".")
-        raise parameter_error(parameter, f"well-formed: {said}", text) from error
+        said, remedy = (*map(str, error.args), "", "")[:2]
+        expected = f"well-formed: {said.removesuffix('.')}"
+        raise parameter_error(parameter, expected, text, remedy) from error
 
 
 def spell(value: Any, table: Mapping[str, type]) -> str:
@@ -180,13 +181,10 @@ class _Grammar:
         names = ", ".join(sorted(self.table))
         if name in self.nearest:
             close, difference = self.nearest[name]
-            hint = f" (did you mean `{close}`? It {difference})"
+            remedy = f"Did you mean `{close}`? It {difference}."
         else:
-            known = {other.lower(): rule for other, rule in self.same.items()}
-            known |= {name: name for name in self.table}
-            found = closest(name.lower(), known)
-            hint = f" (did you mean `{known[found]}`?)" if found else ""
-        raise ValueError(f"`{name}` is not one of {names}{hint}")
+            remedy = did_you_mean(name, self.table, self.same)
+        raise ValueError(f"`{name}` is not one of {names}", remedy)
 
 
 def _scalar(name: str, field: "dataclasses.Field[Any]", node: ast.expr) -> Any:

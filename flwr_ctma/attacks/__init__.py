@@ -9,7 +9,7 @@ can be called, `attack(honest, num_malicious, rng)`.
 itself: `class Mine(Attack, name="mine")`.
 """
 
-from flwr_ctma.attacks.adaptive import PGA, SCM, Adaptive
+from flwr_ctma.attacks.adaptive import Adaptive
 from flwr_ctma.attacks.alie import ALIE
 from flwr_ctma.attacks.backdoor import (
     DBA,
@@ -39,7 +39,7 @@ from flwr_ctma.attacks.malformed import FAULTS, Malformed
 from flwr_ctma.attacks.metrics import InflatedWeight, LyingMetrics
 from flwr_ctma.attacks.mimic import Mimic
 from flwr_ctma.attacks.minmax import MinMax, MinSum
-from flwr_ctma.attacks.optimal import OptimalALIE, OptimalIPM
+from flwr_ctma.attacks.optimal import PGA, SCM, OptimalALIE, OptimalIPM
 from flwr_ctma.attacks.replay import Replay
 from flwr_ctma.attacks.shuffle import Shuffle
 from flwr_ctma.attacks.update import (

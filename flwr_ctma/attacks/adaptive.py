@@ -1,60 +1,17 @@
-"""Attacks that search direction and strength against the rule in use."""
+"""An attack that searches direction and strength against the rule in use."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
-
-import numpy as np
 
 from flwr_ctma.attacks.knowledge import Rows
 from flwr_ctma.attacks.search import Found, RuleAware, Search
 from flwr_ctma.errors import parameter_error
 
-__all__ = ["PGA", "SCM", "Adaptive", "Directions"]
+__all__ = ["Adaptive"]
 
 
 @dataclass(frozen=True)
-class Directions(RuleAware):
-    """All colluders send μ + γ·p, with the best of several directions p.
-
-    From each of its starting directions the search also follows the shift of the
-    rule's output; see `Search.follow`.
-    """
-
-    evaluations: int = 12
-    steps: int = 3
-    objective: str = "distance"
-
-    def __post_init__(self) -> None:
-        """Check the parameters."""
-        super().__post_init__()
-        if self.steps < 1:
-            raise parameter_error("steps", "at least 1", self.steps)
-        if self.objective not in ("distance", "descent"):
-            raise parameter_error("objective", "distance or descent", self.objective)
-
-    @property
-    def _objective(self) -> str:
-        return self.objective
-
-    def directions(self, search: Search) -> Iterator[Rows]:
-        """Return the starting directions: −μ, −σ and ± the first principal one."""
-        yield -search.known.mean
-        yield -search.known.std
-        for principal in search.principal[:1]:
-            yield principal
-            yield -principal
-
-    def candidates(self, search: Search) -> Iterator[Found]:
-        """Search from every starting direction, then once more along the best."""
-        found = [search.follow(p, self.steps) for p in self.directions(search)]
-        yield from found
-        best = max(found, key=lambda one: one.score)
-        yield search.along(best.direction, evaluations=2 * self.evaluations)
-
-
-@dataclass(frozen=True)
-class Adaptive(Directions, name="adaptive"):
+class Adaptive(RuleAware, name="adaptive"):
     """All colluders send μ + γ·p, with the direction and strength that do most harm.
 
     γ and p maximise the objective of the rule's output A(x_1, …, x_h, x, …, x). The
@@ -104,116 +61,31 @@ class Adaptive(Directions, name="adaptive"):
     (0.94, 2.0)
     """
 
+    evaluations: int = 12
+    steps: int = 3
+    objective: str = "distance"
 
-@dataclass(frozen=True)
-class SCM(RuleAware, name="scm"):
-    """Sensitivity-curve maximisation: the lie that moves the honest aggregate most.
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        super().__post_init__()
+        if self.steps < 1:
+            raise parameter_error("steps", "at least 1", self.steps)
+        if self.objective not in ("distance", "descent"):
+            raise parameter_error("objective", "distance or descent", self.objective)
 
-    With T = A(x_1, …, x_h), the aggregate without colluders, all colluders send
+    @property
+    def _objective(self) -> str:
+        return self.objective
 
-        T + γ·σ⊙s,    γ = argmax ‖A(x_1, …, x_h, T + γσ⊙s, …) − T‖
+    def directions(self, search: Search) -> Iterator[Rows]:
+        """−μ, −σ and ±v_1: the starting directions."""
+        yield -search.known.mean
+        yield -search.known.std
+        yield from search.axes(1)
 
-    which is the maximum of the rule's sensitivity curve along σ⊙s. The signs s ∈ {−1,
-    1}^d are drawn once and kept over the rounds, so that the shifts add up.
-
-    Parameters
-    ----------
-    evaluations : int (default: 24)
-        Number of calls of the rule.
-
-    Raises
-    ------
-    ValueError
-        If evaluations is below 1, or the attack is not aimed at a rule.
-
-    Notes
-    -----
-    The authors' code was not found. The paper derives the maximum for single rules;
-    this is a search that works for any rule.
-
-    References
-    ----------
-    Schroth, Vlaski and Zoubir, "Sensitivity Curve Maximization: Attacking Robust
-    Aggregators in Distributed Learning", arXiv 2412.17740, 2024.
-
-    Examples
-    --------
-    The median of 0, 1, 2 and one lie is between 0.5 and 1.5, from the lie 0 or 2 on:
-
-    >>> from flwr_ctma.aggregators import CwMed
-    >>> attack = SCM().against(CwMed(), f=1)
-    >>> sent = attack(np.array([[0.0], [1.0], [2.0]]), num_malicious=1)
-    >>> bool(abs(sent[0, 0] - 1) >= 1)
-    True
-    """
-
-    def candidates(self, search: Search) -> list[Found]:
-        """T + γ·σ⊙s."""
-        known = search.known
-        memory = known.recall(str(self))
-        if "signs" not in memory:
-            drawn = known.rng.integers(0, 2, known.honest.shape[1], np.int8)
-            memory["signs"] = 2 * drawn - 1
-        clean = search.without_colluders()
-        return [search.along(known.std * memory["signs"], origin=clean, centre=clean)]
-
-
-@dataclass(frozen=True)
-class PGA(RuleAware, name="pga"):
-    """Projected gradient ascent: an ascent of the attackers' own, scaled to pass.
-
-    With the mean ū of the malicious clients' own honest updates, −ū is a step that
-    raises their loss. All colluders send it, projected on the sphere whose radius is γ
-    times the mean length τ of the honest updates:
-
-        x = −γ·τ·ū/‖ū‖,    γ = argmax ‖A(x_1, …, x_h, x, …, x) − μ‖
-
-    Parameters
-    ----------
-    evaluations : int (default: 24)
-        Number of calls of the rule.
-
-    Raises
-    ------
-    ValueError
-        If evaluations is below 1, or the attack is not aimed at a rule.
-
-    Notes
-    -----
-    The authors train on the negative loss. A simulation of any app has no access to the
-    loss, so −ū stands for it: for one local step of SGD it is the same, for more steps
-    a first-order approximation. The authors' code was not found; an independent one
-    searches γ as here.
-
-    References
-    ----------
-    Shejwalkar, Houmansadr, Kairouz and Ramage, "Back to the Drawing Board: A Critical
-    Evaluation of Poisoning Attacks on Production Federated Learning", IEEE S&P 2022,
-    §V-B.
-
-    Examples
-    --------
-    The mean follows as far as the search goes, 64 times τ = 2 in the opposite direction
-    of the attackers' own update 5:
-
-    >>> from flwr_ctma.aggregators import Mean
-    >>> from flwr_ctma.attacks.knowledge import Knowledge
-    >>> known = Knowledge(
-    ...     honest=np.array([[1.0], [3.0]]),
-    ...     malicious=np.array([[5.0]]),
-    ...     rng=np.random.default_rng(0),
-    ... )
-    >>> PGA(evaluations=7).against(Mean(), f=0).collude(known)
-    array([[-128.]])
-    """
-
-    needs_malicious: ClassVar[bool] = True
-
-    def candidates(self, search: Search) -> list[Found]:
-        """−γ·τ·ū/‖ū‖."""
-        known = search.known
-        own = known.malicious.astype(np.float64).mean(axis=0)
-        length = float(np.linalg.norm(own)) or 1.0
-        radius = known.shares @ np.linalg.norm(known.honest.astype(np.float64), axis=1)
-        ascent = (-own * (radius / length)).astype(known.honest.dtype)
-        return [search.along(ascent, origin=np.zeros_like(known.mean))]
+    def candidates(self, search: Search) -> Iterator[Found]:
+        """Search from every starting direction, then once more along the best."""
+        found = [search.follow(p, self.steps) for p in self.directions(search)]
+        yield from found
+        best = max(found, key=lambda one: one.score)
+        yield search.along(best.direction, evaluations=2 * self.evaluations)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from flwr_ctma.attacks.adaptive import Directions
+from flwr_ctma.attacks.adaptive import Adaptive
 from flwr_ctma.attacks.knowledge import Knowledge, Rows
 from flwr_ctma.attacks.search import Search
 
@@ -14,7 +14,7 @@ __all__ = ["FilterEvasion", "TrimEvasion"]
 
 
 @dataclass(frozen=True)
-class TrimEvasion(Directions, name="trimevasion"):
+class TrimEvasion(Adaptive, name="trimevasion"):
     r"""Against CTMA: take the place of the honest rows that pull the other way.
 
     CTMA averages the n − f rows nearest to an anchor. If it keeps f colluders at x, it
@@ -82,8 +82,7 @@ class TrimEvasion(Directions, name="trimevasion"):
         known = search.known
         centred = known.honest - known.mean
         components = [centred @ known.mean, np.einsum("ij,ij->i", centred, centred)]
-        for principal in search.principal[:1]:
-            components += [centred @ principal, -centred @ principal]
+        components += [centred @ axis for axis in search.axes(1)]
         for component in components:
             yield self._against_largest(known, component)
         yield -known.mean
@@ -102,7 +101,7 @@ class TrimEvasion(Directions, name="trimevasion"):
 
 
 @dataclass(frozen=True)
-class FilterEvasion(Directions, name="filterevasion"):
+class FilterEvasion(Adaptive, name="filterevasion"):
     r"""Against CAF: lie along the honest spread, so that CAF filters the other side.
 
     Until its weights c sum to n − 2f, CAF takes the top principal direction v of the
@@ -166,7 +165,5 @@ class FilterEvasion(Directions, name="filterevasion"):
 
     def directions(self, search: Search) -> Iterator[Rows]:
         """± the first three principal directions."""
-        for principal in search.principal[:3]:
-            yield principal
-            yield -principal
+        yield from search.axes(3)
         yield -search.known.mean  # where there is no spread

@@ -1,7 +1,7 @@
 """A search for the update that moves the rule in use farthest."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
@@ -176,6 +176,12 @@ class Search:
         """Return rows, with the reference of the rule in use if it has one."""
         reference = self.known.reference
         return Updates.of([Layer(rows)], None if reference is None else [reference])
+
+    def axes(self, count: int) -> Iterator[Rows]:
+        """± the first principal directions."""
+        for principal in self.principal[:count]:
+            yield principal
+            yield -principal
 
     def _score(self, shift: Rows) -> float:
         if self._objective == "distance":

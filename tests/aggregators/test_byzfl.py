@@ -75,7 +75,7 @@ SAME = {
 
 
 @pytest.mark.parametrize("spec", SAME)
-def test_same_where_definitions_agree(spec):
+def test_rule_equals_byzfl_where_definitions_agree(spec):
     rule = parse_aggregator(spec)
     for seed in range(20):
         n = 5 + seed % 8
@@ -86,7 +86,7 @@ def test_same_where_definitions_agree(spec):
         np.testing.assert_allclose(rule(x, f=f), tensor.numpy(), atol=1e-5)
 
 
-def test_same_where_one_diameter_is_smallest():
+def test_5_mda_has_the_same_diameter():
     """5: and the same diameter in any case."""
     same = 0
     for seed in range(30):
@@ -115,7 +115,7 @@ def test_1_krum_counts_one_neighbour_more():
         parse_aggregator("krum")(normal(5, 2), f=2)
 
 
-def test_2_three_steps_are_no_geometric_median():
+def test_2_geometric_median_stops_after_three_steps():
     theirs, ours = byzfl.GeometricMedian(), parse_aggregator("gm")
     x = np.array([[4.0], [4.0], [4.0], [100.0]])
     assert theirs(x) == pytest.approx(4.14, abs=5e-3)
@@ -161,27 +161,27 @@ def test_6_bucketing_draws_from_the_global_generator():
         parse_aggregator("bucketing(cwmed, size=3)")(x, f=2)
 
 
-def test_7_arc_writes_into_its_rows():
+def test_7_arc_writes_into_its_input():
     x = normal(9, 5)
     after = x.copy()
     byzfl.ARC(f=2)(after)
     assert (x != after).any(axis=1).sum() == 3
 
 
-def test_8_centered_clipping_remembers():
+def test_8_centered_clipping_keeps_state_between_calls():
     x, theirs = normal(9, 5) + 5, byzfl.CenteredClipping(tau=1.0)
     assert not np.allclose(theirs(x), theirs(x))
     with pytest.raises(TypeError):
         byzfl.CenteredClipping(m=np.zeros(5))
 
 
-def test_9_tensors_become_float32():
+def test_9_float64_tensors_become_float32():
     x = torch.tensor(normal(9, 5))
     assert byzfl.Median()(x).dtype == torch.float32
     assert parse_aggregator("cwmed")(x, f=2).dtype == torch.float64
 
 
-def test_10_nan_passes():
+def test_10_nan_is_not_refused():
     x = normal(9, 5)
     x[3, 1] = np.nan
     assert np.isnan(byzfl.Krum(f=2)(x)).any()
@@ -191,7 +191,7 @@ def test_10_nan_passes():
         parse_aggregator("krum")(x, f=2)
 
 
-def test_11_distances_of_many_nearly_equal_models():
+def test_11_cdist_is_inaccurate_for_nearly_equal_rows():
     rng = np.random.default_rng(1)
     x = rng.standard_normal(10**5) + 1e-5 * rng.standard_normal((26, 10**5))
     x = x.astype(np.float32)

@@ -56,7 +56,7 @@ def test_bound_is_above_the_exact_probability(n, m):
                 assert bound <= 1
 
 
-def test_bound_is_not_far_above_it():
+def test_bound_is_within_200_times_the_exact_probability():
     """For 1000 rows, 100 of them Byzantine, in 15 groups: within a factor of 200."""
     tails = np.cumsum([float(p) for p in exact(1000, 100, 15, 13)[::-1]])[::-1]
     for lost in (0, 1, 2):
@@ -64,7 +64,7 @@ def test_bound_is_not_far_above_it():
         assert tails[lost + 1] <= bound <= 200 * tails[lost + 1]
 
 
-def test_exact_probabilities_are_those_of_draws():
+def test_exact_probabilities_equal_drawn_frequencies():
     """The instrument itself."""
     rng = np.random.default_rng(0)
     lost = [(deal(rng, 23, 6, 4) > 2).sum() for _ in range(4000)]
@@ -98,7 +98,7 @@ def test_below_a_quarter_no_placement_loses_more_groups_than_stated(size):
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 3000), st.floats(0, 0.49), st.sampled_from([1e-9, 1e-6, 1e-2]))
-def test_a_size_that_holds_is_found_for_every_minority(n, share, failure):
+def test_levels_finds_a_group_size_for_every_minority(n, share, failure):
     b = min(int(share * n), (n - 1) // 2)
     found = levels(n, b, None, failure)
     assert found.margin >= 0.5 * (1 - 2 * b / n)
@@ -122,7 +122,7 @@ def attacks(rng, honest, b):
     "spec", ["ctma(gm)", "cwmed", "cwtm, ctma(gm)", "nnm(cwtm), cwmed"]
 )
 @pytest.mark.parametrize(("n", "b", "size"), [(60, 9, 12), (200, 20, 25), (70, 17, 7)])
-def test_error_is_within_kappa_whatever_the_rest_do(spec, n, b, size):
+def test_error_under_attacks_is_within_kappa(spec, n, b, size):
     for seed in range(6):
         rule = parse_aggregator(f"hierarchical({spec}, size={size}, seed={seed})")
         limit = rule.kappa(n, b)
@@ -135,7 +135,7 @@ def test_error_is_within_kappa_whatever_the_rest_do(spec, n, b, size):
             assert error <= limit * variance
 
 
-def test_kappa_is_the_product_that_is_stated():
+def test_kappa_is_the_product_of_both_levels():
     """Three groups of three, one Byzantine row in each but one group."""
     rule = parse_aggregator("hierarchical(cwtm, cwmed, size=3)")
     assert levels(9, 2, 3, 1e-6).within == levels(9, 2, 3, 1e-6).across == 1
@@ -147,7 +147,7 @@ def test_kappa_is_the_product_that_is_stated():
     assert parse_aggregator("hierarchical(cwmed)").kappa(17, 3) == CwMed().kappa(17, 3)
 
 
-def test_users_are_told_the_chance_of_failure():
+def test_guarantee_states_the_chance_of_failure():
     rule = parse_aggregator("ctma(hierarchical(ctma(gm), failure=1e-4))")
     told = guarantee(rule, n=1000, f=100)
     assert f"at most {rule.kappa(1000, 100):.1f} times" in told
@@ -161,7 +161,7 @@ def test_few_rows_are_one_group():
     np.testing.assert_array_equal(found, parse_aggregator("ctma(gm)")(x, f=10))
 
 
-def test_groups_are_drawn_anew_unless_there_is_a_seed():
+def test_groups_without_a_seed_are_drawn_anew():
     x = np.random.default_rng(0).standard_normal((30, 5))
     free, fixed = (
         parse_aggregator(f"hierarchical(ctma(cwmed), size=10{seed})")
@@ -171,7 +171,7 @@ def test_groups_are_drawn_anew_unless_there_is_a_seed():
     assert len({fixed(x, f=2).tobytes() for _ in range(3)}) == 1
 
 
-def test_rules_that_hold_it_or_start_from_a_reference():
+def test_nested_and_referenced_rules_equal_their_oracles():
     """Mixed rows, rows beside a reference, and columns within and across."""
     rng = np.random.default_rng(3)
     x, start = rng.standard_normal((24, 6)), rng.standard_normal(6)
@@ -191,7 +191,7 @@ def test_rules_that_hold_it_or_start_from_a_reference():
         assert np.abs(found.vector - x[2:].mean(axis=0)).max() < 2
 
 
-def test_tensors_that_numpy_lacks_are_grouped_where_they_are():
+def test_bfloat16_tensors_stay_bfloat16():
     x = torch.randn(24, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
     for spec, digits in [("ctma(gm)", 1e-6), ("cwtm, cwmed", 1e-7)]:
         rule = parse_aggregator(f"hierarchical({spec}, size=8, seed=0)")
@@ -200,7 +200,7 @@ def test_tensors_that_numpy_lacks_are_grouped_where_they_are():
         assert torch.allclose(found.double(), exact.double(), atol=digits + 2**-8)
 
 
-def test_inner_products_are_taken_within_groups_alone():
+def test_hierarchical_makes_no_gram_matrix_of_all_rows():
     x = np.random.default_rng(0).standard_normal((600, 40))
     for rule in (
         Hierarchical(CTMA(CwMed()), size=20, seed=0),
@@ -211,7 +211,7 @@ def test_inner_products_are_taken_within_groups_alone():
         assert not rows.stack.has_moments
 
 
-def test_rows_that_are_all_clipped_to_nothing_are_a_group_like_others():
+def test_group_clipped_to_zero_gives_zero():
     """Most rows are zero, so ARC shortens the others to zero times themselves."""
     x = np.zeros((24, 5))
     x[:3] = np.arange(1.0, 4.0)[:, None]
@@ -222,7 +222,7 @@ def test_rows_that_are_all_clipped_to_nothing_are_a_group_like_others():
     assert (found.vector == 0).all() and found.influence.sum() <= 1
 
 
-def test_weights_and_groups_that_cannot_hold_are_refused():
+def test_invalid_weights_and_parameters_are_refused():
     x = np.zeros((100, 2))
     rule = parse_aggregator("hierarchical(ctma(gm), size=10)")
     for call, name in [
@@ -237,6 +237,6 @@ def test_weights_and_groups_that_cannot_hold_are_refused():
             call()
 
 
-def test_larger_failures_are_only_easier_to_meet():
+def test_margin_grows_with_the_allowed_failure():
     found = [levels(10_000, 2000, 64, p).margin for p in (1e-12, 1e-6, 1e-2, 0.5)]
     assert all(a <= b for a, b in pairwise(found))

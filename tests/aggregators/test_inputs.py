@@ -69,30 +69,30 @@ def refused(call, parameter, *parts):
         (np.complex64(2), "2"),
     ],
 )
-def test_f(rule, f, shown):
+def test_f_out_of_range_is_refused(rule, f, shown):
     refused(lambda: rule(X, f, **rule.given(ONES)), "f", shown)
 
 
-def test_f_of_half_the_rows_says_what_to_do():
+def test_f_of_half_the_rows_is_refused_with_a_remedy():
     refused(lambda: Mean()(X[:6], f=3), "f", "smaller than n/2 = 3", "more clients")
     refused(lambda: MDA()(X[:3], f=0.4), "f", "rounds up to 2", "more clients")
 
 
 @pytest.mark.parametrize("rule", everyone(lambda rule: rule.least(2) > 5))
-def test_too_few_rows_for_the_rule(rule):
+def test_too_few_rows_for_the_rule_are_refused(rule):
     n = rule.least(2)
     rule(X[:n], 2)
     refused(lambda: rule(X[: n - 1], 2), "(f|size)", f"n = {n - 1}")
 
 
-def test_krum_and_bulyan_say_what_to_use_instead():
+def test_krum_with_too_large_f_names_another_rule():
     refused(lambda: Krum()(X, f=5), "f", "at most 4", "nnm(cwmed)")
 
 
 @pytest.mark.parametrize("rule", everyone())
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_rows_that_are_not_finite_are_named(rule, value, dtype):
+def test_non_finite_rows_are_refused_with_their_indices(rule, value, dtype):
     x = X.astype(dtype)
     x[3, 1] = x[7, 2] = value
     given = rule.given(ONES)
@@ -102,7 +102,7 @@ def test_rows_that_are_not_finite_are_named(rule, value, dtype):
 
 
 @pytest.mark.parametrize("rule", everyone())
-def test_rows_that_are_not_finite_in_an_unmeasured_layers_are_named(rule):
+def test_non_finite_rows_of_an_unmeasured_layer_are_refused(rule):
     bad = X[:, 2:].copy()
     bad[3, 1] = np.nan
     reference = [ONES[:2], ONES[2:]] if rule.referenced else None
@@ -115,7 +115,7 @@ def test_rows_that_are_not_finite_in_an_unmeasured_layers_are_named(rule):
         refused(lambda: rule.aggregate(updates, 2), "updates", "{3: nan}")
 
 
-def test_non_finite_bfloat16_rows_are_named():
+def test_non_finite_bfloat16_rows_are_refused():
     x = torch.tensor(X).to(torch.bfloat16)
     x[5] = torch.inf
     refused(lambda: CTMA(CwMed())(x, f=2), "updates", "{5: inf}")
@@ -145,7 +145,7 @@ def test_non_finite_bfloat16_rows_are_named():
     ],
     ids=lambda value: str(value)[:12] if isinstance(value, str) else "",
 )
-def test_updates_that_are_no_matrix_of_floats(updates, shown):
+def test_updates_that_are_no_float_matrix_are_refused(updates, shown):
     refused(lambda: Mean()(updates, f=1), "updates", shown)
 
 
@@ -159,7 +159,7 @@ def test_updates_that_are_no_matrix_of_floats(updates, shown):
     ],
     ids=["clients", "lengths", "origin", "dimensions"],
 )
-def test_layers_that_do_not_fit(layers):
+def test_layers_of_unequal_shapes_are_refused(layers):
     refused(lambda: Updates.of(layers), "updates", "rows as long as their origin")
 
 
@@ -183,13 +183,13 @@ def test_layers_that_do_not_fit(layers):
         ({1: 1.0}, "{1: 1.0}"),
     ],
 )
-def test_weights(rule, weights, shown):
+def test_invalid_weights_are_refused(rule, weights, shown):
     given = rule.given(ONES)
     refused(lambda: rule(X, 2, weights=weights, **given), "weights", shown)
 
 
 @pytest.mark.parametrize("rule", everyone(lambda rule: not rule.weighted))
-def test_weights_for_a_rule_that_counts_rows(rule):
+def test_weights_for_an_unweighted_rule_are_refused(rule):
     """Never an ignored argument; the part that cannot use them is named."""
     given = rule.given(ONES)
     call = lambda: rule(X, 2, weights=[1.0] * 11, **given)  # noqa: E731
@@ -205,7 +205,7 @@ def without_reference(rule):
 
 
 @pytest.mark.parametrize("rule", everyone(without_reference))
-def test_reference_for_a_rule_without_one(rule):
+def test_reference_for_a_rule_without_one_is_refused(rule):
     refused(lambda: rule(X, 2, reference=ONES), "reference", rule.spec, "Drop it")
 
 
@@ -224,13 +224,13 @@ def test_reference_for_a_rule_without_one(rule):
         ([[1.0], [1.0, 2.0]], "2.0"),
     ],
 )
-def test_reference(kind, reference, shown):
+def test_invalid_reference_is_refused(kind, reference, shown):
     for spec in ("fltrust", "cclip", "ctma(fltrust)"):
         rule = parse_aggregator(spec)
         refused(lambda r=rule: r(kind(X), 2, reference=reference), "reference", shown)
 
 
-def test_reference_that_is_missing_or_stands_elsewhere():
+def test_missing_or_second_reference_is_refused():
     refused(lambda: FLTrust()(X, f=2), "reference", "None", "trusted examples")
     refused(lambda: CTMA(FLTrust())(X, f=2), "reference", "None")
     refused(lambda: Zeno(Mean())(X, f=2), "reference", "None", "trusted examples")
@@ -282,11 +282,11 @@ def test_reference_that_is_missing_or_stands_elsewhere():
         (lambda: ARC(3), "base", "3"),
     ],
 )
-def test_parameters_of_rules(build, parameter, shown):
+def test_invalid_parameter_of_a_rule_is_refused(build, parameter, shown):
     refused(build, parameter, shown)
 
 
-def test_threads():
+def test_invalid_number_of_threads_is_refused():
     """The pool is made once, so the check is seen from a fresh process."""
     import subprocess
     import sys
@@ -303,13 +303,13 @@ def test_threads():
         assert f"Found `FLWR_CTMA_NUM_THREADS = '{number}'`" in done.stderr
 
 
-def test_long_values_are_shown_in_short():
+def test_error_shortens_a_long_value():
     message = str(parameter_error("weights", "positive", list(range(10_000))))
     assert len(message) < 400
     assert "…" in message
 
 
-def test_a_rule_of_ones_own_needs_no_table():
+def test_unregistered_rule_is_shown_as_its_repr():
     """It is written as its repr in errors."""
 
     class Mine(Mean):
@@ -319,5 +319,5 @@ def test_a_rule_of_ones_own_needs_no_table():
     refused(lambda: Mine()(X, f=2, weights=[1.0] * 11), "weights", "Mine()")
 
 
-def test_table_has_no_rule_twice():
+def test_table_has_each_rule_once():
     assert len({rule.spec for rule in TABLE}) == len(TABLE)

@@ -84,7 +84,7 @@ def check_selection(spec, updates, points):
 
 @pytest.mark.parametrize("noise", [1e-3, 1e-4, 1e-5])
 @pytest.mark.parametrize("spec", BY_DISTANCE)
-def test_nearly_equal_models_are_told_apart_as_in_float64(noise, spec):
+def test_selection_among_nearly_equal_models_is_that_of_float64(noise, spec):
     sample = 10**5, noise, 1
     sent, x = models(*sample)
     check_selection(spec, x, exact(*sample))
@@ -92,7 +92,7 @@ def test_nearly_equal_models_are_told_apart_as_in_float64(noise, spec):
 
 
 @pytest.mark.parametrize("spec", ["krum", "ctma(gm)", "nnm(ctma(gm))"])
-def test_nearly_equal_large_models_are_told_apart_as_in_float64(spec):
+def test_selection_among_nearly_equal_large_models_is_that_of_float64(spec):
     sample = 10**6, 1e-4, 2
     check_selection(spec, models(*sample)[1], exact(*sample))
 
@@ -100,7 +100,7 @@ def test_nearly_equal_large_models_are_told_apart_as_in_float64(spec):
 @pytest.mark.long
 @pytest.mark.parametrize("noise", [1e-3, 1e-5])
 @pytest.mark.parametrize("spec", BY_DISTANCE)
-def test_nearly_equal_huge_models_are_told_apart_as_in_float64(noise, spec):
+def test_selection_among_nearly_equal_huge_models_is_that_of_float64(noise, spec):
     sample = 10**7, noise, 3
     check_selection(spec, models(*sample)[1], exact(*sample))
 
@@ -114,7 +114,7 @@ def test_nearly_equal_huge_models_are_told_apart_as_in_float64(noise, spec):
         ("bulyan", 1e-3),  # at 1e-5 float32 leaves values equally near to a median
     ],
 )
-def test_columns_of_nearly_equal_models(spec, noise):
+def test_columnwise_rule_of_nearly_equal_models_equals_its_oracle(spec, noise):
     """As far as float32 can hold the result, it is the oracle's."""
     _, x = models(4000, noise, 4)
     oracle = next(rule.oracle for rule in TABLE if rule.spec == spec)
@@ -138,7 +138,7 @@ def test_identical_models_are_the_result(rule):
     # Huge rows count in the result of the mean and of FoolsGold.
     everyone(lambda rule: rule.spec not in ("mean", "foolsgold", "ctma(fltrust)")),
 )
-def test_huge_rows_are_seen_as_float64_sees_them(rule, far):
+def test_result_with_huge_rows_is_that_of_float64(rule, far):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((13, 200)).astype(np.float32)
     x[-2:] = far * np.sign(rng.standard_normal((2, 200)))
@@ -163,7 +163,7 @@ def test_distances_of_huge_rows_overflow_to_infinity_at_worst():
 
 @pytest.mark.parametrize("factor", [1e-15, 1e-6, 1e6, 1e15])
 @pytest.mark.parametrize("spec", ["ctma(gm)", "krum", "caf", "nnm(cwmed)", "mda"])
-def test_units_do_not_matter_in_float32(spec, factor):
+def test_scaling_in_float32_scales_the_result(spec, factor):
     x = np.random.default_rng(0).standard_normal((11, 3000)).astype(np.float32)
     rule = parse_aggregator(spec)
     scaled = rule(x * np.float32(factor), f=2) / factor

@@ -109,7 +109,7 @@ def sizes(spec):
 
 
 @pytest.mark.parametrize("spec", KNOWN)
-def test_no_sample_breaks_the_inequality(spec):
+def test_error_of_every_sample_is_within_kappa(spec):
     for n, f in sizes(spec):
         bench = Bench(spec, n, f)
         limit = bench.rule.kappa(n, f)
@@ -120,19 +120,19 @@ def test_no_sample_breaks_the_inequality(spec):
 
 
 @pytest.mark.parametrize("spec", KNOWN)
-def test_coefficient_by_hand(spec):
+def test_kappa_is_that_by_hand(spec):
     assert parse_aggregator(spec).kappa(8, 2) == pytest.approx(KNOWN[spec])
 
 
 @pytest.mark.parametrize("spec", KNOWN)
-def test_no_rule_promises_more_than_is_possible(spec):
+def test_kappa_is_at_least_the_lower_bound(spec):
     """κ ≥ f/(n − 2f) for every rule (Allouah et al., AISTATS 2023, Proposition 6)."""
     for n, f in [(5, 2), (17, 3), (17, 5), (17, 8), (100, 20)]:
         kappa = parse_aggregator(spec).kappa(n, f)
         assert kappa is None or kappa >= f / (n - 2 * f)
 
 
-def test_the_mean_is_not_robust():
+def test_error_of_the_mean_is_unbounded():
     """The instrument shows it: the ratio grows without bound."""
     bench = Bench("mean", 7, 2)
     assert bench.worst(np.random.default_rng(0), 2, steps=0) > 1e6
@@ -141,12 +141,12 @@ def test_the_mean_is_not_robust():
 
 
 @pytest.mark.parametrize("spec", ["cge", "dnc", "fltrust", "ctma(cge)", "nnm(caf)"])
-def test_nothing_is_promised_where_nothing_is_known(spec):
+def test_kappa_is_none_where_no_bound_is_known(spec):
     assert parse_aggregator(spec).kappa(17, 3) is None
 
 
 @pytest.mark.parametrize(("n", "f"), [(3, 1), (5, 2), (8, 3), (9, 2), (11, 5)])
-def test_minimum_diameter_averaging_is_resilient(n, f):
+def test_mda_error_is_within_the_resilience_bound(n, f):
     """‖A − mean_S‖ ≤ 2f/(n−f) max_{i,j in S} ‖x_i − x_j‖ (RESAM, Proposition 2)."""
     rng = np.random.default_rng(0)
     bench = Bench("mda", n, f)

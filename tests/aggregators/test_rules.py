@@ -40,7 +40,7 @@ def close(found, expected, rule, x):
 
 
 @pytest.mark.parametrize("rule", everyone())
-def test_golden_row(rule):
+def test_rule_gives_the_golden_result(rule):
     found = rule(GOLDEN, f=2, **rule.given(REFERENCE))
     np.testing.assert_allclose(found, rule.golden, atol=3e-6)
 
@@ -48,7 +48,7 @@ def test_golden_row(rule):
 @pytest.mark.parametrize("rule", obeying("oracle"))
 @few
 @given(st.data())
-def test_rule_is_its_oracle(rule, data):
+def test_rule_equals_its_oracle(rule, data):
     x, f, reference = data.draw(samples(rule))
     given = rule.given(reference)
     close(rule(x, f, **given), rule.oracle(x, f, **given), rule, x)
@@ -57,7 +57,7 @@ def test_rule_is_its_oracle(rule, data):
 @pytest.mark.parametrize("rule", WEIGHTED)
 @few
 @given(st.data(), st.floats(0, 0.45), st.integers(0, 99))
-def test_weighted_rule_is_its_oracle(rule, data, share, seed):
+def test_weighted_rule_equals_its_oracle(rule, data, share, seed):
     """A share of the weight may be Byzantine; a count of f is a share of f/n."""
     x, f, reference = data.draw(samples(rule))
     weights = np.random.default_rng(seed).exponential(size=len(x))
@@ -152,7 +152,7 @@ def deceptive(rng, n, f, d):
 @pytest.mark.parametrize(
     ("spec", "measure"), [("mda", o.diameter), ("smea", o.spread)], ids=["mda", "smea"]
 )
-def test_no_subset_is_better_than_the_one_found(spec, measure, n, f):
+def test_exact_search_finds_the_best_subset(spec, measure, n, f):
     """Of equally good ones any may be found, so it is the measure that is compared."""
     rng = np.random.default_rng(n)
     for d in (1, 2, n):
@@ -165,7 +165,7 @@ def test_no_subset_is_better_than_the_one_found(spec, measure, n, f):
             assert measure(x[kept]) == pytest.approx(best, rel=1e-9, abs=1e-9)
 
 
-def test_exact_searches_take_few_steps():
+def test_exact_search_ends_within_its_limit():
     """C(17, 8) = 24 310 subsets, C(60, 12) = 1.4e12: not one in a hundred is seen."""
     rng = np.random.default_rng(0)
     for n, f, limit in ((17, 8, 243), (60, 12, 2000)):
@@ -211,7 +211,7 @@ def test_sampled_dnc_refuses_a_parameter_out_of_range(given):
         SampledDnC(**given)
 
 
-def test_mda_drops_a_thousand_rows_that_all_lie_apart():
+def test_mda_drops_a_thousand_distant_rows():
     x = np.r_[np.zeros(1101), np.arange(1.0, 1101.0)][:, None]
     assert MDA()(x, f=1100) == 0
 
@@ -228,7 +228,7 @@ def test_monna_with_a_reference_keeps_the_clients_nearest_to_it(seed, weighted):
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
-def test_bucketing_has_one_order_for_a_seed():
+def test_bucketing_with_equal_seeds_gives_equal_results():
     x = np.random.default_rng(0).standard_normal((9, 3))
     one, same, other = (
         parse_aggregator(f"bucketing(cwmed, size=2, seed={seed})")(x, f=1)
@@ -237,7 +237,7 @@ def test_bucketing_has_one_order_for_a_seed():
     assert (one == same).all() and (one != other).any()
 
 
-def test_distances_that_rounding_tells_apart_both_ways_do_no_harm():
+def test_mda_with_asymmetric_rounded_distances_is_finite():
     """Of identical rows, mixed, the distance there may not be the distance back."""
     rule = parse_aggregator("nnm(mda)")
     for seed in range(60):
@@ -246,7 +246,7 @@ def test_distances_that_rounding_tells_apart_both_ways_do_no_harm():
         assert np.isfinite(rule(x, f=4)).all()
 
 
-def test_order_of_nesting_has_a_meaning():
+def test_ctma_and_nnm_do_not_commute():
     """CTMA around NNM trims raw rows; NNM before CTMA trims mixed ones."""
     raw, mixed = (
         parse_aggregator(spec).aggregate(GOLDEN, f=2)
@@ -256,11 +256,11 @@ def test_order_of_nesting_has_a_meaning():
     assert len(set(mixed.influence.round(9))) > 2
 
 
-def test_every_rule_stands_in_the_table():
+def test_table_has_every_rule():
     """A rule without a line here is a rule without a test."""
     assert {rule.spec.partition("(")[0] for rule in TABLE} == set(RULES)
 
 
-def test_golden_sample_tells_rules_apart():
+def test_golden_results_of_rules_differ():
     assert len({rule.golden for rule in TABLE}) > len(TABLE) / 2
     assert o.diameter(GOLDEN[:9]) < o.diameter(GOLDEN)

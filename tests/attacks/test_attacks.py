@@ -139,7 +139,7 @@ def _name(attack):
 every_omniscient = pytest.mark.parametrize("attack", OMNISCIENT, ids=_name)
 
 
-def test_every_omniscient_attack_is_under_the_laws():
+def test_laws_cover_every_omniscient_attack():
     tried = {type(getattr(attack, "attack", attack)) for attack in OMNISCIENT}
     variants = {type(attack) for attack in OMNISCIENT if attack.inner()}
     assert variants == {Blind, Mirror, Jitter, Camouflage, Drift}
@@ -150,7 +150,7 @@ def test_every_omniscient_attack_is_under_the_laws():
 @every_omniscient
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("f", [0, 1, 5])
-def test_shape_and_dtype(attack, dtype, f):
+def test_attack_has_the_shape_and_dtype_of_updates(attack, dtype, f):
     forged = attack(normal(dtype=dtype), f, rng())
     assert forged.shape == (f, 50)
     assert forged.dtype == dtype
@@ -158,7 +158,7 @@ def test_shape_and_dtype(attack, dtype, f):
 
 
 @every_omniscient
-def test_reads_and_does_not_write(attack):
+def test_attack_does_not_write_its_input(attack):
     honest = normal()
     honest.flags.writeable = False
     before = honest.copy()
@@ -168,7 +168,7 @@ def test_reads_and_does_not_write(attack):
 
 
 @every_omniscient
-def test_single_and_identical_rows(attack):
+def test_attack_on_single_and_identical_rows_is_finite(attack):
     """There is no spread to hide in: no division by it either."""
     for honest in (np.full((1, 3), 2.0), np.full((4, 3), 2.0), np.zeros((4, 3))):
         assert np.isfinite(attack(honest, 1, rng())).all()
@@ -177,12 +177,12 @@ def test_single_and_identical_rows(attack):
 @every_omniscient
 @settings(max_examples=8, deadline=None)
 @given(honest=rows, scale=st.sampled_from([0.5, 8.0]))
-def test_scales_with_the_updates(attack, honest, scale):
+def test_attack_scales_with_the_updates(attack, honest, scale):
     same(attack(scale * honest, F, rng()), scale * attack(honest, F, rng()), 800)
 
 
 @every_omniscient
-def test_integer_weights_are_repeated_rows(attack):
+def test_integer_weights_equal_repeated_rows(attack):
     if isinstance(attack, Camouflage):
         pytest.skip("its noise depends on the number of clients")
     honest, counts = normal(h=4), [3, 1, 2, 1]
@@ -192,7 +192,7 @@ def test_integer_weights_are_repeated_rows(attack):
 
 
 @every_omniscient
-def test_rows_of_no_weight_are_not_there(attack):
+def test_rows_of_weight_zero_do_not_count(attack):
     honest = normal(h=5)
     weights = np.array([1.0, 1, 0, 1, 1, 1, 1])
     expected = attack(honest[[0, 1, 3, 4]], F, rng())
@@ -212,13 +212,13 @@ def test_rows_of_no_weight_are_not_there(attack):
         ((np.ones((3, 2)), 1, None, np.array([0.0, 0, 0, 1])), "weights"),
     ],
 )
-def test_wrong_input_is_named(attack, arguments, name):
+def test_invalid_input_is_refused(attack, arguments, name):
     with pytest.raises(ValueError, match=f"Parameter `{name}` should be"):
         attack(*arguments)
 
 
 @every_omniscient
-def test_nothing_strange_comes_of_honest_rows_that_are_equal(attack):
+def test_attack_on_equal_honest_rows_raises_no_float_error(attack):
     """A spread of rounding alone, of which no root may be drawn blindly."""
     with np.errstate(invalid="raise", divide="raise"):
         for row in normal(40, 2):
@@ -228,7 +228,7 @@ def test_nothing_strange_comes_of_honest_rows_that_are_equal(attack):
 @every_omniscient
 @settings(max_examples=8, deadline=None)
 @given(honest=rows, data=st.data())
-def test_order_of_the_honest_does_not_matter(attack, honest, data):
+def test_order_of_honest_rows_does_not_change_the_attack(attack, honest, data):
     if isinstance(attack, Frame):
         return  # it frames a client by its place
     honest = honest + normal(*honest.shape)  # no ties, no mean that rounds to zero
@@ -237,7 +237,7 @@ def test_order_of_the_honest_does_not_matter(attack, honest, data):
 
 
 @pytest.mark.parametrize("attack", EQUIVARIANT, ids=_name)
-def test_moves_with_the_updates(attack):
+def test_attack_translates_with_the_updates(attack):
     honest = normal()
     same(attack(honest + 100, F, rng()), attack(honest, F, rng()) + 100, 1000)
 
@@ -262,7 +262,7 @@ def test_blocks_of_columns_are_all_visited():
         (16, 1, -0.084),  # s = 8, Φ⁻¹(7/15)
     ],
 )
-def test_alie_factor(n, f, z):
+def test_alie_factor_equals_the_paper(n, f, z):
     assert largest_deviation(n, f) == pytest.approx(z, abs=5e-4)
 
 
@@ -358,7 +358,7 @@ def test_mimic_follows_the_first_principal_component():
         np.testing.assert_array_equal(Mimic()(honest, 3), [expected] * 3)
 
 
-def test_mimic_of_a_client_that_is_not_there_takes_the_remainder():
+def test_mimic_takes_its_client_modulo_their_number():
     honest = normal(4)
     np.testing.assert_array_equal(Mimic(client=6)(honest, 1)[0], honest[2])
 
@@ -429,7 +429,7 @@ def test_optimal_attack_uses_the_weights():
     assert np.linalg.norm(moved - mean) >= np.linalg.norm(less - mean)
 
 
-def test_optimal_attack_without_a_rule_says_how():
+def test_optimal_attack_without_a_rule_is_refused():
     for attack in (OptimalALIE(), Blind(OptimalIPM())):
         with pytest.raises(ValueError, match=r"attack\.against\(rule, f\)"):
             attack(normal(), 2)
@@ -484,7 +484,7 @@ def test_spelling_is_read_back(text):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("alei", "did you mean `alie`"),
+        ("alei", "Did you mean `alie`"),
         ("malformed(fault=rong)", "one of cancelling-weight"),
         ("signflip(factor=2)", "has no parameter `factor`"),
         ("both(alie, signflip)", "that a client can mount alone"),
@@ -529,7 +529,7 @@ def test_spelling_is_read_back(text):
         ("sparse(share=2)", r"in \[0, 1\]"),
     ],
 )
-def test_wrong_spelling_is_one_clear_sentence(text, sentence):
+def test_wrong_spelling_is_refused_in_one_sentence(text, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
         parse_attack(text)
     assert str(error.value).startswith("Parameter `attack` should be")
@@ -549,7 +549,7 @@ def test_wrong_spelling_is_one_clear_sentence(text, sentence):
         (lambda: OptimalALIE(2.5), "evaluations", "int"),
     ],
 )
-def test_parameters_of_the_wrong_type_are_named(build, name, kind):
+def test_parameter_of_wrong_type_is_refused(build, name, kind):
     with pytest.raises(ValueError, match=f"`{name}` should be of type {kind}. Found"):
         build()
 
@@ -578,14 +578,14 @@ def test_schedules_nest():
         (Scaling(-3.0), -3.0),
     ],
 )
-def test_corruption_of_an_update(attack, expected):
+def test_attack_corrupts_an_update_as_by_hand(attack, expected):
     np.testing.assert_array_equal(
         attack.corrupt(np.ones((2, 2)), rng()), np.full((2, 2), expected)
     )
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 1), (0.25, 25), (1.0, 100)])
-def test_nonfinite_share(share, count):
+def test_nonfinite_spoils_its_share_of_numbers(share, count):
     spoilt = NonFinite(share=share).corrupt(np.ones((10, 10)), rng())
     assert np.isnan(spoilt).sum() == count
 
@@ -634,7 +634,7 @@ def test_last_layer_can_be_named():
     assert named.head(shapes) == {"fc_1.weight": 0, "fc_1.bias": 0}
 
 
-def test_flip_labels():
+def test_flip_labels_mirrors_classes():
     np.testing.assert_array_equal(flip_labels(np.array([0, 1, 2]), 3), [2, 1, 0])
     assert flip_labels(2, num_classes=10) == 7
 
@@ -649,7 +649,7 @@ def images_of(kind, shape):
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 @pytest.mark.parametrize("shape", [(8, 5, 5), (8, 3, 5, 5)])
-def test_backdoor(kind, shape):
+def test_backdoor_stamps_and_relabels_its_share(kind, shape):
     images, labels = images_of(kind, shape)
     attack = Backdoor(target=9, size=2, value=0.5, share=0.25)
     poisoned, classes = attack.poison(images, labels, rng())

@@ -59,7 +59,7 @@ def data_app(seen, inputs, labels):
     return app
 
 
-def test_dba_gives_each_client_its_strip_and_the_model_meets_all():
+def test_dba_gives_each_client_its_strip():
     seen = {}
     images, labels = np.zeros((10, 1, 8, 8)), np.arange(10)
     app = ByzantineMod("dba(target=7, share=1)", nodes=5)
@@ -75,7 +75,7 @@ def test_dba_gives_each_client_its_strip_and_the_model_meets_all():
     assert seen[5][0] is images
 
 
-def test_dba_that_does_not_fit_is_refused():
+def test_dba_larger_than_the_image_is_refused():
     with pytest.raises(ValueError, match="fits into 3 × 3 pixels"):
         DBA().stamp(np.zeros((2, 3, 3)))
 
@@ -198,7 +198,7 @@ def test_neurotoxin_writes_where_the_global_model_moved_least():
 
 @pytest.mark.parametrize("fault", ["error", "silent", "no-arrays", "garbage"])
 @pytest.mark.parametrize("attack", ["project", "neurotoxin"])
-def test_constraints_survive_replies_without_updates(attack, fault):
+def test_constraint_of_a_reply_without_update_does_nothing(attack, fault):
     mod = ByzantineMod(f"both(malformed(fault={fault}), {attack})")
     app = mod.around(trained_app([{"w": np.ones(2)}]))
     grid = InProcessGrid(app, 1)
@@ -243,7 +243,7 @@ def test_spelling_is_read_back(text):
     assert parse_attack(str(parse_attack(text))) == parse_attack(text)
 
 
-def test_only_attacks_on_data_poison():
+def test_poison_with_an_attack_on_updates_is_refused():
     assert not isinstance(Project(), type(Backdoor()).__mro__[1])
     with pytest.raises(ValueError, match="an attack on data"):
         poison(np.zeros((1, 2)), np.zeros(1), {"flwr-ctma.poison": "signflip"})

@@ -91,7 +91,7 @@ def test_schedule_goes_by_the_round_that_the_server_writes():
     assert deliver(grid, [2, 0, 0]) == [3, 1, -3]
 
 
-def test_aimed_attack():
+def test_aimed_attack_searches_against_its_rule():
     attack = OptimalALIE().against(CTMA(CwMed()), f=0.3)
     *honest, forged = deliver(grid_of(attack), [2, 3, 4, 0])
     assert honest == [3, 4, 5]
@@ -100,13 +100,13 @@ def test_aimed_attack():
         grid_of(OptimalALIE())
 
 
-def test_marks_decide_where_no_number_does():
+def test_colluders_without_a_number_are_those_of_the_mod():
     attack = IPM(epsilon=1.0)
     grid = grid_of(attack, None, [ByzantineMod(attack, nodes={3})])
     assert deliver(grid, [0, 1, 3]) == [1, 2, -1.5]
 
 
-def test_the_rest_of_the_grid_is_as_it_was():
+def test_grid_passes_other_attributes_through():
     inner = InProcessGrid(app(), 3)
     inner.clock = lambda: 7.0
     grid = AttackedGrid(inner, IPM(), 1)
@@ -126,7 +126,7 @@ TARGET = np.linspace(-1.0, 1.0, 12)
 @pytest.mark.parametrize(
     ("rule", "f", "holds"), [("ctma(gm)", 2, True), ("mean", 0, False)]
 )
-def test_colluders_under_a_strategy_that_waits_for_nobody(rule, f, holds):
+def test_asynchronous_run_under_colluders_holds_by_its_rule(rule, f, holds):
     """The two fastest of nine send −9 times the mean of what others sent last."""
     client_app = ClientApp()
 
@@ -148,7 +148,7 @@ def test_colluders_under_a_strategy_that_waits_for_nobody(rule, f, holds):
     assert (error < 0.1) == holds
 
 
-def test_colluders_are_no_part_of_what_a_grid_can_save():
+def test_attacked_grid_has_no_state_dict():
     """A run that is resumed goes on as on Flower's grids, not with half a state."""
     grid = grid_of(IPM())
     assert hasattr(grid.grid, "state_dict") and not hasattr(grid, "state_dict")

@@ -36,7 +36,7 @@ def test_jitter_adds_noise_of_the_honest_spread_to_each_colluder():
     assert abs(np.corrcoef(noise) - np.eye(4)).max() < 0.05
 
 
-def test_jitter_of_nothing_is_the_attack():
+def test_jitter_of_scale_zero_is_the_attack():
     honest = rng().normal(size=(5, 3))
     np.testing.assert_array_equal(
         Jitter(IPM(), scale=0.0)(honest, 2, rng()), IPM()(honest, 2, rng())
@@ -82,7 +82,7 @@ def test_camouflage_keeps_suspicion_low():
     assert not set(hidden.suspects()) & malicious
 
 
-def test_frame_looks_like_anyone_and_leans_away_from_one_client():
+def test_frame_has_an_honest_distance_and_leans_away_from_one_client():
     honest = rng().normal(size=(12, 3000)) + 0.1
     mean = honest.mean(axis=0)
     sent = Frame(client=2, lean=0.45)(honest, 5, rng(1))

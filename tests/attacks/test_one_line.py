@@ -92,7 +92,7 @@ def test_one_line_makes_three_clients_of_any_app_malicious(name, monkeypatch):
         assert signs == {i: -1 if i < 3 else 1 for i in range(10)}
 
 
-def test_the_page_on_attacks_has_these_lines():
+def test_attacks_page_has_the_tested_lines():
     page = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
     for line in (IMPORT, AROUND, WITHIN):
         assert line.strip() in page

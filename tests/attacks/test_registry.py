@@ -25,7 +25,7 @@ def test_a_named_subclass_is_spelled_and_read():
         del ATTACKS["half"]
 
 
-def test_a_name_is_taken_once():
+def test_attack_with_a_taken_name_is_refused():
     with pytest.raises(
         ValueError, match=r"Parameter `name` should be free.*IPM has it"
     ):
@@ -60,12 +60,12 @@ def test_iter_attacks_visits_inner_attacks_depth_first():
         ("stale", "`replay`"),
     ],
 )
-def test_a_name_of_another_library_is_answered_with_ours(text, sentence):
+def test_name_of_another_library_is_refused_with_ours(text, sentence):
     with pytest.raises(ValueError, match=sentence):
         parse_attack(text)
 
 
-def test_values_of_parameters_are_not_taken_for_names():
+def test_parameter_value_is_not_translated_as_a_name():
     """ByzFL calls an attack `Inf`; here `inf` is also a value."""
     assert str(parse_attack("nonfinite(value=inf)")) == "nonfinite(value=inf)"
     assert translate("inf")
@@ -78,13 +78,13 @@ def test_translations_name_attacks_that_exist():
             assert set(words) - {"attack"} <= set(ATTACKS), here
 
 
-def test_the_page_has_the_table_of_names():
+def test_attacks_page_has_the_table_of_names():
     page = PAGE.read_text(encoding="utf-8")
     for library, names in ELSEWHERE.items():
         for there, here in names.items():
             assert re.search(rf"\| {library} \| `{there}` \| `{re.escape(here)}`", page)
 
 
-def test_both_refuses_colluders_wherever_they_are():
+def test_both_with_nested_colluders_is_refused():
     with pytest.raises(ValueError, match="that a client can mount alone"):
         Both(parse_attack("zero"), parse_attack("alternate(zero, alie)"))

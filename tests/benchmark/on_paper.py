@@ -1,9 +1,9 @@
-"""Bytes, seconds and memory of a round at sizes that nobody here has machines for.
+"""Estimate the time and memory of rounds that are too large to measure.
 
     python -m tests.benchmark.on_paper docs/figures/scale-on-paper.png
 
-Rates are fitted to what `scale.py stages` measured on two cores, and the model is
-checked against every one of those points. Links and machines are assumptions.
+The rates are fitted to measurements of `scale.py stages` on two cores, and the model is
+checked against each of them. The machines and their links are assumptions.
 """
 
 import sys
@@ -15,7 +15,7 @@ BYTES = 4  # of a float32
 
 @dataclass(frozen=True)
 class Machine:
-    """What a stage can count on: rates are those of all cores together."""
+    """The rates of a machine, of all its cores together."""
 
     flops: float = 2.2e11  # products of the Gram matrix a second
     memory_rate: float = 1.7e10  # bytes that a weighted sum reads a second
@@ -44,8 +44,8 @@ class Machine:
 
 
 HERE = Machine()
-# 32 cores: 16 times the arithmetic of the two here. What is read from memory does not
-# grow like the cores: 100 GB/s. 25 Gbit/s and 256 GB.
+# 32 cores do 16 times the arithmetic of two. Memory bandwidth does not grow with the
+# cores: 100 GB/s. The link has 25 Gbit/s, the memory 256 GB.
 SERVER = Machine(flops=16 * 2.2e11, memory_rate=1e11, link=25e9 / 8, memory=256e9)
 
 MEASURED = {  # milliseconds: python -m tests.benchmark.scale stages n d
@@ -55,8 +55,8 @@ MEASURED = {  # milliseconds: python -m tests.benchmark.scale stages n d
     (1000, 1e5): {"inspect": 36.3, "gram": 437.8, "combine": 33.1, "write": 0.3},
     (2000, 1e4): {"inspect": 41.5, "gram": 466.7, "combine": 13.9, "write": 0.2},
 }
-# scale.py disk 80 1e8: seconds from replies to the model, three passes over the rows
-# at the rate at which the disk read a file of 2 GB.
+# `scale.py disk 80 1e8`: seconds from the replies to the model, which reads the rows
+# three times, and the rate at which the disk read a file of 2 GB.
 ON_DISK, DISK_RATE = (80, 1e8, 113.0), 1.0e9
 GROUP = 100
 CLIENTS, PARAMETERS = [1e3, 1e4, 1e5, 1e6], [1e6, 1e7, 1e8, 1e9, 1e10, 1e11]
@@ -64,10 +64,10 @@ MACHINES = [1, 100, 10_000]
 
 
 def stages(n: float, d: float, machines: int, group: float = float("inf")) -> dict:
-    """Seconds of every stage of a round on so many machines, besides the one that asks.
+    """Return the seconds of each stage of a round, by name.
 
-    All replies come in at one process, as in Flower, which spreads them. Inner products
-    are those of clients of the same group.
+    As in Flower, one server process receives all replies. It distributes the columns to
+    the machines. Inner products are taken between clients of the same group.
     """
     server, rows, pairs = SERVER, BYTES * n * d, n * min(n, group)
     alone = machines == 1
@@ -85,13 +85,13 @@ def stages(n: float, d: float, machines: int, group: float = float("inf")) -> di
 
 
 def memory(n: float, d: float, machines: int) -> dict:
-    """Bytes that are held at once, by the process that asks and by each worker."""
+    """Return the bytes that the server and each worker hold at once."""
     rows, gram = BYTES * n * d, 8 * n * n
     return {"server": rows + gram + 4 * BYTES * d, "worker": rows / machines + gram}
 
 
 def check() -> None:
-    """Print what was measured, in units of the model; fail beyond a factor of three."""
+    """Print measured over modelled seconds; exit if the ratio exceeds three."""
     print("n, d: measured / model")
     for (n, d), found in MEASURED.items():
         ratios = {
@@ -109,7 +109,7 @@ def check() -> None:
 
 
 def table() -> None:
-    """Print the seconds, the slowest stage, and whether memory holds it."""
+    """Print seconds, the slowest stage, and what exceeds the memory."""
     for machines in MACHINES:
         print(f"\n{machines} machine(s)\n")
         print("| n | d | rows | Gram matrices | seconds | slowest | server | worker |")
@@ -134,7 +134,7 @@ def table() -> None:
 
 
 def groups() -> None:
-    """Print the seconds of flat rules and of rules within groups, and where they go."""
+    """Print seconds and the slowest stage, of flat and of hierarchical rules."""
     print(f"\n| machines | n | d | flat | slowest | groups of {GROUP} | slowest |")
     print("|---|---|---|---|---|---|---|")
     for machines, n in product(MACHINES, CLIENTS):
@@ -147,7 +147,7 @@ def groups() -> None:
 
 
 def human(value: float) -> str:
-    """Three digits and a prefix."""
+    """Return the value with three digits and an SI prefix."""
     for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
         if value >= size:
             return f"{value / size:.3g} {prefix}"
@@ -155,7 +155,7 @@ def human(value: float) -> str:
 
 
 def figure(path: str) -> None:
-    """Draw the seconds of a round, and the slowest stage in every cell."""
+    """Draw the seconds of a round and its slowest stage."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,7 +1,7 @@
-"""The same rules in other libraries: those of them that import here.
+"""The same rules in other libraries, as far as these are installed.
 
-Each function gives calls by rule and library. ByzFL and ByzPy need a torchvision that
-fits torch; krum needs Python 3.12.
+Each function returns a dict from (rule, library) to a function of the rows. ByzFL and
+ByzPy need the torchvision that matches torch. krum needs Python 3.12.
 """
 
 from importlib import import_module
@@ -12,7 +12,7 @@ __all__ = ["peers"]
 
 
 def naive(f):
-    """What one would write, in NumPy and in torch."""
+    """Return the median and the trimmed mean in plain NumPy and torch."""
     import torch
 
     def cut(x):
@@ -30,6 +30,7 @@ def naive(f):
 
 
 def byzfl(f):
+    """Return the rules of ByzFL, on NumPy arrays and on tensors."""
     lib, torch = import_module("byzfl"), import_module("torch")
 
     def both(rule, before=lambda x: x):
@@ -59,6 +60,7 @@ def byzfl(f):
 
 
 def byzpy(f):
+    """Return the rules of ByzPy."""
     coordinate = "byzpy.aggregators.coordinate_wise"
     geometric = "byzpy.aggregators.geometric_wise"
 
@@ -87,6 +89,7 @@ def byzpy(f):
 
 
 def krum(f):
+    """Return the rules of the krum library."""
     torch = import_module("torch")
 
     def call(module, name, **given):
@@ -108,11 +111,11 @@ def krum(f):
 
 
 def peers(f, report=print):
-    """Calls by rule and library, of those that import here."""
+    """Return the rules of all installed libraries, and report the others."""
     found = {}
     for library in (naive, byzfl, byzpy, krum):
         try:
             found |= library(f)
-        except Exception as error:  # whatever a library raises when it does not fit
+        except Exception as error:  # a mismatched library may raise anything
             report(f"{library.__name__} is left out: {error}")
     return found

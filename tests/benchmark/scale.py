@@ -1,8 +1,9 @@
-"""Sizes that one process in memory does not hold, measured: what docs/scale.md shows.
+"""Measure rounds that are too large for the memory of one process, for docs/scale.md.
 
 python -m tests.benchmark.scale disk 80 1e8 /tmp
 python -m tests.benchmark.scale ray 17 1e7
 python -m tests.benchmark.scale stages 17 1e6
+python -m tests.benchmark.scale last 17 1e6
 """
 
 import statistics
@@ -28,7 +29,7 @@ RULES = ["mean", "ctma(gm)", "nnm(ctma(gm))", "cwmed", "ctma(cwmed)", "cwtm"]
 
 
 def disk(n: int, d: int, folder: str) -> None:
-    """A round of RobustStrategy whose replies are on disk."""
+    """Time a round of RobustStrategy with its replies on disk."""
     app = ClientApp()
 
     @app.train()
@@ -53,12 +54,12 @@ def disk(n: int, d: int, folder: str) -> None:
     (_, metrics), aggregated = clock(lambda: strategy.aggregate_train(1, replies))
     assert metrics["replies-accepted"] == n
     print(f"n = {n}, d = {d:.3g}: rows of {4 * n * d / 1e9:.1f} GB in float32")
-    print(f"made, received and written in {received:.0f} s, {before:.2f} GB at most")
-    print(f"from replies to the model in {aggregated:.0f} s, {peaks.stop():.2f} GB")
+    print(f"made, received and written in {received:.0f} s, peak {before:.2f} GB")
+    print(f"replies to model in {aggregated:.0f} s, peak {peaks.stop():.2f} GB")
 
 
 class Peaks:
-    """The most memory of its own, without pages of files, that this process had."""
+    """Watch the peak of this process's own memory, without mapped files."""
 
     def __init__(self) -> None:
         self._most, self._done = 0, threading.Event()
@@ -70,21 +71,21 @@ class Peaks:
             self._most = max(self._most, own_memory())
 
     def stop(self) -> float:
-        """Peak in GB."""
+        """Return the peak in GB."""
         self._done.set()
         self._thread.join()
         return self._most / 1e9
 
 
 def own_memory() -> int:
-    """Bytes of anonymous memory that are resident."""
+    """Return the resident anonymous memory in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith("RssAnon"))
     return 1024 * int(line.split()[1])
 
 
 def ray(n: int, d: int) -> None:
-    """Rules on Ray workers, in units of the same rules in this process."""
+    """Time rules on Ray workers, relative to the same rules in this process."""
     import ray
 
     from flwr_ctma.engine.ray import RayBackend
@@ -110,14 +111,7 @@ def ray(n: int, d: int) -> None:
     print(f"{gb:.2f} GB to the workers: {statistics.median(times):.3f} s")
     print("rule, ms in this process, ms on workers, ratio")
     rows = placed()
-    for spelled in (
-        "mean",
-        "ctma(gm)",
-        "nnm(ctma(gm))",
-        "cwmed",
-        "ctma(cwmed)",
-        "cwtm",
-    ):
+    for spelled in RULES:
         rule, budget = parse_aggregator(spelled), Budget(n, n // 4)
 
         def solve(updates: Updates, rule=rule, budget=budget) -> None:
@@ -135,7 +129,7 @@ def ray(n: int, d: int) -> None:
 
 
 def stages(n: int, d: int) -> None:
-    """Seconds of the stages between the replies and the model."""
+    """Time each stage between the replies and the model."""
     rows = np.random.default_rng(0).standard_normal((n, d), dtype=np.float32)
     arrays = [ArrayRecord({"w": Array(row)}) for row in rows]
     model = ReplySchema(ArrayRecord({"w": Array(np.zeros(d, np.float32))}))
@@ -165,7 +159,7 @@ def stages(n: int, d: int) -> None:
 
 
 def last(n: int, d: int) -> None:
-    """Milliseconds from the last reply to the model, of FedAvg and of rules."""
+    """Time FedAvg and rules from the last reply to the model."""
     rows = np.random.default_rng(0).standard_normal((n, d), dtype=np.float32)
     sent = ArrayRecord({"w": Array(np.zeros(d, np.float32))})
     payloads = [ArrayRecord({"w": Array(row)}) for row in rows]
@@ -198,7 +192,7 @@ def last(n: int, d: int) -> None:
 
 
 def clock(call):
-    """The result, and the seconds it took."""
+    """Return the result of a call and its seconds."""
     start = time.perf_counter()
     result = call()
     return result, time.perf_counter() - start

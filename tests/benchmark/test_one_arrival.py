@@ -1,9 +1,9 @@
-"""What one arrival costs beside aggregating all rows anew, in seconds of the CPU.
+"""Time one asynchronous arrival, and the aggregation of all rows, in CPU seconds.
 
     FLWR_CTMA_NUM_THREADS=1 pytest -m benchmark tests/benchmark/test_one_arrival.py
 
-CPU time of one thread, so that a machine that does other work gives the same ratios.
-`pass` is what it takes at least to read all rows once.
+CPU time of one thread gives the same ratios on a machine that does other work.
+`test_pass` is the lower bound: it reads all rows once.
 """
 
 import time

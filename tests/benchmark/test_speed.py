@@ -1,10 +1,10 @@
-"""How long rules take, as ratios to one weighted pass over the same matrix.
+"""Time rules, relative to one weighted sum over the same matrix.
 
     pytest -m benchmark tests/benchmark --benchmark-columns=min,median
 
-In the table, the number in parentheses is the ratio to the quickest of its group, which
-is the pass `w @ X`: no rule that reads its input once can be quicker. On a machine that
-does other work, compare medians.
+In the table, the number in parentheses is the ratio to the fastest of the group. That
+is the weighted sum `w @ X`, which reads the input once, as every rule must. If the
+machine does other work, compare medians.
 """
 
 from functools import cache
@@ -90,7 +90,7 @@ FLOWER = {
 
 @pytest.mark.parametrize("name", FLOWER)
 def test_from_messages_to_model(benchmark, name) -> None:
-    """Flower's strategies and RobustStrategy, on the same replies."""
+    """Time Flower's strategies and RobustStrategy on the same replies."""
     n, d, f = SIZES[0]
     prepare = round_of(name, matrix(n, d), f)
     timed(
@@ -102,7 +102,7 @@ def test_from_messages_to_model(benchmark, name) -> None:
 
 
 def round_of(name: str, rows: np.ndarray, f: int):
-    """Strategy and fresh replies at each call: some strategies take them apart."""
+    """Return a function that makes new replies: some strategies modify theirs."""
     n, d = rows.shape
     grid, strategy = InProcessGrid(ClientApp(), n), FLOWER[name](f)
     inner = strategy.strategy if isinstance(strategy, RobustStrategy) else strategy

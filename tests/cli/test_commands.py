@@ -131,8 +131,8 @@ def test_only_the_first_run_ends_the_others_if_it_cannot_begin(tmp_path):
     ("options", "sentence"),
     [
         (("-c", "sead=1"), "Did you mean `seed`"),
-        (("--aggregator", "ctma(kurm)"), "did you mean `krum`"),
-        (("--attack", "sinflip"), "did you mean `signflip`"),
+        (("--aggregator", "ctma(kurm)"), "Did you mean `krum`"),
+        (("--attack", "sinflip"), "Did you mean `signflip`"),
         (("-c", "num-malicious-nodes=3"), "smaller than n/2 = 2.5"),
         (("--aggregator", "krum", "-c", "num-malicious-nodes=2"), "at most 1 for krum"),
         (("-c", 'optimizer="adam"'), "one of mu2, momentum, sgd"),

@@ -176,10 +176,11 @@ def exported(entry):
 
 
 STORY = """
-assert honest > 0.8 and saved > 0.8 and survived > 0.8, (honest, saved, survived)
-assert attacked < 0.3, attacked
+assert min(honest[-1], saved[-1], survived[-1]) > 0.8, (honest, saved, survived)
+assert attacked[-1] < 0.3, attacked
+assert len(axes.lines) == 3 and all(len(line.get_xdata()) == 21 for line in axes.lines)
 assert {row["node"] for row in broken if row["rejected"]} == {2, 3, 4}, broken
-assert worst["nnm(gm)"] > worst["fedavg"] + 0.3, worst
+assert min(worst["nnm(gm)"], worst["caf"]) > worst["fedavg"] + 0.3, worst
 """
 
 
@@ -194,7 +195,7 @@ def test_notebook_runs_from_top_to_bottom(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     shown = [
-        "".join(output["text"])
+        "".join(output.get("text", []))
         for cell in book["cells"]
         for output in cell.get("outputs", [])
     ]

@@ -8,12 +8,14 @@ import pytest
 
 from tests.helpers.pages import DOCS, Page
 
-NAMED = re.findall(
-    r"`tests/([\w/]+\.py)::(test_\w+)`", Page(DOCS / "threat-model.md").text
+NAMED = dict.fromkeys(
+    re.findall(r"`tests/([\w/]+\.py)::(test_\w+)`", Page(DOCS / "threat-model.md").text)
 )
 
 
-@pytest.mark.parametrize(("file", "test"), NAMED, ids=":".join)
+@pytest.mark.parametrize(
+    ("file", "test"), NAMED, ids=[f"{file}::{test}" for file, test in NAMED]
+)
 def test_promise_is_tested(file, test):
     tree = ast.parse((Path(__file__).parents[1] / file).read_text(encoding="utf-8"))
     assert test in {node.name for node in tree.body if hasattr(node, "name")}

@@ -32,7 +32,7 @@ def at_once(latest: IncrementalStack, rule: str, counts: np.ndarray) -> np.ndarr
 
 @pytest.mark.parametrize("rule", ["ctma(gm)", "ctma(cwmed)", "gm", "cwmed", "mean"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_every_arrival_gives_what_all_rows_at_once_give(rule, dtype) -> None:
+def test_rule_after_each_arrival_equals_the_rule_of_all_rows(rule, dtype) -> None:
     rng = np.random.default_rng(0)
     latest = IncrementalStack(9, [np.zeros(40, dtype), np.zeros(7, dtype)])
     counts = np.zeros(9)
@@ -47,7 +47,7 @@ def test_every_arrival_gives_what_all_rows_at_once_give(rule, dtype) -> None:
         )
 
 
-def test_nothing_drifts_over_ten_thousand_arrivals() -> None:
+def test_moments_after_ten_thousand_arrivals_are_exact() -> None:
     """Sizes go up and down by a million: what a large row adds must go with it."""
     rng = np.random.default_rng(1)
     latest = IncrementalStack(9, [np.zeros(30, np.float32)])
@@ -75,7 +75,7 @@ def test_rows_nearly_equal_keep_their_distances() -> None:
     np.testing.assert_allclose(Updates(latest).squared_distances(), apart, rtol=1e-4)
 
 
-def test_goes_on_from_its_state_to_the_bit() -> None:
+def test_stack_resumes_from_its_state_to_the_bit() -> None:
     rng = np.random.default_rng(5)
     latest, counts = (
         IncrementalStack(5, [np.zeros(30, np.float32), np.zeros(3)]),
@@ -97,7 +97,7 @@ def test_goes_on_from_its_state_to_the_bit() -> None:
     assert not np.shares_memory(latest.layers[0].rows, again.layers[0].rows)
 
 
-def test_rows_that_are_dropped_leave_no_trace() -> None:
+def test_dropped_rows_do_not_change_the_moments() -> None:
     rng = np.random.default_rng(7)
     rows, counts = IncrementalStack(6, [np.zeros(30)]), np.arange(1.0, 7.0)
     for _ in range(40):

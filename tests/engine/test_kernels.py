@@ -37,7 +37,7 @@ BLOCKS = st.builds(
 )
 
 
-def test_compiled_loops_are_taken_where_numba_is():
+def test_compiled_loops_are_used_with_numba():
     assert kernels.cpu_primitives() is COMPILED
     assert set(COMPILED.__all__) == set(plain.__all__)
 
@@ -59,7 +59,7 @@ print(cpu_primitives().__name__)
     assert done.stdout.split() == ["flwr_ctma.engine.kernels.numpy"]
 
 
-def test_compiled_where_nothing_can_be_kept():
+def test_numba_compiles_without_a_writable_cache():
     """A package that is read-only, for a user without a home."""
     code = """
 from numba.core import caching
@@ -79,7 +79,7 @@ print(cpu_primitives().__name__)
 @BOTH
 @settings(max_examples=60, deadline=None)
 @given(rows=BLOCKS, data=st.data())
-def test_products(loops, rows, data):
+def test_products_equal_float64(loops, rows, data):
     some = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, unique=True))
     exact = rows.astype(np.float64)
     size = np.abs(exact) @ np.abs(exact).T
@@ -138,7 +138,7 @@ def test_functions_of_columns_add_squared_distances_to_their_values(loops, n, wi
 @BOTH
 @settings(max_examples=60, deadline=None)
 @given(rows=BLOCKS)
-def test_squares_apart(loops, rows):
+def test_squares_apart_equal_float64(loops, rows):
     middle = rows.mean(axis=0)
     exact = ((rows - middle).astype(np.float64) ** 2).sum(axis=1)
     tolerance = 30 * np.finfo(rows.dtype).eps
@@ -148,7 +148,7 @@ def test_squares_apart(loops, rows):
 
 @settings(max_examples=60, deadline=None)
 @given(rows=BLOCKS, data=st.data())
-def test_order_statistics_are_the_same_bits(rows, data):
+def test_order_statistics_with_and_without_numba_are_the_same_bits(rows, data):
     """Compiled or not: comparators and sums are the same, in the same order."""
     n, before = len(rows), rows.copy()
     coefficients = data.draw(
@@ -167,7 +167,7 @@ def test_order_statistics_are_the_same_bits(rows, data):
 
 
 @pytest.mark.parametrize("n", [49, 70])
-def test_order_statistics_of_many_rows(n):
+def test_order_statistics_of_many_rows_equal_a_sort(n):
     """Where NumPy sorts columns instead."""
     rows = block(n, 1500, np.float32, seed=0)
     in_order = np.sort(rows.astype(np.float64), axis=0)
@@ -181,7 +181,7 @@ def test_order_statistics_of_many_rows(n):
 @BOTH
 @given(rows=BLOCKS, data=st.data())
 @settings(max_examples=40, deadline=None)
-def test_columns_that_are_not_finite_are_told(loops, rows, data):
+def test_non_finite_column_is_reported(loops, rows, data):
     i = data.draw(st.integers(0, rows.shape[0] - 1))
     c = data.draw(st.integers(0, rows.shape[1] - 1))
     rows[i, c] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
@@ -193,7 +193,7 @@ def test_columns_that_are_not_finite_are_told(loops, rows, data):
 @BOTH
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16, ">f4", np.int32])
 @pytest.mark.parametrize("less", [False, True])
-def test_reader(loops, kind, less):
+def test_reader_converts_rows_of_any_dtype_and_layout(loops, kind, less):
     """Rows as they come in messages: of any dtype, and anywhere in memory."""
     rng = np.random.default_rng(0)
     given = np.round(100 * rng.standard_normal((5, 77))).astype(kind)
@@ -211,7 +211,7 @@ def test_reader(loops, kind, less):
     np.testing.assert_allclose(whole, expected, rtol=1e-6)
 
 
-def test_nothing_is_read_beyond_what_is_given():
+def test_rows_of_unequal_lengths_are_refused_by_compiled_loops():
     """Compiled loops know where rows begin, and believe how long they are."""
     rows = block(5, 64, np.float32, seed=0)
     for ask in (
@@ -227,7 +227,7 @@ def test_nothing_is_read_beyond_what_is_given():
 
 
 @pytest.mark.parametrize("rule", TABLE, ids=lambda rule: rule.spec)
-def test_rules_give_the_same_with_either(rule, monkeypatch):
+def test_rule_with_and_without_numba_gives_the_same(rule, monkeypatch):
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((13, 3000)).astype(np.float32)
     given = rule.given(np.ones(3000, np.float32))
@@ -261,7 +261,7 @@ def test_weighted_median_has_half_of_the_weight_on_either_side(
 
 
 @BOTH
-def test_weighted_median_of_a_column_that_is_not_finite_is_not(loops):
+def test_weighted_median_of_a_non_finite_column_is_nan(loops):
     x = np.array([[1.0, 1.0, 1.0], [np.nan, 2.0, np.inf], [3.0, 3.0, 3.0]])
     for weights in ([1.0, 1.0, 1.0], [1.0, 0.0, 1.0]):
         found = loops.weighted_median(x, np.array(weights))

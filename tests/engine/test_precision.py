@@ -32,7 +32,7 @@ def run(answer, initial, rule="ctma(gm)", malicious=2):
 
 
 @pytest.mark.parametrize("rule", ["mean", "ctma(gm)", "cwtm", "nnm(ctma(cwmed))"])
-def test_float16_is_added_up_in_float32(rule):
+def test_float16_models_are_summed_in_float32(rule):
     """Sums of nine would overflow at 65 504, and squares of any of them."""
     start = np.full(2000, 20_000.0, np.float16)
     steps = np.random.default_rng(0).normal(9000, 500, (N, 2000)).astype(np.float16)
@@ -54,7 +54,7 @@ def test_float16_is_added_up_in_float32(rule):
     )
 
 
-def test_steps_that_float16_loses_one_by_one_are_kept_together():
+def test_mean_of_float16_steps_below_one_ulp_is_kept():
     """Two thirds of the clients take a step: the mean is between two float16."""
     start = np.ones(50, np.float16)
     step = np.float16(2**-9)  # 2 units in the last place
@@ -67,7 +67,7 @@ def test_steps_that_float16_loses_one_by_one_are_kept_together():
     np.testing.assert_array_equal(found["w"].numpy(), expected)
 
 
-def test_models_in_bfloat16_are_sent_as_float32():
+def test_bfloat16_model_is_sent_as_float32():
     """Flower has no such dtype; nothing is lost on the way there and back."""
     torch.manual_seed(0)
     model = torch.nn.Linear(30, 4).bfloat16()
@@ -96,7 +96,7 @@ def test_models_in_bfloat16_are_sent_as_float32():
         np.testing.assert_allclose(array.numpy(), mean.numpy(), rtol=1e-6, atol=1e-6)
 
 
-def test_bytes_of_bfloat16_are_rejected_with_their_reason():
+def test_bfloat16_bytes_are_rejected_with_a_reason():
     """As `numpy.save` writes dtypes that NumPy does not know: without a meaning."""
     file = io.BytesIO()
     np.save(file, np.zeros(5, np.dtype("V2")))
@@ -111,7 +111,7 @@ def test_bytes_of_bfloat16_are_rejected_with_their_reason():
     assert metrics["replies-rejected"] == 1 and metrics["replies-accepted"] == N - 1
 
 
-def test_adapters_are_trained_without_the_model_they_belong_to():
+def test_adapters_are_aggregated_without_their_base_model():
     """Who sends the whole model, or not all adapters, is rejected; the rest count."""
     adapters = {"a.lora": np.zeros((3, 2), np.float32), "b.lora": np.zeros(4, "f2")}
     base = {"a.weight": np.ones((3, 3), np.float32)}

@@ -74,16 +74,16 @@ def check(rule, local, remote, f, weights=None):
 
 
 @pytest.mark.parametrize("rule", everyone())
-def test_every_rule_gives_on_workers_what_it_gives_here(rule, stacks):
+def test_rule_on_workers_equals_the_local_rule(rule, stacks):
     check(rule, *stacks[rule.referenced], 2)
 
 
 @pytest.mark.parametrize("rule", everyone(lambda rule: rule.weighted))
-def test_weights_and_a_share(rule, stacks):
+def test_weighted_rule_on_workers_equals_the_local_rule(rule, stacks):
     check(rule, *stacks[rule.referenced], 0.2, weights=np.arange(1.0, 1 + N))
 
 
-def test_one_coordinate_after_the_other_is_the_same_to_the_bit(stacks):
+def test_columnwise_results_on_workers_are_the_same_bits(stacks):
     """No sum runs across coordinates: neither in medians nor in weighted sums."""
     from flwr_ctma.aggregators.ranks import NearestToMedian, Ranks
 
@@ -98,7 +98,7 @@ def test_one_coordinate_after_the_other_is_the_same_to_the_bit(stacks):
         np.testing.assert_array_equal(here, there)
 
 
-def test_a_bad_row_is_named_as_it_is_here(backend):
+def test_non_finite_row_on_workers_is_refused_with_its_index(backend):
     x = normal(5, WIDTH)
     x[3, -1] = np.nan
     _, remote = both(backend, [Layer(x)])
@@ -128,7 +128,7 @@ def test_half_precision_is_computed_in_float32(backend):
 
 @pytest.mark.parametrize("width", [1, 70_000])
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_shards_are_neighbours_that_cover_all_columns_once(width, count):
+def test_shards_cover_all_columns_once_in_order(width, count):
     rows = np.zeros((5, width))
     stack = CpuStack([Layer(rows), Layer(rows[:, :0]), Layer(rows)])
     shards = sharded._cut(stack, count)
@@ -155,7 +155,7 @@ def fatal(flag=None):
     return Fatal()
 
 
-def test_a_shard_whose_worker_is_killed_in_its_work_is_built_again(backend, tmp_path):
+def test_shard_of_a_killed_worker_is_rebuilt(backend, tmp_path):
     local, remote = both(backend, [Layer(normal(5, 90_000))])
     other = both(backend, [Layer(normal(3, 90_000))])[1]
     (found,) = remote.stack.values(fatal(tmp_path / "dead"), None)
@@ -165,7 +165,7 @@ def test_a_shard_whose_worker_is_killed_in_its_work_is_built_again(backend, tmp_
     np.testing.assert_array_equal(row, normal(3, 90_000)[1])
 
 
-def test_rows_that_were_taken_outlive_the_worker_they_were_taken_on(backend):
+def test_taken_rows_outlive_their_worker(backend):
     local, remote = both(backend, [Layer(normal(9, 90_000))])
     some = np.array([1, 4, 8])
     (part, _), (same, _) = remote.take(some), local.take(some)
@@ -176,20 +176,20 @@ def test_rows_that_were_taken_outlive_the_worker_they_were_taken_on(backend):
     np.testing.assert_array_equal(late.combine(np.ones(3)), same.combine(np.ones(3)))
 
 
-def test_a_shard_that_kills_every_worker_ends_the_question(backend, monkeypatch):
+def test_shard_that_kills_every_worker_raises_unavailable(backend, monkeypatch):
     monkeypatch.setattr(sharded, "_REBUILDS", 1)
     _, remote = both(backend, [Layer(normal(5, 100))])
     with pytest.raises(Unavailable, match="1 of 1 shards were lost 2 times"):
         remote.stack.values(fatal(), None)
 
 
-def test_workers_for_whom_there_is_no_core(backend):
+def test_workers_without_free_cores_raise_unavailable(backend):
     greedy = RayBackend(workers=2, cpus=2, timeout=2)
     with pytest.raises(Unavailable, match="no cores are free"):
         greedy.place(CpuStack([Layer(normal(5, 100))]))
 
 
-def test_a_shard_whose_core_is_gone_goes_to_a_neighbour(backend):
+def test_shard_whose_core_is_taken_moves_to_another_worker(backend):
 
     class Greedy:  # takes the core of a worker as soon as it is free
         def hello(self):
@@ -207,7 +207,7 @@ def test_a_shard_whose_core_is_gone_goes_to_a_neighbour(backend):
     np.testing.assert_array_equal(remote.combine(c)[0], local.combine(c)[0])
 
 
-def test_rows_are_read_where_ray_stores_them(backend):
+def test_workers_read_rows_without_a_copy(backend):
     """Views that cannot be written to: a copy of its own a worker could write to."""
     rows = list(normal(5, 90_000))
     _, remote = both(backend, [Layer(rows, rows[0])])
@@ -221,7 +221,7 @@ def test_rows_are_read_where_ray_stores_them(backend):
         assert ray.get(found) == [False] * 6
 
 
-def test_rows_are_let_go_with_their_stack(backend):
+def test_workers_free_rows_of_a_deleted_stack(backend):
     _, remote = both(backend, [Layer(normal(5, 100))])
     worker, key = backend._pool.workers[0], remote.stack._key
     assert ray.get(worker.ask.remote((key, 0), "largest", ())) is not None
@@ -269,17 +269,17 @@ def robust(backend):
     return RobustStrategy(inner, num_malicious_nodes=2, backend=backend)
 
 
-def test_a_run_on_workers_is_the_run_without(backend):
+def test_run_on_workers_equals_the_local_run(backend):
     np.testing.assert_allclose(run(robust(backend)), run(robust("local")), atol=1e-7)
 
 
-def test_a_worker_lost_in_a_round_is_not_felt(backend):
+def test_run_with_a_lost_worker_equals_the_local_run(backend):
     strategy = robust(backend)
     strategy.backend = Fading(backend)
     np.testing.assert_allclose(run(strategy), run(robust("local")), atol=1e-7)
 
 
-def test_a_round_that_workers_cannot_do_keeps_the_model(backend, monkeypatch):
+def test_round_without_workers_keeps_the_model(backend, monkeypatch):
     monkeypatch.setattr(sharded, "_REBUILDS", 0)
     strategy = robust(backend)
     strategy.backend = Fading(backend)
@@ -297,17 +297,17 @@ def test_a_round_that_workers_cannot_do_keeps_the_model(backend, monkeypatch):
         (4, "backend"),
     ],
 )
-def test_a_backend_that_is_none(backend, name):
+def test_invalid_backend_is_refused(backend, name):
     with pytest.raises(ValueError, match=f"`{name}`"):
         RobustStrategy(FedAvg(), num_malicious_nodes=1, backend=backend)
 
 
-def test_a_backend_that_is_not_installed_is_told_before_the_run(monkeypatch):
+def test_backend_without_ray_installed_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"Install Ray: `pip install"):
         RobustStrategy(FedAvg(), num_malicious_nodes=1, backend="ray")
 
 
-def test_a_backend_is_spelled_in_a_run_config():
+def test_backend_is_parsed_from_its_spelling():
     assert parse_backend("ray(workers=3)") == RayBackend(workers=3)
     assert parse_backend("ray(address=auto)").address == "auto"

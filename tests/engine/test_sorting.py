@@ -26,7 +26,7 @@ def blocks(n, seed, width=40):
 
 
 @pytest.mark.parametrize("n", range(1, 13))
-def test_network_sorts(n):
+def test_network_sorts_zeros_and_ones(n):
     """It sorts everything if it sorts zeros and ones (Knuth, TAOCP 3, 5.3.4 Z)."""
     columns = np.array(list(product([0.0, 1.0], repeat=n))).T.copy()
     rows = np.array(sort_rows(columns.copy(), range(1, n + 1), np.minimum, np.maximum))
@@ -45,7 +45,7 @@ def test_pruned_network_gives_the_ranked_mean(coefficients, seed):
     np.testing.assert_allclose(tensor.numpy(), expected, atol=1e-12)
 
 
-def test_network_does_no_more_than_it_must():
+def test_network_for_few_ranks_is_pruned():
     """A sum of all ranks needs no comparator, a maximum nobody's smaller value."""
     whole = network(tuple(map(float, range(17))))
     assert network((1.0,) * 17) == ()
@@ -59,7 +59,7 @@ def test_network_does_no_more_than_it_must():
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(1, 70), st.integers(0, 999), st.data())
-def test_nearest_mean(n, seed, data):
+def test_nearest_mean_equals_a_sort(n, seed, data):
     """Of the k values nearest to the median; without ties it is one set of values."""
     k = data.draw(st.integers(1, n))
     x = np.random.default_rng(seed).standard_normal((n, 30))
@@ -75,7 +75,7 @@ def test_nearest_mean(n, seed, data):
 
 @pytest.mark.parametrize("n", [9, 60])
 @pytest.mark.parametrize("far", [1e8, 1e19, 3e38])
-def test_values_that_do_not_count_leave_no_trace(n, far):
+def test_huge_values_that_are_trimmed_cost_no_precision(n, far):
     """In float32, where a sum that they had entered would have lost the others."""
     x = np.random.default_rng(0).standard_normal((n, 50)).astype(np.float32)
     f = n // 3

@@ -41,7 +41,7 @@ def whole(vector):
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 8, 17, 60])
-def test_gram_and_combinations(n):
+def test_gram_and_combinations_equal_numpy(n):
     x, m, c = normal(n, 5000), normal(3, n, seed=1), normal(n, seed=2)
     again = normal(2, 3, seed=3)
     for rows in stacks(x):
@@ -56,7 +56,7 @@ def test_gram_and_combinations(n):
 
 
 @pytest.mark.parametrize("n", [3, 17, 60])
-def test_distances(n):
+def test_squared_distances_equal_numpy(n):
     x = normal(n, 3000)
     expected = ((x[:, None] - x) ** 2).sum(axis=2)
     for rows in stacks(x):
@@ -64,7 +64,7 @@ def test_distances(n):
 
 
 @pytest.mark.parametrize("dtype", TORCH)
-def test_distances_there_and_back_are_the_same_bits(dtype):
+def test_squared_distances_are_symmetric_to_the_bit(dtype):
     """Or rounding would decide which of two rows nearest to each other comes first."""
     x = torch.tensor(normal(5, 1009)).to(dtype)
     mixed = Updates.of(x).mix(normal(5, 5, seed=1))
@@ -83,7 +83,7 @@ def test_distances_there_and_back_are_the_same_bits(dtype):
     ],
     ids=lambda kernel: type(kernel).__name__,
 )
-def test_columns_measure_what_they_found(kernel):
+def test_columns_return_distances_to_their_values(kernel):
     x, m = normal(5, 60_000), normal(5, 5, seed=1)
     for rows in stacks(x):
         for mixed, expected in ((rows, x), (rows.mix(m), m @ x)):
@@ -100,7 +100,7 @@ def test_columns_measure_what_they_found(kernel):
 
 
 @pytest.mark.parametrize("n", [5, 9, 60])
-def test_weights_of_kernels_make_their_values(n):
+def test_kernel_weights_times_rows_are_its_values(n):
     x = normal(n, 50)
     kernels = [
         Ranks(tuple(float(2 <= r < n - 2) for r in range(n))),
@@ -116,7 +116,7 @@ def test_weights_of_kernels_make_their_values(n):
 
 
 @pytest.mark.parametrize("rule", everyone(lambda rule: not rule.referenced))
-def test_panels_are_one_matrix(rule):
+def test_layers_equal_one_matrix(rule):
     """Cut anywhere, with an origin or without: only rounding tells them apart."""
     x = normal(11, 501)
     origin = normal(501, seed=1)
@@ -134,7 +134,7 @@ def test_panels_are_one_matrix(rule):
 
 
 @pytest.mark.parametrize("spec", ["ctma(gm)", "ctma(cwmed)", "krum", "nnm(cwmed)"])
-def test_panels_that_are_not_measured_do_not_count_in_distances(spec):
+def test_unmeasured_layers_do_not_count_in_distances(spec):
     """What decides are the measured columns; the others are combined alike."""
     rule = parse_aggregator(spec)
     x, other = normal(11, 30), 1e6 * normal(11, 20, seed=1)
@@ -150,7 +150,7 @@ def test_panels_that_are_not_measured_do_not_count_in_distances(spec):
 
 
 @pytest.mark.parametrize("spec", ["fltrust", "cclip(radius=3)", "ctma(cclip)"])
-def test_reference_of_panels(spec):
+def test_reference_in_layers_equals_one_vector(spec):
     """Given by panel, relative to the origins as the result is; no client's row."""
     rule = parse_aggregator(spec)
     x, origin, reference = normal(11, 30), normal(30, seed=1), normal(30, seed=2)
@@ -176,7 +176,7 @@ def test_influence_of_mixed_updates_is_that_of_the_clients():
 
 @pytest.mark.parametrize("dtype", NUMPY, ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("rule", everyone())
-def test_numpy_in_numpy_out(rule, dtype):
+def test_numpy_updates_give_a_numpy_result(rule, dtype):
     x, reference = normal(11, 40).astype(dtype), normal(40, seed=1)
     given = rule.given(reference)
     found = rule(x, 2, **given)
@@ -189,7 +189,7 @@ def test_numpy_in_numpy_out(rule, dtype):
 
 @pytest.mark.parametrize("dtype", TORCH, ids=str)
 @pytest.mark.parametrize("rule", everyone())
-def test_torch_in_torch_out(rule, dtype):
+def test_torch_updates_give_a_torch_result(rule, dtype):
     x = torch.tensor(normal(11, 40)).to(dtype).requires_grad_()
     reference = torch.tensor(normal(40, seed=1))
     found = rule(x, 2, **rule.given(reference))
@@ -202,7 +202,7 @@ def test_torch_in_torch_out(rule, dtype):
 
 
 @pytest.mark.parametrize("rule", everyone())
-def test_any_layout_in_memory(rule):
+def test_views_of_any_layout_give_the_same(rule):
     """A transpose, every other row and column, and rows in reverse are only views."""
     x, reference = normal(22, 80), normal(40, seed=1)
     given = rule.given(reference)
@@ -220,7 +220,7 @@ def test_any_layout_in_memory(rule):
 
 
 @pytest.mark.parametrize("rule", everyone())
-def test_torch_stack_is_the_cpu_stack(rule):
+def test_torch_stack_equals_the_cpu_stack(rule):
     """What runs on a GPU, run on the CPU: to float32's digits."""
     x = normal(11, 300).astype(np.float32)
     rows = Updates(TorchStack(torch.tensor(x)))
@@ -236,7 +236,7 @@ def test_torch_stack_is_the_cpu_stack(rule):
 
 @few
 @given(st.integers(1, 70), st.integers(1, 3), st.integers(0, 999))
-def test_a_pivot_keeps_digits_and_changes_nothing_else(n, d, seed):
+def test_pivot_keeps_digits_of_rows_far_from_zero(n, d, seed):
     """Far from zero inner products are taken about a row; about zero they agree."""
     x = normal(n, 1000 * d, seed=seed)
     near, far = Updates.of(x), Updates.of(x + 1e3)
@@ -252,7 +252,7 @@ def test_a_pivot_keeps_digits_and_changes_nothing_else(n, d, seed):
     )
 
 
-def test_integers_of_panels_are_averaged_as_float64():
+def test_integer_layers_are_averaged_as_float64():
     counts = [np.array([2, 3]), np.array([4, 9]), np.array([6, 2**40])]
     (found,) = parse_aggregator("cwmed")(Updates.of([Layer(counts)]), f=1)
     assert found.dtype == np.float64
@@ -262,7 +262,7 @@ def test_integers_of_panels_are_averaged_as_float64():
 @pytest.mark.parametrize(
     ("name", "value"), [("allow_tf32", True), ("fp32_precision", "tf32")]
 )
-def test_the_precision_of_torch_is_left_as_it_was(name, value):
+def test_precision_setting_of_torch_does_not_change(name, value):
     """Whether it was set by its old name or its new one, which torch does not mix."""
     script = f"""
 import torch

@@ -91,8 +91,8 @@ def test_folder_tells_the_configuration(plan):
     [
         ("[axis]\nseed = [1]\n", "run-config, axes, exclude, include"),
         ("[axes]\nsead = [1]\n", "Did you mean `seed`"),
-        ('[axes]\nattack = ["sinflip"]\n', "did you mean `signflip`"),
-        ('[axes]\naggregator = ["ctma(kurm)"]\n', "did you mean `krum`"),
+        ('[axes]\nattack = ["sinflip"]\n', "Did you mean `signflip`"),
+        ('[axes]\naggregator = ["ctma(kurm)"]\n', "Did you mean `krum`"),
         ("[axes]\nseed = [1\n", "a TOML file"),
         ("[axes]\nseed = []\n", r"plan.toml: .*`axes.seed` should be at least one"),
         ("", "hold at least one run"),

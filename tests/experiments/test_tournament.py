@@ -45,8 +45,8 @@ def test_every_rule_meets_every_attack(tournament) -> None:
 @pytest.mark.parametrize(
     ("rules", "attacks", "malicious", "named"),
     [
-        (["ctma(kram)"], ["none"], [1], "did you mean `krum`"),
-        (["gm"], ["signflop"], [1], "did you mean `signflip`"),
+        (["ctma(kram)"], ["none"], [1], "Did you mean `krum`"),
+        (["gm"], ["signflop"], [1], "Did you mean `signflip`"),
         (["gm"], ["none"], [5], "less than half of 10"),
     ],
 )

@@ -37,7 +37,7 @@ def flat(arrays):
 @pytest.mark.parametrize(
     ("schedule", "beta"), [(Paper(), lambda t: 1 / t), (Fixed(), lambda t: 0.25)]
 )
-def test_is_the_recursion_of_the_paper(schedule, beta, clip):
+def test_momentum_equals_the_recursion_of_the_paper(schedule, beta, clip):
     def gradient(t, x):
         g = flat(gradients(t)(x))
         return g if clip is None else g * min(1.0, clip / np.linalg.norm(g))
@@ -53,7 +53,7 @@ def test_is_the_recursion_of_the_paper(schedule, beta, clip):
         assert momentum.count == t
 
 
-def test_state_comes_back_bit_for_bit():
+def test_state_is_restored_to_the_bit():
     momentum = CorrectedMomentum().at(point(1), gradients(1)).at(point(2), gradients(2))
     record = momentum.record()
     again = CorrectedMomentum.read(
@@ -66,7 +66,7 @@ def test_state_comes_back_bit_for_bit():
         assert np.array_equal(again.point[name], momentum.point[name])
 
 
-def test_dtype_is_the_model_s():
+def test_momentum_has_the_dtype_of_the_model():
     x = {k: v.astype(np.float32) for k, v in point(1).items()}
     momentum = CorrectedMomentum().at(x, lambda p: p).at(x, lambda p: p)
     assert {v.dtype for v in momentum.vector.values()} == {np.dtype("float32")}
@@ -89,7 +89,7 @@ def test_dtype_is_the_model_s():
         ),
     ],
 )
-def test_lost_or_misfitting_state_starts_afresh(spoil, caplog):
+def test_lost_or_misfitting_state_is_discarded(spoil, caplog):
     record = spoil(CorrectedMomentum().at(point(1), gradients(1)).record())
     momentum = CorrectedMomentum.read(record)
     assert ("starts without state" in caplog.text) == (record is not None)
@@ -100,19 +100,19 @@ def test_lost_or_misfitting_state_starts_afresh(spoil, caplog):
     np.testing.assert_array_equal(flat(momentum.vector), flat(gradient(point(2))))
 
 
-def test_another_model_starts_afresh():
+def test_state_of_another_model_is_discarded():
     momentum = CorrectedMomentum().at({"x": np.ones(3)}, lambda p: p)
     momentum = momentum.at(point(1), gradients(1))
     assert momentum.count == 1
 
 
-def test_one_gradient_where_the_past_is_forgotten():
+def test_storm_beta_one_costs_one_gradient():
     momentum = CorrectedMomentum().at(point(1), gradients(1))
     gradient = gradients(2)
     momentum.at(point(2), gradient, Fixed(storm_beta=1.0))
     assert gradient.calls == 1
 
 
-def test_a_clip_that_is_not_positive_is_told():
+def test_clip_of_zero_is_refused():
     with pytest.raises(ValueError, match=r"Found `clip = 0`"):
         CorrectedMomentum().at(point(1), gradients(1), clip=0)

@@ -96,7 +96,7 @@ BY_HAND = [("paper", 2e-3, paper), ("fixed", 0.1, fixed), ("floored", 0.1, autho
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize(("schedule", "lr", "abc"), BY_HAND)
-def test_is_the_recursion_of_the_paper(schedule, lr, abc, device):
+def test_mu2sgd_equals_the_recursion_of_the_paper(schedule, lr, abc, device):
     f = Quadratics()
     expected = by_hand(f, lr, abc)
     actual = by_torch(f, lambda x: Mu2SGD(x, lr, schedule), device=device)
@@ -118,7 +118,7 @@ def test_options_act_on_the_whole_vector(schedule, lr, abc, options):
 
 
 @pytest.mark.parametrize("schedule", ["paper", "fixed"])
-def test_a_ball_that_is_not_left_changes_no_bit(schedule):
+def test_radius_that_is_not_reached_changes_no_bit(schedule):
     free, held = (
         by_torch(Quadratics(), lambda x, r=r: Mu2SGD(x, 2e-3, schedule, radius=r))
         for r in (float("inf"), 1e3)
@@ -141,7 +141,7 @@ def test_groups_have_their_own_learning_rate_and_weight_decay():
     np.testing.assert_allclose(actual[:, 2:], tail[:, 2:], rtol=0, atol=1e-12)
 
 
-def test_a_step_of_one_without_averaging_carries_the_momentum():
+def test_step_of_one_without_averaging_is_the_momentum():
     """The client's half of the exact method: x - (model after the step) = d."""
     f = Quadratics(3)
     x = nn.Parameter(torch.tensor(f.start))
@@ -239,7 +239,7 @@ def test_running_statistics_see_the_query_points_only():
     assert int(model.body[1].num_batches_tracked) == 4
 
 
-def test_both_evaluations_drop_the_same_units_and_cost_no_random_numbers():
+def test_both_evaluations_share_their_dropout_masks():
     double, single = Net(), Net()
     torch.manual_seed(3)
     # A step so small that no ReLU switches: masks differ by dropout alone.
@@ -256,14 +256,14 @@ def test_both_evaluations_drop_the_same_units_and_cost_no_random_numbers():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-def test_one_gradient_where_the_past_is_forgotten(schedule):
+def test_storm_beta_one_costs_one_gradient(schedule):
     model = Net()
     fit(model, Mu2SGD(model.parameters(), 0.05, schedule), batches(3))
     corrected = schedule(2).storm_beta < 1
     assert len(model.masks) == (5 if corrected else 3)
 
 
-def test_a_closure_that_fails_at_the_last_point_leaves_the_model_alone():
+def test_failed_closure_leaves_the_model_unchanged():
     model = Net()
     optimizer = Mu2SGD(model.parameters(), 0.05, buffers=model.buffers())
     fit(model, optimizer, batches(2))
@@ -299,7 +299,7 @@ def test_frozen_and_unused_parameters_do_not_move():
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize("way", ["state_dict", "context"])
-def test_state_comes_back_bit_for_bit(way, schedule, device, tmp_path):
+def test_state_is_restored_to_the_bit(way, schedule, device, tmp_path):
     """Training that stops, stores and resumes equals training that does not."""
 
     def continued(resume):
@@ -348,7 +348,7 @@ def trained():
     return xs, optimizer, closure
 
 
-def test_a_parameter_that_joins_later_starts_with_its_own_gradient():
+def test_parameter_added_later_starts_with_its_own_gradient():
     xs, optimizer, closure = trained()
     xs.append(nn.Parameter(torch.full((3,), 2.0)))
     optimizer.add_param_group({"params": [xs[-1]]})
@@ -359,7 +359,7 @@ def test_a_parameter_that_joins_later_starts_with_its_own_gradient():
 
 @pytest.mark.parametrize("shape", [(7,), ()])
 @pytest.mark.parametrize("kind", [Mu2SGD, torch.optim.Adam])
-def test_state_of_parameters_in_bfloat16_comes_back(kind, shape):
+def test_state_of_bfloat16_parameters_is_restored(kind, shape):
     """Records have no such dtype: float32 holds its numbers exactly."""
     x = nn.Parameter(torch.full(shape, 0.7).bfloat16())
     first, second = kind([x], lr=0.1), kind([x], lr=0.1)
@@ -417,7 +417,7 @@ def spoilt(record, **changes):
         "part missing",
     ],
 )
-def test_lost_or_misfitting_state_starts_afresh(spoil, caplog):
+def test_lost_or_misfitting_state_is_discarded(spoil, caplog):
     xs, optimizer, closure = trained()
     record = spoil(state_record(optimizer))
     assert load_state_record(optimizer, record) is False
@@ -440,7 +440,7 @@ def test_loading_keeps_the_hyper_parameters_of_the_optimizer():
             assert torch.equal(fresh.state[x][name], value), name
 
 
-def test_momentum_of_torch_sgd_comes_back_too():
+def test_momentum_of_torch_sgd_is_restored():
     x = nn.Parameter(torch.ones(3))
     x.grad = torch.arange(3.0)
     optimizer = torch.optim.SGD([x], 0.1, momentum=0.9, dampening=0.9)
@@ -451,7 +451,7 @@ def test_momentum_of_torch_sgd_comes_back_too():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-def test_schedules_are_spelled_as_they_are_read(schedule):
+def test_schedule_is_parsed_from_its_spelling(schedule):
     assert parse_schedule(str(schedule)) == schedule
 
 
@@ -462,7 +462,7 @@ def test_schedules_are_spelled_as_they_are_read(schedule):
         (lambda x: Mu2SGD(x, 0.1, weight_decay=-1.0), "`weight_decay`"),
         (lambda x: Mu2SGD(x, 0.1, clip=0.0), "`clip`"),
         (lambda x: Mu2SGD(x, 0.1, radius=-2.0), "Found `radius = -2.0`"),
-        (lambda x: Mu2SGD(x, 0.1, "papr"), "did you mean `paper`"),
+        (lambda x: Mu2SGD(x, 0.1, "papr"), "Did you mean `paper`"),
         (lambda x: Mu2SGD(x, 0.1).step(), "`closure`"),
         (lambda x: Fixed(storm_beta=0.0), "`storm_beta` should be in"),
         (lambda x: Fixed(gamma=1.5), "`gamma`"),
@@ -472,6 +472,6 @@ def test_schedules_are_spelled_as_they_are_read(schedule):
         (lambda x: Mu2SGD(x, float("inf")), "`lr` should be positive and finite"),
     ],
 )
-def test_wrong_values_are_told(make, message):
+def test_invalid_values_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make([nn.Parameter(torch.ones(2))])

@@ -202,7 +202,7 @@ def test_state_dict_restores_schedule_clip_and_radius(schedule, tmp_path):
     assert fresh.param_groups[0]["lr"] == 0.05
 
 
-def test_state_of_a_parameter_with_gaps_comes_back():
+def test_state_of_a_parameter_with_gaps_is_restored():
     def trained(resume):
         model = net().bfloat16()
         optimizer = Mu2SGD(model.parameters(), 0.05, "paper")
@@ -318,7 +318,7 @@ def test_gradients_from_before_the_step_are_refused():
     assert torch.equal(x, torch.ones(2))
 
 
-def test_gradients_of_the_last_step_are_not_taken_for_new_ones():
+def test_gradients_of_the_last_step_are_not_reused():
     """A batch may use none of the parameters: then nothing moves."""
     x = nn.Parameter(torch.ones(2))
     optimizer = Mu2SGD([x], 0.1)

@@ -437,7 +437,7 @@ def test_goes_on_from_its_state_bit_for_bit():
         (lambda: AnyTimeSGD(0.0), "`eta` should be positive"),
         (lambda: AnyTimeSGD(0.1, weight_decay=-1.0), "`weight_decay`"),
         (lambda: AnyTimeSGD(0.1, radius=0.0), "`radius`"),
-        (lambda: AnyTimeSGD(0.1, "papers"), "did you mean `paper`"),
+        (lambda: AnyTimeSGD(0.1, "papers"), "Did you mean `paper`"),
         (lambda: AnyTimeSGD(0.1).load_state_dict({"m": np.ones(2)}), "`state`"),
     ],
 )
