@@ -73,6 +73,15 @@ def alarms(result):
     return [number for number, metrics in rounds if "diverged" in metrics]
 
 
+@pytest.mark.parametrize("rollback", [False, True])
+def test_metrics_of_an_ordinary_round_pass_unchanged(rollback):
+    watched = run(DivergenceGuard(robust(), rollback), clients(), 2)
+    plain = run(robust(), clients(), 2)
+    for number, metrics in plain.train_metrics_clientapp.items():
+        found = watched.train_metrics_clientapp[number]
+        assert found.keys() == metrics.keys() and found["replies-accepted"] == N
+
+
 @pytest.mark.parametrize("inside", [FedAvg, FedAdam, FedYogi, FedAvgM])
 @pytest.mark.parametrize("rollback", [False, True])
 def test_an_ordinary_run_is_left_alone(inside, rollback):
