@@ -47,12 +47,12 @@ def test_only_the_first_entry_states_the_key(tmp_path):
 
 
 def test_continued_trail_is_in_the_state_in_which_it_was_left(tmp_path):
-    left = write(tmp_path / "trail", ENTRIES[:2])
+    left = write(tmp_path / "trail", [{}, *ENTRIES[:2]])
     found = AuditTrail(tmp_path / "trail", KEY)
-    assert found.entries == left.entries == 2
+    assert found.entries == left.entries == 3
     assert found.last == left.last == {"round": 1}
     found.append({"kind": "end"})
-    assert read_trail(tmp_path / "trail")[1:] == [{"round": 1}, {"kind": "end"}]
+    assert read_trail(tmp_path / "trail")[2:] == [{"round": 1}, {"kind": "end"}]
 
 
 @pytest.mark.parametrize("rest", [b"", b'{"en'])
