@@ -296,10 +296,10 @@ class _Tensor:
     shape: tuple[int, ...]
     origin: NDArray[Any]  # flat; zeros and ones for booleans
     sent: Array
-    constant: bool = False
+    constant: bool
 
     @classmethod
-    def of(cls, key: str, sent: Array, constant: bool = False) -> "_Tensor":
+    def of(cls, key: str, sent: Array, constant: bool) -> "_Tensor":
         """Read an array that the server sends."""
         try:
             dtype, shape, values = _view(key, sent)

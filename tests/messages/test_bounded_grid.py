@@ -17,7 +17,12 @@ from flwr.app import (
 from flwr.proto.message_pb2 import ObjectTree
 
 from flwr_ctma.attacks.grid import AttackedGrid
-from flwr_ctma.messages.bounded_grid import REFUSED_REPLY, BoundedGrid, bound_replies
+from flwr_ctma.messages.bounded_grid import (
+    REFUSED_REPLY,
+    BoundedGrid,
+    abandon_replies,
+    bound_replies,
+)
 from flwr_ctma.messages.reply_size import ReplyLimit
 from flwr_ctma.strategy import (
     AnyTimeSGD,
@@ -239,6 +244,41 @@ def test_withheld_uploads_do_not_pile_up():
     assert not grid._sent
     for thread in pulling_threads():
         thread.join(20)
+
+
+def test_messages_that_are_not_answered_in_time_are_forgotten():
+    inner, _ = http_grid(3, withhold)
+    grid = BoundedGrid(inner)
+    assert len(grid.send_and_receive(ask(grid), timeout=0.2)) == 2
+    assert not grid._sent and not grid._uploads
+    for thread in pulling_threads():
+        thread.join(20)
+    assert pulling_threads() == []
+
+
+def test_replies_are_abandoned_on_a_grid_inside_others():
+    inner, _ = http_grid(1, withhold)
+    grid = BoundedGrid(inner)
+    keys = list(grid.push_messages(ask(grid)))
+    assert grid.pull_messages(keys) == [] and grid._uploads
+    abandon_replies(AttackedGrid(AttackedGrid(grid, "ipm", 1), "ipm", 1), keys)
+    assert not grid._uploads
+
+
+@pytest.mark.parametrize(("sizes", "refused"), [([], True), ([0], True), ([3], False)])
+def test_reply_to_a_message_of_another_grid_is_held_to_the_largest_sent(sizes, refused):
+    """As after a restart of the server. A model of 3 numbers is the largest here."""
+    inner, _ = http_grid(1, lambda node, key: upload(key, node, good()))
+    grid = BoundedGrid(inner, ReplyLimit(factor=1e6, allowance=0))
+    for size in sizes:
+        arrays = {"w": Array(np.zeros(size))} if size else {}
+        content = RecordDict({"arrays": ArrayRecord(arrays)})
+        grid.push_messages([Message(content, 2, "train")])
+    keys = list(inner.push_messages(ask(inner)))
+    replies = []
+    while not replies:
+        replies = grid.pull_messages(keys)
+    assert replies[0].has_error() == refused
 
 
 def test_slow_upload_within_the_grace_period_counts():

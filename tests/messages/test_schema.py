@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from flwr_ctma.messages import npy
-from flwr_ctma.messages.schema import Rejection, ReplySchema, quote, read_metrics
+from flwr_ctma.messages.schema import (
+    Rejection,
+    Reply,
+    ReplySchema,
+    quote,
+    read_metrics,
+)
 
 SENT = {
     "conv.weight": np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 4),
@@ -341,8 +347,21 @@ def test_constant_of_any_value_stays_as_sent(value):
     assert kept["attention.mask"].data == sent["attention.mask"].data
 
 
+@pytest.mark.parametrize("name", ["buffer_keys", "constant_keys"])
 @pytest.mark.parametrize("keys", ["mask", [1]])
-def test_keys_must_be_a_collection_of_strings(keys):
+def test_keys_must_be_a_collection_of_strings(name, keys):
     sent = ArrayRecord({"w": Array(np.zeros(2))})
-    with pytest.raises(ValueError, match="`constant_keys` should be a collection of s"):
-        ReplySchema(sent, constant_keys=keys)
+    with pytest.raises(ValueError, match=f"`{name}` should be a collection of s"):
+        ReplySchema(sent, **{name: keys})
+
+
+@pytest.mark.parametrize("size", [1, 99, 100, 101, 201, 10_000])
+def test_sample_holds_small_tensors_whole_and_a_hundred_numbers_of_large_ones(size):
+    row = np.arange(size, dtype=np.float32)
+    sample = Reply(MetricRecord(), "metrics", (row, row[:9])).sample
+    found, small = np.split(np.frombuffer(sample, np.float32), [-min(size, 9)])
+    if size < 100:
+        np.testing.assert_array_equal(found, row)
+    else:
+        assert 50 <= len(found) <= 100 and np.all(np.diff(found) == found[1])
+    np.testing.assert_array_equal(small, row[:9])

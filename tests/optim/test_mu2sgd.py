@@ -1,5 +1,8 @@
 """Mu2SGD against recursions written by hand, and its state against its bits."""
 
+import copy
+from dataclasses import FrozenInstanceError
+
 import numpy as np
 import pytest
 import torch
@@ -475,3 +478,11 @@ def test_schedule_is_parsed_from_its_spelling(schedule):
 def test_invalid_values_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make([nn.Parameter(torch.ones(2))])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_schedules_are_values(schedule):
+    """They cannot be changed under the clients that share them, and are dict keys."""
+    with pytest.raises(FrozenInstanceError):
+        schedule.gamma = 1.0
+    assert {schedule: 1}[copy.deepcopy(schedule)] == 1

@@ -69,6 +69,33 @@ def test_a_line_tells_who_was_asked_silent_rejected_trimmed_and_how_much() -> No
     assert sum(sent) > sum(received) == arrived * size
 
 
+def test_round_goes_on_beside_a_node_that_rests() -> None:
+    """A node whose reply was rejected rests; the others' replies are waited for."""
+    grid = ArrivalGrid(
+        app(parameter_error=[1]), NODES, FixedDurations((2.0, 1.0) + (2.0,) * 5)
+    )
+    _, result = start(grid, rounds=3, updates_per_round=6)
+    found = result.train_metrics_clientapp.values()
+    assert [metrics["updates-counted"] for metrics in found] == [6, 6, 6]
+
+
+def test_the_model_is_evaluated_before_the_first_round_and_after_each() -> None:
+    grid = ArrivalGrid(app(), NODES, FixedDurations((1.0,) * NODES))
+    strategy = AsyncRobustStrategy(AnyTimeSGD(0.1), num_malicious_nodes=1)
+    seen = []
+
+    def evaluate(number, arrays):
+        seen.append(arrays["x"].numpy())
+        return MetricRecord({"number": number}) if number != 1 else None
+
+    initial = ArrayRecord({"x": Array(MODEL)})
+    result = strategy.start(grid, initial, 2, evaluate_fn=evaluate)
+    history = result.evaluate_metrics_serverapp
+    assert {k: m["number"] for k, m in history.items()} == {0: 0, 2: 2}
+    np.testing.assert_array_equal(seen[0], MODEL)
+    assert len(seen) == 3 and np.any(seen[1] != MODEL)
+
+
 def test_the_report_shows_rounds_of_arrivals(tmp_path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.begin({"aggregator": "ctma(gm)", "num-server-rounds": 6})

@@ -342,6 +342,10 @@ def test_the_cap_holds_and_is_the_largest(counts, f, share) -> None:
         ({"client_weighting": 3}, "client_weighting"),
         ({"client_weighting": "staleness(power=-1)"}, "client-weighting"),
         ({"max_share": "0.4"}, "max_share"),
+        ({"max_share": False}, "max_share"),
+        ({"max_share": 0.5}, "max_share"),
+        ({"max_share": -0.1}, "max_share"),
+        ({"max_share": 0.4, "num_malicious_nodes": 0.2}, "max_share"),
         ({"max_seconds": 0.0}, "max_seconds"),
         ({"max_seconds": "60"}, "max_seconds"),
         ({"max_seconds": float("nan")}, "max_seconds"),
@@ -352,3 +356,9 @@ def test_the_cap_holds_and_is_the_largest(counts, f, share) -> None:
 def test_wrong_settings_are_named(settings, named) -> None:
     with pytest.raises(ValueError, match=f"`{named}`"):
         AsyncRobustStrategy(AnyTimeSGD(0.1), **{"num_malicious_nodes": 1, **settings})
+
+
+@pytest.mark.parametrize("share", [None, 0, 0.4, np.float32(0.25)])
+def test_share_below_half_is_taken(share) -> None:
+    settings = {"num_malicious_nodes": 1, "max_share": share}
+    assert AsyncRobustStrategy(AnyTimeSGD(0.1), **settings).clients.max_share == share

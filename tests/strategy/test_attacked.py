@@ -186,6 +186,7 @@ def test_chance_is_fixed_by_seed_and_round():
         return [recorder.updates(server_round)[i] for i in (0, 1)]
 
     assert drawn(0, 1) == drawn(0, 1)
+    assert AttackedStrategy(FedAvg(), "alie", 2).colluders.seed == 0  # as documented
     assert len({*drawn(0, 1), *drawn(0, 2), *drawn(1, 1)}) == 6
 
 

@@ -73,6 +73,17 @@ def alarms(result):
     return [number for number, metrics in rounds if "diverged" in metrics]
 
 
+@pytest.mark.parametrize("rollback", [False, True])
+def test_metrics_of_an_ordinary_evaluation_pass_unchanged(rollback):
+    guard = DivergenceGuard(FedAvg(), rollback)
+    InProcessGrid(ClientApp(), 1)  # who sends messages
+    for number in range(1, 4):
+        asked = Message(RecordDict(), 2, "evaluate")
+        content = RecordDict({"m": MetricRecord({"num-examples": 1, "loss": 0.5})})
+        reply = Message(content, reply_to=asked)
+        assert guard.aggregate_evaluate(number, [reply]) == {"loss": 0.5}
+
+
 @pytest.mark.parametrize("inside", [FedAvg, FedAdam, FedYogi, FedAvgM])
 @pytest.mark.parametrize("rollback", [False, True])
 def test_an_ordinary_run_is_left_alone(inside, rollback):

@@ -50,6 +50,30 @@ def test_counts():
     assert ledger[5].missing == 2 and ledger[5].suspicion == 0.0
 
 
+@pytest.mark.parametrize("reason", ["shape", "not-finite"])
+def test_a_proof_or_a_fault_ranks_as_farthest_and_is_no_evidence_of_ranks(reason):
+    ledger = Ledger()
+    ledger.note([1], rejected=[(4, reason), (5, "weight")])
+    record = ledger[4]
+    assert (record.ranked, record.height, record.depth) == (1, 1.0, 0.0)
+    assert (record.tested, record.tested_height, record.tested_depth) == (0, 0.0, 0.0)
+    assert ledger[5].ranked == 0
+
+
+@pytest.mark.parametrize("distances", [[1.0], [1.0, 2.0, 3.0]])
+def test_distances_of_other_nodes_are_refused(distances):
+    with pytest.raises(ValueError, match="zip"):
+        Ledger().note([1, 2], distances=distances)
+
+
+def test_violators_with_the_most_proofs_and_faults_come_first():
+    ledger = Ledger()
+    for node, times in [(1, 1), (2, 3), (3, 2)]:
+        ledger.note([], rejected=[(node, "shape"), (node, "not-finite")] * times)
+    assert ledger.violators(1) == [2, 3, 1]
+    assert ledger.violators(4) == [2, 3] and ledger.violators(5) == [2]
+
+
 @pytest.mark.parametrize("predictable", [False, True])
 def test_heights_by_hand(predictable):
     """n = 5, f = 1: ranks 1 to 5 are heights 0, ⅛, ⅜, ⅝, ⅞, and depths from ⅞ to 0."""

@@ -161,7 +161,6 @@ class Checkpointed(StrategyWrapper):
             return
         if metrics is not None:
             history.evaluate_metrics_serverapp[server_round] = metrics
-        history.arrays = run.arrays
         grid = _as_simulated(run.grid)
         layers = zip(self._layers(run), self._begun, strict=True)
         self._saved = server_round
