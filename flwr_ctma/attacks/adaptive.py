@@ -49,6 +49,7 @@ class Adaptive(RuleAware, name="adaptive"):
     The honest updates differ in the second coordinate. There the mean of the two rows
     that CTMA keeps moves farther than along −μ:
 
+    >>> import numpy as np
     >>> from flwr_ctma.aggregators import CTMA, CwMed
     >>> from flwr_ctma.attacks import OptimalIPM
     >>> honest = np.array([[1.0, 2.0], [1.0, 0.0], [1.0, -2.0]])

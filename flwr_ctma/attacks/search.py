@@ -166,11 +166,13 @@ class Search:
         root = np.sqrt(known.shares)
         values, vectors = np.linalg.eigh(root[:, None] * centred.gram() * root)
         tiny = 1e-9 * max(float(values[-1]), 1e-300)
-        return [
+        found = [
             centred.combine(root * vectors[:, i] * (known.spread / sqrt(values[i])))[0]
             for i in reversed(range(len(values)))
             if values[i] > tiny
         ]
+        # An eigenvector has no sign: each is turned against the mean.
+        return [p if np.dot(p, known.mean) <= 0 else -p for p in found]
 
     def _stack(self, rows: Rows | list[Rows]) -> Updates:
         """Return rows, with the reference of the rule in use if it has one."""
