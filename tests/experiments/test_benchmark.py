@@ -169,19 +169,19 @@ def test_suite_runs_from_end_to_end_and_resumes(suite, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("seeds = [1, 2]", "seads = [1]", "did you mean `seeds`"),
+        ("seeds = [1, 2]", "seads = [1]", "Did you mean `seeds`"),
         ("seeds = [1, 2]", "", "`seeds` should be a list of different whole numbers"),
         ("seeds = [1, 2]", "seeds = [1, 1]", "different whole numbers"),
         ("seeds = [1, 2]", "seeds = [true]", "different whole numbers"),
         ("last = 1", "last = 0", "`last` should be a whole number of at least 1"),
         ('["none", "ipm"]', '["ipm"]', "attacks with `none` among them"),
-        ('["none", "ipm"]', '["none", "imp"]', "did you mean `ipm`"),
-        ('"mean", ', '"maen", ', "did you mean `mean`"),
+        ('["none", "ipm"]', '["none", "imp"]', "Did you mean `ipm`"),
+        ('"mean", ', '"maen", ', "Did you mean `mean`"),
         ('"mean", ', "{ memory = 0.5 }, ", "`rules` should be a list of rules"),
         ("num-nodes = 5", "num-nods = 5", "Did you mean `num-nodes`"),
         ("num-nodes = 5", "num-nodes = []", "`regimes` should be an array of tables"),
         ("learning-rate = [0.3, 0.1]", "learning-rate = [0]", "`tuning` should be"),
-        ("[tuning]", "[turning]", "did you mean `tuning`"),
+        ("[tuning]", "[turning]", "Did you mean `tuning`"),
         ("last = 1", "last = ", "a TOML file, or one of digits, full, quick"),
     ],
 )
