@@ -95,7 +95,7 @@ def draws(generator):
             )
         ),
     ],
-    ids=str,
+    ids=lambda one: type(getattr(one, "bit_generator", one)).__name__,
 )
 def test_generator_goes_on_where_it_was(generator, tmp_path):
     if not isinstance(generator, np.random.Generator):
