@@ -8,7 +8,7 @@ from flwr_ctma.strategy.robust import RobustStrategy
 
 
 def pytest_collection_modifyitems(items):
-    """Refuse names with an address: the processes of pytest-xdist must agree on them."""
+    """Refuse names with an address: the processes of pytest-xdist must agree."""
     named = [item.nodeid for item in items if " at 0x" in item.nodeid]
     if named:
         raise pytest.UsageError(f"Give these parameters `ids`: {named}")
