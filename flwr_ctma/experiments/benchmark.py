@@ -122,7 +122,7 @@ class Suite:
         return suite
 
     def tuning_runs(self) -> list[PlannedRun]:
-        """Return the runs on validation data, of which each rate has as many."""
+        """Return the runs on validation data, equally many for each rate."""
         return [
             self._planned(
                 *(regime, rule, attack, seed),
