@@ -113,7 +113,8 @@ def compare(
         plan = Sweep(flower_app, runs)
         root = output or Path("runs") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
         kind = options.grid_type(batched)
-        show_plan(plan, root, screen, workers, kind, dry_run)
+        if dry_run or engine is EngineName.IN_PROCESS:  # Ray has no estimate
+            show_plan(plan, root, screen, workers, kind, dry_run)
         _write_config(root, settings, runs, engine)
         states = (
             plan.run(root, workers, kind)

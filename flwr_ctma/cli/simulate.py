@@ -29,7 +29,7 @@ def simulate(
     """Run a Flower app once, in this process and without Ray.
 
     It runs the ServerApp and the ClientApp that `flwr run` runs. No process has to
-    start, so this is the fastest way to test an app. `--json` writes a line for each
+    start, so this is the fastest way to test an app. `--json` writes an entry for each
     round: metrics, and the clients that were asked, rejected or trimmed.
     """
     screen = Screen(quiet, json)

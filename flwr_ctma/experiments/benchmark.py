@@ -32,6 +32,8 @@ _KEYS = {
 }
 _OPTIONAL: Mapping[str, Any] = {"run-config": {}, "metric": "accuracy", "last": 3}
 _SCALAR = (bool, int, float, str)
+# Keys of the run-config that the suite itself sets in each run.
+_SET_BY_SUITE = ("attack", "seed", "learning-rate", "evaluate-on")
 
 Values = Mapping[str, Any]
 Rates = Mapping[str, float]
@@ -120,7 +122,7 @@ class Suite:
         return suite
 
     def tuning_runs(self) -> list[PlannedRun]:
-        """Return the runs on validation data, of which each rate has as many."""
+        """Return the runs on validation data, equally many for each rate."""
         return [
             self._planned(
                 *(regime, rule, attack, seed),
@@ -308,6 +310,12 @@ def _check(content: Values) -> None:
         value = content.get(name, _OPTIONAL.get(name))
         if not _CHECKS[name](value):
             raise parameter_error(name, expected, value)
+    for table in (*content["regimes"], *content["rules"], content.get("run-config")):
+        for name in _SET_BY_SUITE:
+            if isinstance(table, dict) and name in table:
+                expected = f"a table without `{name}`, which the suite sets in each run"
+                remedy = "Write it in the lists `attacks` and `seeds`, or in `tuning`."
+                raise parameter_error("table", expected, table, remedy)
 
 
 def _is_tuning(value: Any) -> bool:

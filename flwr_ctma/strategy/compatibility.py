@@ -124,7 +124,7 @@ def resolve_aggregator(
             "All rows are replies of clients here: use nnm(cwmed), or give "
             "`RobustStrategy` a `server_update`.",
         )
-    if trusted_row and not trusts_a_row(rule):
+    if trusted_row and not any(part.needs_reference for part in iter_rules(rule)):
         raise parameter_error(
             "aggregator",
             "a rule that trusts the server's row, beside `server_update`",

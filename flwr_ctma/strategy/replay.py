@@ -105,7 +105,8 @@ def rebuild(start: Mapping[str, Any]) -> Strategy:
     Raises
     ------
     AuditError
-        If it holds a strategy of neither Flower nor this project, or a detector.
+        If it holds a strategy of neither Flower nor this project, a detector, or a
+        `server_update`.
     """
     kind = not_rebuilt(start["strategies"])
     if kind:

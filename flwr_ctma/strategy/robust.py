@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
-from flwr_ctma.aggregators import Aggregator, Budget, CenteredClipping
+from flwr_ctma.aggregators import Aggregator, Budget
 from flwr_ctma.aggregators.base import iter_rules
 from flwr_ctma.compat import log
 from flwr_ctma.engine.actors import Unavailable
@@ -146,11 +146,12 @@ class RobustStrategy(StrategyWrapper):
     Notes
     -----
     With f malicious nodes among those asked, a round needs 2f + 1 accepted replies.
-    Each rejected reply that proves its sender malicious lowers that by two. A single
-    fault lowers nothing; of several, half do, rounded up. If proofs and faults are more
-    than f, none do. `flwr_ctma.tracking.evidence` has the reasons of each kind. A round
-    with fewer replies is skipped, and the model stays. To bear f silent nodes as well
-    as f liars, ask 3f + 1.
+    Each rejected reply that proves its sender malicious lowers that by two. Two faults
+    lower nothing; of more, two or half, whichever is more, lower nothing, and each of
+    the others lowers it by two. If proofs and faults are more than f, none do.
+    `flwr_ctma.tracking.evidence` has the reasons of each kind. A round with fewer
+    replies is skipped, and the model stays. To bear f silent nodes as well as f liars,
+    ask 3f + 1.
 
     Metrics are averaged by a trimmed mean, in which all clients count the same. The
     claims of a client about itself move no model, unless `weighted_by_key` lets them.
@@ -239,8 +240,8 @@ class RobustStrategy(StrategyWrapper):
         self._nodes = NodeSelection(
             self.aggregator, weighted, tolerance, self.exclusion, node_timeout
         )
-        self._starts_from_previous = any(
-            isinstance(part, CenteredClipping) for part in iter_rules(self.aggregator)
+        self._starts_from_previous = server_update is None and any(
+            part.needs_reference for part in iter_rules(self.aggregator)
         )
         self._arrays_key: str = setting(strategy, "arrayrecord_key", "arrays")
         self._weight_key: str = setting(strategy, "weighted_by_key", "num-examples")

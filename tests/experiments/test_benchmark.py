@@ -182,6 +182,9 @@ def test_suite_runs_from_end_to_end_and_resumes(suite, tmp_path):
         ("num-nodes = 5", "num-nodes = []", "`regimes` should be an array of tables"),
         ("learning-rate = [0.3, 0.1]", "learning-rate = [0]", "`tuning` should be"),
         ("[tuning]", "[turning]", "Did you mean `tuning`"),
+        ("num-nodes = 5", "seed = 5", "a table without `seed`"),
+        ("memory = 0.5", "learning-rate = 0.5", "without `learning-rate`"),
+        ("batch-size = 4", "evaluate-on = 'validation'", "without `evaluate-on`"),
         ("last = 1", "last = ", "a TOML file, or one of digits, full, quick"),
     ],
 )

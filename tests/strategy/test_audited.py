@@ -71,9 +71,8 @@ def run(
     random.seed(1)
     settings = {"fraction_train": 1.0, "min_train_nodes": N, **settings}
     flower = inside(fraction_evaluate=0.0, min_available_nodes=N, **settings)
-    robust = RobustStrategy(
-        flower, "ctma(cwmed)", num_malicious_nodes=3, **(robustly or {})
-    )
+    robustly = {"aggregator": "ctma(cwmed)", **(robustly or {})}
+    robust = RobustStrategy(flower, num_malicious_nodes=3, **robustly)
     strategy = around(Audited(robust, file, KEY, keep))
     start = ArrayRecord([np.zeros(6)])
     result = strategy.start(InProcessGrid(client_app(), N), start, rounds)
@@ -194,6 +193,21 @@ def test_a_detector_that_verify_cannot_build_is_named_before_the_run(tmp_path, c
     entries = read_trail(file)
     assert any(entry["excluded"] for entry in entries[1:-1])
     assert replay(file, entries, robust) == 4
+
+
+def test_a_server_update_that_verify_cannot_build_is_named_before_the_run(
+    tmp_path, caplog
+):
+    def server_update(server_round, arrays):
+        return ArrayRecord({name: arrays[name] for name in arrays})
+
+    file = tmp_path / "audit.jsonl"
+    settings = {"aggregator": "zeno(cwmed)", "server_update": server_update}
+    run(file, robustly=settings)
+    assert "cannot build the server_update" in caplog.text
+    found = verify(file)
+    assert found.exit_code == 1
+    assert "cannot be built from the trail" in found.output.replace("\n", " ")
 
 
 def test_another_strategy_gives_another_result(trail):

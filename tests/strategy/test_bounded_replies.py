@@ -9,8 +9,14 @@ from flwr.serverapp.strategy import FedAdam, FedAvg
 
 from flwr_ctma.messages.bounded_grid import REFUSED_REPLY, BoundedGrid
 from flwr_ctma.messages.reply_size import ReplyLimit
+from flwr_ctma.simulation.clock import ArrivalGrid, Proportional
 from flwr_ctma.simulation.grid import InProcessGrid
-from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy, RobustStrategy
+from flwr_ctma.strategy import (
+    AnyTimeSGD,
+    AsyncRobustStrategy,
+    Checkpointed,
+    RobustStrategy,
+)
 from flwr_ctma.strategy.grace_period import GracePeriod, GracePeriodGrid
 from flwr_ctma.strategy.round.inner import without_rounding
 
@@ -127,6 +133,24 @@ def test_constants_stay_in_asynchronous_training():
     np.testing.assert_array_equal(result.arrays["attn.mask"].numpy(), MASK)
     w = result.arrays["w"].numpy()
     assert np.isfinite(w).all() and (w > 0.1).all()
+
+
+def test_resumed_asynchronous_run_knows_its_constants(tmp_path):
+    """Messages on their way, which the checkpoint holds, have the constants too."""
+
+    def go(rounds, folder):
+        strategy = AsyncRobustStrategy(
+            AnyTimeSGD(0.2, "fixed(gamma=1)"),
+            num_malicious_nodes=1,
+            constant_keys=["mask"],
+            min_available_nodes=5,
+        )
+        outer = Checkpointed(strategy, tmp_path / folder)
+        grid = ArrivalGrid(app, 5, Proportional())
+        return outer.start(grid, START, num_rounds=rounds).arrays
+
+    go(2, "a")
+    assert go(4, "a") == go(4, "b")
 
 
 def test_infinite_constants_are_no_difference_between_equal_models():

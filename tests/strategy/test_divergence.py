@@ -115,6 +115,15 @@ def test_a_run_whose_rounds_are_all_taken_back_is_an_error():
         run(strategy, clients(rate=30.0), rounds=6)
 
 
+def test_second_run_of_a_guard_knows_nothing_of_the_first():
+    guard = DivergenceGuard(robust(), rollback=True)
+    run(guard, clients(wild=(8,)), rounds=8)
+    again = run(guard, clients(), rounds=3, initial=INITIAL + 50)
+    new = run(DivergenceGuard(robust()), clients(), rounds=3, initial=INITIAL + 50)
+    assert alarms(again) == []
+    assert again.arrays == new.arrays
+
+
 def test_slow_growth_is_noticed_as_well():
     """Without a loss: of steps 2, 4, 8, … the seventh is too long for the median."""
     result = run(

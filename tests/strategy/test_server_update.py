@@ -1,11 +1,16 @@
 """A server with data of its own: its update is the row that rules trust."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
 from flwr_ctma import parse_aggregator
+from flwr_ctma.aggregators import Aggregator
+from flwr_ctma.aggregators.base import Combination
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import AsyncRobustStrategy, Checkpointed, RobustStrategy
 from flwr_ctma.strategy.anytime import AnyTimeSGD
@@ -124,6 +129,26 @@ def test_exception_ends_the_run_with_its_round():
 def test_server_update_for_a_rule_that_does_not_use_it_is_refused(rule):
     with pytest.raises(ValueError, match="beside `server_update`"):
         run(rule)
+
+
+@dataclass(frozen=True)
+class Follow(Aggregator):
+    """A rule of an app's own: its reference, or else the mean."""
+
+    needs_reference: ClassVar[bool] = True
+
+    def _point(self, rows, budget):
+        if rows.reference is None:
+            return Combination(np.full(rows.n, 1 / rows.n))
+        return Combination(np.eye(rows.stack.n)[rows.reference])
+
+
+@pytest.mark.parametrize("train", [server_update, None])
+def test_a_rule_of_an_apps_own_gets_the_reference(train):
+    first = np.mean([update(i, 1) for i in range(N)], axis=0)
+    updates = [own(t) if train else first for t in range(1, 4)]
+    found = flat(run(Follow(), train).arrays)
+    np.testing.assert_allclose(found, flat(START) + sum(updates), atol=2e-6)
 
 
 def test_server_update_that_is_no_function_is_refused():

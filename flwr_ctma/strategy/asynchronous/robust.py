@@ -213,7 +213,7 @@ class AsyncRobustStrategy(HookedStrategy):
         """Forget the nodes and the time of a run before; a checkpoint is read later."""
         known = self.clients
         self.clients = ClientUpdates(known.f, known.max_share, known.client_weighting)
-        self._pending = PendingMessages()
+        self._pending = PendingMessages(self.constant_keys)
         self._elapsed, self._began = 0.0, math.nan
         return grid
 

@@ -57,7 +57,7 @@ class Progress:
         self._count(details)
 
     def close(self, strategy: str, has_model: bool) -> None:
-        """Count a round of which the strategy inside has made a model, or none."""
+        """Count a round, with or without a model from the strategy inside."""
         self.aggregated += has_model
         if not has_model:
             self._count([("no-model", f"round without a model from {strategy}")])

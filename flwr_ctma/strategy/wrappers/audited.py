@@ -244,6 +244,8 @@ def not_rebuilt(strategies: Sequence[Mapping[str, Any]]) -> str | None:
             return str(part["kind"])
         if part["settings"].get("detector"):
             return f"the detector {part['settings']['detector']}"
+        if part["settings"].get("server_update"):
+            return f"the server_update {part['settings']['server_update']}"
     return None
 
 
@@ -354,6 +356,8 @@ def _describe(part: Strategy) -> dict[str, Any]:
             settings[name] = str(value)
         elif name == "detector" and value is not vars(part).get("ledger"):
             settings[name] = type(value).__name__
+        elif name == "server_update" and value is not None:
+            settings[name] = getattr(value, "__qualname__", type(value).__name__)
         elif isinstance(value, Exclusion):
             settings[name] = {
                 key: getattr(value, key)

@@ -113,6 +113,10 @@ class DivergenceGuard(StrategyWrapper):
         self.rollback = rollback
         self.factor = factor
         self.max_rollbacks = max_rollbacks
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget the run before."""
         self._steps = _Series()
         self._losses: dict[str, _Series] = {}
         self._rollbacks = 0
@@ -128,6 +132,11 @@ class DivergenceGuard(StrategyWrapper):
         log(INFO, "\t│\t├── Explosion: %g times what is usual", self.factor)
         log(INFO, "\t│\t└── Rolls back: %s", self.rollback)
         super().summary()
+
+    def prepare_grid(self, grid: Grid, num_rounds: int) -> Grid:
+        """Forget the run before; a checkpoint is read later."""
+        self._forget()
+        return grid
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -283,8 +283,6 @@ def run_strategy(
             "evaluate_fn": evaluate,
         }
         asynchronous = next((one for one in hooks if one.is_asynchronous), None)
-        # Python has called the `start` of the outermost layer already.
-        own = next((one for one in layers[1:] if _has_own_start(one)), None)
         given |= settings
         if asynchronous is not None:
             result = asynchronous.run_rounds(_view(strategy, run), **given)
