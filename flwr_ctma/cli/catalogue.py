@@ -28,7 +28,7 @@ def attacks(json: Json = False) -> None:
 
 def _show(registry: Mapping[str, type], as_json: bool) -> None:
     screen = Screen(quiet=False, as_json=as_json)
-    entries = {name: _described(kind) for name, kind in registry.items()}
+    entries = {name: _described(kind) for name, kind in sorted(registry.items())}
     if as_json:
         screen.json(
             {

@@ -16,7 +16,13 @@ from flwr_ctma.cli.runs import collect_runs, finish, show_plan
 from flwr_ctma.cli.screen import Screen, errors_as_sentences
 from flwr_ctma.cli.tables import comparison_table
 from flwr_ctma.errors import parameter_error
-from flwr_ctma.experiments.app import App, FlowerApp, num_nodes_for, parse_app
+from flwr_ctma.experiments.app import (
+    App,
+    FlowerApp,
+    merge_overrides,
+    num_nodes_for,
+    parse_app,
+)
 from flwr_ctma.experiments.comparison import (
     comparison_runs,
     run_one_by_one,
@@ -96,6 +102,7 @@ def compare(
     with errors_as_sentences():
         flower_app = parse_app(app)
         settings = flower_app.run_config(*run_config)
+        _refuse_axes(merge_overrides(*run_config))
         if missing := sorted(_KEYS - set(settings)):
             expected = f"an app whose run-config has the keys {', '.join(missing)}"
             raise parameter_error(
@@ -129,10 +136,24 @@ def compare(
     finish(finished, root, screen, "accuracy", 1)
 
 
+def _refuse_axes(overrides: Mapping[str, Any]) -> None:
+    for key in ("aggregator", "partitioner"):
+        if key in overrides:
+            expected = f"without `{key}`, as a comparison varies it"
+            remedy = f"Write `--{key}` in place of `-c`."
+            raise parameter_error(
+                "run-config", expected, f"{key}={overrides[key]}", remedy
+            )
+
+
 def _check(
     settings: Mapping[str, Any], aggregators: Sequence[str], attacks: Sequence[str]
 ) -> None:
     n, f = num_nodes_for(settings), settings["num-malicious-nodes"]
+    if not 0 <= f < n / 2:
+        expected = f"at least 0 and less than half of num-nodes = {n}"
+        remedy = "No rule withstands a malicious half."
+        raise parameter_error("num-malicious-nodes", expected, f, remedy)
     for rule in aggregators:
         if reason := undefined_reason(rule, n, f):
             raise ValueError(reason)

@@ -7,6 +7,7 @@ import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from flwr_ctma.cli.screen import errors_as_sentences
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.strategy.replay import replay
 from flwr_ctma.tracking.audit import AuditError, read_trail
 
@@ -35,7 +36,10 @@ def verify(
     the replies, it computes each round again, to the bit. It needs no network.
     """
     with errors_as_sentences():
-        public = Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)) if key else None
+        public = _public_key(key) if key else None
+        if not file.is_file():
+            remedy = "`Audited(strategy, path)` writes one."
+            raise parameter_error("file", "an audit trail", str(file), remedy)
         entries = read_trail(file, public)
         if not entries or entries[0].get("kind") != "start":
             raise AuditError(f"{file} is no audit trail: it does not begin with a run")
@@ -48,3 +52,11 @@ def verify(
                 f"{file} has no end: the run goes on or was killed, or lines were cut "
                 "off. Accept that with --unfinished"
             )
+
+
+def _public_key(text: str) -> Ed25519PublicKey:
+    try:
+        return Ed25519PublicKey.from_public_bytes(bytes.fromhex(text))
+    except ValueError as error:
+        remedy = "It is the `key` in the first line of a trail that you trust."
+        raise parameter_error("key", "64 hexadecimal digits", text, remedy) from error

@@ -125,23 +125,26 @@ def advise(
         if (one["steps"], one["data"]) == (steps, data)
     ]
     if not known:
-        measured = {f"{one['steps']} and {one['data']}" for one in content["results"]}
-        raise parameter_error(
-            "steps and data",
-            f"a measured pair: {', '.join(sorted(measured))}",
-            f"{steps} and {data}",
-            "Compare rules in your app with `flwr-ctma tournament`.",
+        measured = " or ".join(
+            f"`--steps {one} --data {other}`"
+            for one, other in sorted(
+                {(one["steps"], one["data"]) for one in content["results"]}
+            )
         )
+        remedy = "For others, compare rules in your app with `flwr-ctma tournament`."
+        found = f"{steps}, with data = {data}"
+        raise parameter_error("steps", f"measured: {measured}", found, remedy)
     shares = sorted({_share(one) for one in known})
     enough = [share for share in shares if share >= malicious / num_nodes]
     if not enough:
         most = max(known, key=_share)
+        needed = -(-malicious * most["num-nodes"] // most["malicious"])
         raise parameter_error(
             "malicious",
             f"at most {most['malicious']} of {most['num-nodes']}, the largest share "
-            f"that was measured with {data} data and steps on the {steps}",
+            f"measured for `--steps {steps} --data {data}`",
             f"{malicious} of {num_nodes}",
-            "Admit more honest clients, or compare rules in your app with "
+            f"Ask {needed} clients or more, or compare rules in your app with "
             "`flwr-ctma tournament`.",
         )
     rows = [

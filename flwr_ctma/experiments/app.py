@@ -26,7 +26,14 @@ from flwr_ctma.errors import did_you_mean, parameter_error
 from flwr_ctma.simulation.arrivals import grid_of
 from flwr_ctma.simulation.grid import InProcessGrid
 
-__all__ = ["App", "FlowerApp", "ModuleApp", "num_nodes_for", "parse_app"]
+__all__ = [
+    "App",
+    "FlowerApp",
+    "ModuleApp",
+    "merge_overrides",
+    "num_nodes_for",
+    "parse_app",
+]
 
 _NUM_NODES = 17
 
@@ -108,7 +115,7 @@ class FlowerApp(App):
     def run_config(self, *overrides: str | Mapping[str, Any]) -> dict[str, Any]:
         """Return the app's defaults, then the overrides; see `App.run_config`."""
         defaults = flatten_dict(self.settings.get("config"))
-        given = _merge(overrides)
+        given = merge_overrides(*overrides)
         for key in given:
             if key not in defaults:
                 allowed = f"one of {', '.join(sorted(defaults))}"
@@ -142,7 +149,7 @@ class ModuleApp(App):
 
     def run_config(self, *overrides: str | Mapping[str, Any]) -> dict[str, Any]:
         """Return the overrides: such an app declares no defaults and no keys."""
-        return _merge(overrides)
+        return merge_overrides(*overrides)
 
     def load(self) -> tuple[ServerApp, ClientApp]:
         """Import both modules.
@@ -196,7 +203,8 @@ def num_nodes_for(run_config: Mapping[str, Any], given: int | None = None) -> in
     return count
 
 
-def _merge(overrides: tuple[str | Mapping[str, Any], ...]) -> dict[str, Any]:
+def merge_overrides(*overrides: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that the overrides of a run-config give; later ones win."""
     merged: dict[str, Any] = {}
     for one in overrides:
         merged |= _parse(one) if isinstance(one, str) else one

@@ -188,13 +188,17 @@ def test_line_that_cannot_be_read_exits_with_2(words, said):
         (["tournament", "no/app"], "no/app"),
         (["sweep", "no.toml"], "no.toml"),
         (["report", "no/run"], "no/run"),
+        (["verify", "no-trail"], "`file` should be an audit trail"),
+        (["verify", "a-file", "--key", "zz"], "`key` should be 64 hexadecimal"),
+        (["compare", str(ROOT), "-c", "num-malicious-nodes=9"], "num-nodes = 17"),
+        (["compare", str(ROOT), "-c", 'aggregator="gm"'], "Write `--aggregator`"),
         (["compare", str(ROOT), "--output", "a-file/run"], "a-file/run"),
         (["tournament", str(ROOT), "--output", "a-file/run"], "a-file"),
         (["sweep", "grid.toml", str(ROOT), "--output", "a-file/run"], "a-file"),
         (["report", "runs", "--output", "a-file/page.html"], "a-file"),
     ],
 )
-def test_what_is_not_there_or_cannot_be_written_is_a_sentence(
+def test_what_is_not_there_or_cannot_be_used_is_a_sentence(
     words, said, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)

@@ -106,7 +106,8 @@ class NodeSelection:
                 return
             remedy = (
                 "Start more nodes (Flower's simulation: `flwr run . "
-                f'--federation-config "num-supernodes={needed}"`), or lower '
+                f'--federation-config "num-supernodes={needed}"`; '
+                f"in one process: `flwr-ctma simulate --num-nodes {needed}`), or lower "
                 "`num_malicious_nodes`."
             )
             waited = time.monotonic() - began
