@@ -81,7 +81,7 @@ print(cpu_primitives().__name__)
 @given(rows=BLOCKS, data=st.data())
 def test_products_equal_float64(loops, rows, data):
     some = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, unique=True))
-    exact = rows.astype(np.float64)
+    exact = rows.astype(np.longdouble)  # float64 would have an error of its own
     size = np.abs(exact) @ np.abs(exact).T
     found = loops.products([rows[:, :40], rows[:, 40:]], len(rows), some)
     assert found.dtype == np.float64

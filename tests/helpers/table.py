@@ -128,6 +128,7 @@ UNLIKE = {
     "bounded": "a row unlike all others counts most",
     "average": "no row counts if all are alike",
 }
+COPIES = {"bounded": "near copies that are honest are taken for colluders"}
 AT_ONCE = dict.fromkeys(
     ["majority", "bounded"], "a lie far away hides a nearer one from the direction"
 )
@@ -380,6 +381,7 @@ TABLE = [
         partial(o.distinct, partial(o.ctma, o.gm), nearer=0.1),
         (1.255556, 1.522222, -1.666667),
         flat=True,
+        exempt=COPIES,
     ),
     Rule(
         "zeno(cwmed)",
