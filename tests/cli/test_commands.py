@@ -133,7 +133,7 @@ def test_only_the_first_run_ends_the_others_if_it_cannot_begin(tmp_path):
         (("-c", "sead=1"), "Did you mean `seed`"),
         (("--aggregator", "ctma(kurm)"), "Did you mean `krum`"),
         (("--attack", "sinflip"), "Did you mean `signflip`"),
-        (("-c", "num-malicious-nodes=3"), "smaller than n/2 = 2.5"),
+        (("-c", "num-malicious-nodes=3"), "less than half of num-nodes = 5"),
         (("--aggregator", "krum", "-c", "num-malicious-nodes=2"), "at most 1 for krum"),
         (("-c", 'optimizer="adam"'), "one of mu2, momentum, sgd"),
     ],
