@@ -43,14 +43,16 @@ def _spelling(parse: Callable[[str], Any]) -> Check:
 def _is_dataset(name: str) -> bool:
     folder = Path(name).expanduser()
     local = name.startswith((".", "/", "~"))
-    hub = not local and name.count("/") <= 1  # `digits` included
+    hub = not local and name.count("/") <= 1  # bundled ones included
     return hub or folder.is_dir()
 
 
 _AT_LEAST_1 = _must_be("at least 1", lambda x: x >= 1)
 _POSITIVE = _must_be("finite and greater than 0", lambda x: 0 < x < math.inf)
 _NOT_NEGATIVE = _must_be("finite and at least 0", lambda x: 0 <= x < math.inf)
-_DATASET = "`digits`, a name such as `ylecun/mnist`, or an existing folder"
+_DATASET = (
+    "`digits`, `breast-cancer`, a name such as `ylecun/mnist`, or an existing folder"
+)
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,15 @@ class RunConfig:
     attack : str
         Attack of the malicious clients, such as `signflip`; `none` for no attack.
     dataset : str
-        `digits`, a name on the Hugging Face Hub, or a local folder in its layout.
+        `digits`, `breast-cancer`, a name on the Hugging Face Hub, or a local folder in
+        its layout.
     partitioner : str
         `iid` or `dirichlet`.
     alpha : float
         Concentration of the Dirichlet partitioner; a small one makes clients differ.
     model : str
-        `small`, or `paper`: the network of the paper, with batch normalisation.
+        `small` or `paper`: convolutions, those of the paper with batch normalisation;
+        `transformer`: a vision transformer; `mlp`: one hidden layer.
     optimizer : str
         `mu2`, `momentum` or `sgd`, with their settings: `mu2(floored)`.
     steps_on : str
@@ -148,7 +152,7 @@ class RunConfig:
     dataset: Annotated[str, _must_be(_DATASET, _is_dataset)]
     partitioner: Annotated[str, _one_of("iid", "dirichlet")]
     alpha: Annotated[float, _POSITIVE]
-    model: Annotated[str, _one_of("small", "paper")]
+    model: Annotated[str, _one_of("small", "paper", "mlp", "transformer")]
     optimizer: Annotated[str, _spelling(parse_optimizer)]
     steps_on: Annotated[str, _one_of("clients", "server")]
     local_steps: Annotated[int, _AT_LEAST_1]

@@ -17,7 +17,8 @@ from flwr.clientapp import ClientApp
 
 from clients.config import RunConfig
 from clients.flat import FlatNetwork
-from clients.task import Examples, build_model, evaluate, find_device, load_train
+from clients.models import build_model
+from clients.task import Examples, evaluate, find_device, load_train
 from flwr_ctma.attacks import poison
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.arrays import records_of

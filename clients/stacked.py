@@ -2,7 +2,8 @@
 
 Clients that received the same model share the forward pass and the gradients of the
 activations: their batches form one large batch. Networks with different weights become
-groups of channels of one network.
+groups of channels of one network. Networks of other layers, such as a transformer, are
+mapped over their weights.
 """
 
 from collections import defaultdict
@@ -12,7 +13,9 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clients.task import Examples
 
@@ -25,6 +28,7 @@ _COMMON_PIXELS = 524_288
 # Numbers below a kernel, up to which a product is faster than a convolution.
 _FEW_INPUTS = 32
 
+_Dropout = nn.modules.dropout._DropoutNd
 _aten = torch.ops.aten
 
 
@@ -53,9 +57,13 @@ def architecture_of(model: nn.Module) -> str | None:
     """Describe an architecture that `gradients` can compute in groups, or return None.
 
     Supported are convolutions, batch normalisation, pooling, and linear layers at the
-    end. Random layers such as dropout are not: they would draw other numbers.
+    end; and all networks without buffers. Random layers such as dropout are not: they
+    would draw other numbers.
     """
-    return repr(model) if all(map(_is_supported, _layers(model))) else None
+    has_buffers = any(True for _ in model.buffers())
+    is_random = any(isinstance(m, _Dropout) and m.p > 0 for m in model.modules())
+    mapped = not has_buffers and not is_random
+    return repr(model) if mapped or _are_layers_supported(model) else None
 
 
 def parameter_views(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -98,11 +106,12 @@ def _group_gradients(
     requests: Sequence[GradientRequest],
 ) -> list[tuple[float, Tensor]]:
     first = requests[0]
-    if _has_common_weights(requests):
+    supported = _are_layers_supported(first.model)
+    if supported and _has_common_weights(requests):
         return _common_weights(requests)
     if len(requests) == 1:
         return [_autograd(first)]
-    return _grouped_channels(requests)
+    return _grouped_channels(requests) if supported else _mapped(requests)
 
 
 def _has_common_weights(requests: Sequence[GradientRequest]) -> bool:
@@ -299,6 +308,25 @@ def _grouped_channels(
     return list(zip(losses.tolist(), found, strict=True))
 
 
+def _mapped(requests: Sequence[GradientRequest]) -> list[tuple[float, Tensor]]:
+    """Compute networks without buffers, each with its own weights, by `vmap`."""
+    model = requests[0].model
+    matrix = torch.stack([request.weights.detach() for request in requests])
+    matrix.requires_grad_()
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    weights = dict(zip(names, _stacked_views(matrix, parameters), strict=True))
+    images = torch.stack([request.batch.images for request in requests])
+    labels = torch.stack([request.batch.labels for request in requests])
+
+    def loss(own: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return functional.cross_entropy(functional_call(model, own, (x,)), y)
+
+    with sdpa_kernel(SDPBackend.MATH):  # the others know no batches of networks
+        losses = vmap(loss)(weights, images, labels)
+        (found,) = torch.autograd.grad(losses.sum(), matrix)
+    return list(zip(losses.tolist(), found, strict=True))
+
+
 def _normalize(
     x: Tensor, norms: Sequence[nn.BatchNorm2d], weight: Tensor, bias: Tensor
 ) -> Tensor:
@@ -321,6 +349,10 @@ def _normalize(
 
 def _layers(model: nn.Module) -> list[nn.Module]:
     return list(model) if type(model) is nn.Sequential else [model]
+
+
+def _are_layers_supported(model: nn.Module) -> bool:
+    return all(map(_is_supported, _layers(model)))
 
 
 def _is_supported(layer: nn.Module) -> bool:

@@ -1,6 +1,7 @@
-"""What every client and the server share: the data, the model and its evaluation."""
+"""What every client and the server share: the data, and the evaluation of a model."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -13,11 +14,13 @@ from datasets import (
     DatasetDict,
     Features,
     Image,
+    List,
+    Value,
     disable_progress_bars,
     load_dataset,
 )
 from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, Partitioner
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_breast_cancer, load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,7 +29,6 @@ from flwr_ctma.errors import parameter_error
 
 __all__ = [
     "Examples",
-    "build_model",
     "evaluate",
     "find_device",
     "load_held_out",
@@ -43,7 +45,10 @@ Source = tuple[str, str]
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled images: (m, channels, height, width) in [-1, 1], and m class numbers."""
+    """Labelled images: (m, channels, height, width) in [-1, 1], and m class numbers.
+
+    A row of features is an image of one channel and one row of pixels.
+    """
 
     images: Tensor
     labels: Tensor
@@ -74,37 +79,6 @@ def load_train(config: RunConfig, partition: int, num_partitions: int) -> Exampl
 def load_held_out(config: RunConfig) -> Examples:
     """Load the examples that no client has, which the server evaluates on."""
     return _held_out((config.dataset, config.evaluate_on))
-
-
-def build_model(like: Examples, config: RunConfig) -> nn.Module:
-    """Build a convolutional network for images of this shape.
-
-    `small` has kernels of 3 × 3; `paper` has kernels of 5 × 5, each layer normalised
-    over its batch. The same seed gives the same initial weights, whatever ran before.
-    """
-    _, channels, height, width = like.images.shape
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        layer = {"small": _small_layer, "paper": _paper_layer}[config.model]
-        return nn.Sequential(
-            *layer(channels, 16),
-            *layer(16, 32),
-            nn.Flatten(),
-            nn.Linear(32 * (height // 4) * (width // 4), like.num_classes),
-        )
-
-
-def _small_layer(inside: int, outside: int) -> Iterator[nn.Module]:
-    yield nn.Conv2d(inside, outside, kernel_size=3, padding=1)
-    yield nn.MaxPool2d(2)  # before ReLU: the same numbers, a quarter of the work
-    yield nn.ReLU()
-
-
-def _paper_layer(inside: int, outside: int) -> Iterator[nn.Module]:
-    yield nn.Conv2d(inside, outside, kernel_size=5, padding=2)
-    yield nn.BatchNorm2d(outside)
-    yield nn.MaxPool2d(2)
-    yield nn.ReLU()
 
 
 @torch.no_grad()
@@ -166,13 +140,16 @@ def _splits(source: Source) -> DatasetDict:
 
 @lru_cache(maxsize=1)
 def _loaded(dataset: str) -> DatasetDict:
-    if dataset == "digits":
-        return _digits()
+    if dataset in _BUNDLED:
+        return _BUNDLED[dataset]().train_test_split(
+            test_size=0.2, stratify_by_column="label", seed=0
+        )
     try:
         splits = load_dataset(str(Path(dataset).expanduser()))
     except Exception as error:
         raise parameter_error(
-            "dataset", "`digits` or loadable by `datasets`", dataset, str(error)
+            *("dataset", f"one of {', '.join(_BUNDLED)}, or loadable by `datasets`"),
+            *(dataset, str(error)),
         ) from error
     if not {"train", "test"} <= set(splits):
         raise parameter_error(
@@ -183,35 +160,63 @@ def _loaded(dataset: str) -> DatasetDict:
     return splits
 
 
-def _digits() -> DatasetDict:
-    """Split scikit-learn's bundled digits: 8 × 8 pixels, no download."""
+def _digits() -> Dataset:
+    """Return scikit-learn's handwritten digits, of 8 × 8 pixels."""
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
     features = Features({"image": Image(), "label": ClassLabel(num_classes=10)})
-    dataset = Dataset.from_dict(
+    return Dataset.from_dict(
         {"image": list(pixels), "label": digits.target}, features=features
     )
-    return dataset.train_test_split(test_size=0.2, stratify_by_column="label", seed=0)
+
+
+def _cancer() -> Dataset:
+    """Return scikit-learn's table of tumours: 30 features, malignant or benign.
+
+    Features are scaled to [-1, 1] by the ranges that the data set's description
+    publishes: no client has to say anything about its own data.
+    """
+    found = load_breast_cancer()
+    published = re.findall(r"\): +([\d.]+) +([\d.]+)$", found.DESCR, re.MULTILINE)
+    low, high = np.array(published, dtype=float).T
+    rows = 2 * (found.data - low) / (high - low) - 1
+    features = Features(
+        {
+            "features": List(Value("float32"), length=rows.shape[1]),
+            "label": ClassLabel(names=[*found.target_names]),
+        }
+    )
+    return Dataset.from_dict(
+        {"features": rows, "label": found.target}, features=features
+    )
+
+
+_BUNDLED = {"digits": _digits, "breast-cancer": _cancer}
+"""Data that scikit-learn has on board: no download."""
 
 
 def _columns(dataset: Dataset) -> tuple[str, str]:
-    """Find the image column and the label column, whatever they are called."""
+    """Find the column of images or features and the labels, whatever their names."""
     kinds = {type(feature): name for name, feature in dataset.features.items()}
-    if Image not in kinds or ClassLabel not in kinds:
+    inputs = kinds.get(Image, kinds.get(List))
+    if inputs is None or ClassLabel not in kinds:
         raise parameter_error(
             "dataset",
-            "one with a column of images and one of class labels",
+            "one with a column of images, or of rows of features, and one of class "
+            "labels",
             dict(dataset.features),
         )
-    return kinds[Image], kinds[ClassLabel]
+    return inputs, kinds[ClassLabel]
 
 
 def _decoded(dataset: Dataset) -> Examples:
-    image, label = _columns(dataset)
+    column, label = _columns(dataset)
     columns = dataset.with_format("numpy")[:]
-    pixels = np.asarray(columns[image])
-    if pixels.ndim == 3:
-        pixels = pixels[..., None]
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    values = np.asarray(columns[column])
+    if isinstance(dataset.features[column], Image):
+        pixels = values[..., None] if values.ndim == 3 else values
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    else:
+        images = torch.from_numpy(values).float()[:, None, None, :]
     labels = torch.from_numpy(np.asarray(columns[label], dtype=np.int64))
     return Examples(images.contiguous(), labels, dataset.features[label].num_classes)

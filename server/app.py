@@ -20,9 +20,9 @@ from flwr.serverapp import Grid, ServerApp
 from safetensors.torch import save_file
 
 from clients.config import RunConfig
+from clients.models import build_model
 from clients.task import (
     Examples,
-    build_model,
     evaluate,
     find_device,
     load_held_out,

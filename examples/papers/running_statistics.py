@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clients.config import RunConfig
-from clients.task import build_model, evaluate, load_held_out, load_train
+from clients.models import build_model
+from clients.task import evaluate, load_held_out, load_train
 from flwr_ctma.experiments.app import FlowerApp
 
 APP = FlowerApp(Path(__file__).parents[2])

@@ -12,7 +12,8 @@ from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file
 
 from clients.config import RunConfig
-from clients.task import build_model, evaluate, load_held_out, load_train
+from clients.models import build_model
+from clients.task import evaluate, load_held_out, load_train
 from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.experiments.processes import RunFailed
 from flwr_ctma.experiments.runtimes import Ray

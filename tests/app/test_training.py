@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from clients import honest
 from clients.config import RunConfig
-from clients.task import build_model, load_held_out, load_train
+from clients.models import build_model
+from clients.task import load_held_out, load_train
 from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.tracking.run_folder import RunFolder

@@ -21,7 +21,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from clients.config import RunConfig
-from clients.task import build_model, load_held_out, load_train
+from clients.models import build_model
+from clients.task import load_held_out, load_train
 from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.simulation.batched import BatchedGrid
 
