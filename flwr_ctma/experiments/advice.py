@@ -102,7 +102,8 @@ def advise(
     Raises
     ------
     ValueError
-        For a wrong parameter, and where the benchmark has no regime near.
+        For a wrong parameter, where the benchmark has no regime near, and where it has
+        no rule that is defined for these numbers.
 
     Examples
     --------
@@ -153,6 +154,17 @@ def advise(
         if _share(one) == enough[0]
         and not undefined_reason(one["rule"], num_nodes, malicious)
     ]
+    if not rows:
+        rules = ", ".join(
+            dict.fromkeys(one["rule"] for one in known if _share(one) == enough[0])
+        )
+        raise parameter_error(
+            "malicious",
+            f"so few that a measured rule ({rules}) is defined for {num_nodes} clients",
+            malicious,
+            "Ask more clients, or compare other rules in your app with "
+            "`flwr-ctma tournament`.",
+        )
     best, *rest = sorted(rows, key=lambda one: float(one["loss"]["mean"]))
     return Advice(
         num_nodes,

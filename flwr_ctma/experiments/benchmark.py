@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flwr_ctma.errors import did_you_mean, parameter_error
-from flwr_ctma.experiments.app import App
+from flwr_ctma.experiments.app import App, merge_overrides
 from flwr_ctma.experiments.intervals import bootstrap_interval
 from flwr_ctma.experiments.sweep import Sweep, check_values, product
 from flwr_ctma.experiments.sweep_results import FinishedRun, PlannedRun
@@ -88,8 +88,9 @@ class Suite:
         Raises
         ------
         ValueError
-            For a file that is no suite, a key that the app does not have, and an
-            unknown rule or attack. The sentence names the file and the key.
+            For a file that is no suite, a key that the app does not have, an unknown
+            rule or attack, and an override of a key that the suite sets. The sentence
+            names the file and the key.
         """
         path = Path(file)
         shipped = sorted(one.stem for one in SUITES.glob("*.toml"))
@@ -115,11 +116,37 @@ class Suite:
                 *(found["attacks"], found["seeds"], found["tuning"], config),
                 *(found["metric"], found["last"]),
             )
+            suite._check_overrides(merge_overrides(*overrides))
+            suite._check_duplicates()
             suite.tuning_runs()
             suite.runs({})
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
         return suite
+
+    def _check_overrides(self, given: Values) -> None:
+        """Refuse a key that the suite would silently overwrite."""
+        points = [*self.regimes, *self.rules]
+        own = {key for point in points for key in point}.union(_SET_BY_SUITE)
+        for key in own.intersection(given):
+            remedy = "Change the suite: copy its TOML file, and name the copy."
+            expected = f"without `{key}`, which the suite sets in its runs"
+            raise parameter_error("run-config", expected, {key: given[key]}, remedy)
+
+    def _check_duplicates(self) -> None:
+        """Refuse entries that are equal, also where their spelling differs."""
+        rules = [self.app.run_config(self.common, rule) for rule in self.rules]
+        regimes = [self.app.run_config(self.common, one) for one in self.regimes]
+        for name, values in (
+            ("rules", rules),
+            ("regimes", regimes),
+            ("attacks", self.attacks),
+            *((f"tuning.{key}", values) for key, values in self.tuning.items()),
+        ):
+            spelt = {"rules": self.rules, "regimes": self.regimes}.get(name, values)
+            for i, value in enumerate(values):
+                if value in values[:i]:
+                    raise parameter_error(name, "a list without duplicates", spelt[i])
 
     def tuning_runs(self) -> list[PlannedRun]:
         """Return the runs on validation data, equally many for each rate."""
@@ -194,7 +221,9 @@ def summarize(
     `scores` has the values by attack, in the order of the seeds; `unattacked` and
     `worst` have mean and 95 % bootstrap interval. `cost` is the loss without an attack
     against the suite's first rule, `loss` that in the worst attack against the first
-    rule without an attack; both are paired by seed. A seed of a regime counts once all
+    rule without an attack; both are paired by seed. `upload-bytes` is what a client
+    sends in a round, and `aggregation-seconds` the time of the aggregation without an
+    attack. A seed of a regime counts once all
     its rules and attacks have ended. A run that failed or diverged has the value 0.
     """
     table: dict[str, dict[str, dict[int, FinishedRun]]] = {}
@@ -230,7 +259,7 @@ def _entries(
     )
     unattacked = values[:, :, suite.attacks.index("none")]
     for i, (rule, row) in enumerate(zip(suite.rules, rows, strict=True)):
-        ended = [row[attack][s] for attack in suite.attacks for s in seeds]
+        peaceful = [row["none"][s] for s in seeds]  # the rest aggregate and attack
         config = suite.app.run_config(suite.common, regime, rule)
         worst = suite.attacks[int(values[i].mean(axis=0).argmin())]
         yield {
@@ -242,14 +271,14 @@ def _entries(
             "rule": rule["aggregator"],
             "memory": rule.get("memory", 0.0),
             "learning-rate": rates[cell(regime, rule)],
+            "learning-rates": sorted(suite.tuning["learning-rate"]),
             "seeds": seeds,
             "unattacked": _summary(unattacked[i]),
             "worst": {"attack": worst} | _summary(values[i], _lowest),
             "cost": _summary(unattacked[0] - unattacked[i]),
             "loss": _summary(unattacked[0][:, None] - values[i], _highest),
-            "seconds-per-round": _per_round(ended, "seconds"),
-            "bytes-per-round": _per_round(ended, "bytes-sent")
-            + _per_round(ended, "bytes-received"),
+            "upload-bytes": _upload(peaceful),
+            "aggregation-seconds": _aggregation(peaceful),
             "scores": {
                 attack: _summary(values[i, :, j])
                 | {"values": [round(float(v), 4) for v in values[i, :, j]]}
@@ -273,10 +302,22 @@ def _summary(samples: Any, statistic: Any = np.mean) -> dict[str, Any]:
     return {"mean": round(float(statistic(rows)), 4), "interval": ends}
 
 
-def _per_round(finished: Sequence[FinishedRun], name: str) -> float:
-    """Return the median over all rounds; 0 if no run reports it."""
-    values = [line[name] for one in finished for line in one.lines if name in line]
-    return round(float(statistics.median(values)), 4) if values else 0.0
+def _upload(finished: Sequence[FinishedRun]) -> int:
+    """Return the median bytes that a client sends in a round; 0 if unknown."""
+    sizes = [
+        line["bytes-received"] / len(line["asked"])
+        for one in finished
+        for line in one.lines
+        if line.get("asked") and "bytes-received" in line
+    ]
+    return round(statistics.median(sizes)) if sizes else 0
+
+
+def _aggregation(finished: Sequence[FinishedRun]) -> float:
+    """Return the median seconds of the aggregation of a round; 0 if unknown."""
+    name = "aggregation-seconds"
+    found = [line[name] for one in finished for line in one.lines if name in line]
+    return round(statistics.median(found), 5) if found else 0.0
 
 
 def _data(config: Values) -> str:

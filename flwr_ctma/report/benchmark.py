@@ -1,15 +1,16 @@
 """Results of the benchmark: figures and a table in Markdown."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flwr_ctma.report.colours import line_styles
 
-__all__ = ["benchmark_table", "loss_chart", "share_chart"]
+__all__ = ["benchmark_table", "loss_chart", "rate_cell", "share_chart"]
 
 Spec = dict[str, Any]
 Results = Sequence[Mapping[str, Any]]
 
+_SPREAD = 3  # from the first rule to the last, in percent of the clients
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
 
 
@@ -56,7 +57,10 @@ def loss_chart(results: Results, field: str, title: str) -> Spec:
 
 
 def share_chart(results: Results, title: str) -> Spec:
-    """Return a figure of the loss in the worst attack by the share of liars."""
+    """Return a figure of the loss in the worst attack by the share of liars.
+
+    Regimes that were measured with one share alone are left out.
+    """
     rules = _rules(results)
     x: Spec = {
         "field": "share",
@@ -64,17 +68,21 @@ def share_chart(results: Results, title: str) -> Spec:
         "title": "Malicious clients (%)",
     }
     x |= {"scale": {"domain": [0, 50]}}
-    y = {"type": "quantitative", "title": "Points lost in the worst attack"}
+    y: Spec = {"type": "quantitative", "title": "Points lost in the worst attack"}
+    y |= {"scale": {"domain": [0, 100]}}
     colour = _colour(rules) | {"legend": {"title": None, "orient": "bottom"}}
     mean = {"x": x, "y": {**y, "field": "mean"}, "color": colour}
+    shares: dict[str, set[float]] = {}
+    for one in results:
+        shares.setdefault(_regime(one, with_share=False), set()).add(_share(one))
     return _panels(
-        results,
+        [one for one in results if len(shares[_regime(one, with_share=False)]) > 1],
         "loss",
         title,
         [
             {"mark": {"type": "line", "point": True}, "encoding": mean},
             {
-                "mark": {"type": "rule", "opacity": 0.5},
+                "mark": {"type": "rule", "strokeWidth": 2},
                 "encoding": {
                     **mean,
                     "y": {**y, "field": "low"},
@@ -88,18 +96,35 @@ def share_chart(results: Results, title: str) -> Spec:
 
 def benchmark_table(results: Results) -> str:
     """Return a table in Markdown, with a row for each rule in each regime."""
-    lines = [
-        "| regime | rule | rate | no attack (%) | worst (%) | attack | points lost |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    titles = ["regime", "rule", "rate", "no attack (%)", "worst (%)", "attack"]
+    titles += ["points lost"]
+    measured = any("upload-bytes" in one for one in results)
+    titles += ["rule (ms)", "upload (kB)"] * measured
+    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     for one in results:
-        lines.append(
-            f"| {_regime(one)} | `{one['rule']}`{_memory(one)} "
-            f"| {one['learning-rate']:g} | {_cell(one['unattacked'])} "
-            f"| {_cell(one['worst'])} | `{one['worst']['attack']}` "
-            f"| {_cell(one['loss'])} |"
-        )
+        cells = [_regime(one), f"`{one['rule']}`{_memory(one)}", rate_cell(one)]
+        cells += [_cell(one["unattacked"]), _cell(one["worst"])]
+        cells += [f"`{one['worst']['attack']}`", _cell(one["loss"])]
+        if measured:
+            cells += [f"{1000 * one['aggregation-seconds']:.1f}"]
+            cells += [f"{one['upload-bytes'] / 1000:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def rate_cell(one: Mapping[str, Any]) -> str:
+    """Return the learning rate, and whether it is at an end of those that were tried.
+
+    Examples
+    --------
+    >>> rate_cell({"learning-rate": 0.3, "learning-rates": [0.03, 0.1, 0.3]})
+    '0.3, the largest tried'
+    """
+    rate, tried = one["learning-rate"], one.get("learning-rates", [])
+    words = [f"{rate:g}"]
+    if len(tried) > 1 and rate in (min(tried), max(tried)):
+        words.append(f"the {'smallest' if rate == min(tried) else 'largest'} tried")
+    return ", ".join(words)
 
 
 def _panels(
@@ -111,8 +136,10 @@ def _panels(
 ) -> Spec:
     panels: dict[str, list[Spec]] = {}
     for one in results:
-        name = _regime(one) if by_share else _regime(one).rpartition(", ")[0]
-        panels.setdefault(name, []).append(next(_values([one], field)))
+        name = _regime(one, with_share=by_share)
+        panels.setdefault(name, []).append(_values(one, field))
+    if not by_share:
+        _set_apart(panels, _rules(results))
     charts = [
         {
             "title": {"text": name, "anchor": "start", "fontSize": 12},
@@ -131,15 +158,25 @@ def _panels(
     }
 
 
-def _values(results: Results, field: str) -> Iterator[Spec]:
-    for one in results:
-        mean, interval = one[field]["mean"], one[field]["interval"]
-        low, high = interval or (mean, mean)
-        share = 100 * one["malicious"] / one["num-nodes"]
-        yield {
-            **{"rule": _rule(one), "share": share, "mean": 100 * mean},
-            **{"low": 100 * low, "high": 100 * high},
-        }
+def _values(one: Mapping[str, Any], field: str) -> Spec:
+    mean, interval = one[field]["mean"], one[field]["interval"]
+    low, high = interval or (mean, mean)
+    return {
+        **{"rule": _rule(one), "share": _share(one), "mean": 100 * mean},
+        **{"low": 100 * low, "high": 100 * high},
+    }
+
+
+def _set_apart(panels: Mapping[str, Sequence[Spec]], rules: Sequence[str]) -> None:
+    """Move the rules apart along the axis, so that no interval hides another."""
+    for values in panels.values():
+        for value in values:
+            place = (rules.index(value["rule"]) + 0.5) / len(rules) - 0.5
+            value["share"] += _SPREAD * place
+
+
+def _share(one: Mapping[str, Any]) -> float:
+    return 100 * float(one["malicious"] / one["num-nodes"])
 
 
 def _rules(results: Results) -> list[str]:
@@ -154,11 +191,12 @@ def _memory(one: Mapping[str, Any]) -> str:
     return f", memory {one['memory']:g}" if one["memory"] else ""
 
 
-def _regime(one: Mapping[str, Any]) -> str:
+def _regime(one: Mapping[str, Any], with_share: bool = True) -> str:
     varied = ("local-steps", "alpha", "fraction-train")
     more = [f"{key} {one['regime'][key]:g}" for key in varied if key in one["regime"]]
     words = [f"steps on the {one['steps']}", f"data {one['data']}", *more]
-    return ", ".join([*words, f"{one['malicious']} of {one['num-nodes']}"])
+    words += [f"{one['malicious']} of {one['num-nodes']}"] * with_share
+    return ", ".join(words)
 
 
 def _colour(rules: Sequence[str]) -> Spec:

@@ -58,7 +58,8 @@ def ended(runs, accuracy):
             [
                 {
                     **{"round": 1, "accuracy": accuracy(run.config), "seconds": 0.5},
-                    **{"bytes-sent": 10, "bytes-received": 20},
+                    **{"asked": [*range(4)], "bytes-received": 20},
+                    "aggregation-seconds": 0.5 if run.config["attack"] == "none" else 9,
                 }
             ],
         )
@@ -114,7 +115,9 @@ def test_losses_are_paired_by_seed_and_against_the_first_rule(suite):
     assert mean["loss"] == {"mean": 0.2, "interval": [0.2, 0.2]}
     assert gm["worst"] == {"attack": "ipm", "mean": 0.35, "interval": [0.3, 0.4]}
     assert gm["scores"]["ipm"]["values"] == [0.3, 0.4]
-    assert (gm["seconds-per-round"], gm["bytes-per-round"]) == (0.5, 30.0)
+    # An attack takes time in the aggregation, which is none of the rule's.
+    assert (gm["aggregation-seconds"], gm["upload-bytes"]) == (0.5, 5)
+    assert gm["learning-rates"] == [0.1, 0.3]
     assert gm["memory"] == 0.5
 
 
@@ -154,9 +157,8 @@ def test_suite_runs_from_end_to_end_and_resumes(suite, tmp_path):
     assert [one["rule"] for one in content["results"]] == ["mean", "gm"]
     one = content["results"][1]
     assert one["learning-rate"] in (0.3, 0.1)
-    assert one["seconds-per-round"] > 0
-    parameters = one["bytes-per-round"] / (2 * 5) / 4  # up and down, five clients
-    assert 1000 < parameters < 100_000
+    assert 0 < one["aggregation-seconds"] < 10
+    assert one["upload-bytes"] == 4 * 6090 + 6 * 128  # parameters, headers
     assert (out / "results.md").read_text().count("\n") == 2 + 2
     log = (out / "log.txt").stat().st_mtime_ns
     again = CliRunner().invoke(app, words)
@@ -185,7 +187,12 @@ def test_suite_runs_from_end_to_end_and_resumes(suite, tmp_path):
         ("num-nodes = 5", "seed = 5", "a table without `seed`"),
         ("memory = 0.5", "learning-rate = 0.5", "without `learning-rate`"),
         ("batch-size = 4", "evaluate-on = 'validation'", "without `evaluate-on`"),
-        ("last = 1", "last = ", "a TOML file, or one of digits, full, quick"),
+        ("last = 1", "last = ", "a TOML file, or one of digits, full, local-steps"),
+        ('"mean", ', '"mean", "mean", ', "`rules` should be a list without duplicates"),
+        ("memory = 0.5 }", "memory = 0.0 }, 'gm'", "a list without duplicates"),
+        ('"ipm"]\nrules', '"ipm", "ipm"]\nrules', "`attacks` should be a list without"),
+        ("nodes = [1, 2]", "nodes = [1, 1]", "`regimes` should be a list without"),
+        ("[0.3, 0.1]", "[0.3, 0.3]", "`tuning.learning-rate` should be a list without"),
     ],
 )
 def test_mistake_in_a_suite_is_told_before_any_run(suite, old, new, sentence):
@@ -194,7 +201,32 @@ def test_mistake_in_a_suite_is_told_before_any_run(suite, old, new, sentence):
         Suite.read(suite(SMALL.replace(old, new, 1)), APP)
 
 
-@pytest.mark.parametrize("name", ["quick", "digits", "full"])
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("learning-rate=0.05", "learning-rate"),
+        ("seed=7", "seed"),
+        ('attack="alie"', "attack"),
+        ('evaluate-on="test"', "evaluate-on"),
+        ("num-nodes=7", "num-nodes"),
+        ("memory=0.9", "memory"),
+        ('batch-size=8 aggregator="gm"', "aggregator"),
+    ],
+)
+def test_override_that_the_suite_would_overwrite_is_refused(suite, override, key):
+    with pytest.raises(ValueError, match=f"without `{key}`, which the suite sets"):
+        Suite.read(suite(), APP, override)
+
+
+def test_override_of_another_key_holds_in_all_runs(suite):
+    plan = Suite.read(suite(), APP, "batch-size=8")
+    assert {one.config["batch-size"] for one in plan.runs({})} == {8}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["quick", "digits", "tabular", "transformer", "sampled", "local-steps", "full"],
+)
 def test_suites_of_the_package_fit_the_app(name):
     plan = Suite.read(name, APP)
     assert plan.runs({}) and plan.tuning_runs()
@@ -266,6 +298,12 @@ def test_regime_that_was_not_measured_is_refused(arguments, sentence):
         advise(MEASURED, **({"num_nodes": 17, "malicious": 5} | arguments))
 
 
+def test_regime_whose_rules_are_all_undefined_is_a_sentence():
+    results = {**MEASURED, "results": [entry("krum", 0.1, malicious=8)]}
+    with pytest.raises(ValueError, match=r"a measured rule \(krum\) is defined for 17"):
+        advise(results, 17, 8, data="alike")
+
+
 def test_memory_is_part_of_the_line():
     results = {**MEASURED, "results": [entry("nnm(gm)", 0.1, memory=0.9)]}
     found = advise(results, 17, 5, data="alike")
@@ -309,8 +347,15 @@ def test_figures_and_table_show_each_rule_of_each_regime(tmp_path):
     table = benchmark_table(results).splitlines()
     assert len(table) == 2 + len(results)
     assert "`gm`" in table[2] and "2.0 (1.0 to 3.0)" in table[2]
+    ended_at_an_edge = {**results[0], "learning-rates": [0.1, 0.3]}
+    measured = {"aggregation-seconds": 0.0021, "upload-bytes": 24_000}
+    table = benchmark_table([{**ended_at_an_edge, **measured}]).splitlines()
+    assert "| 0.1, the smallest tried |" in table[2]
+    assert table[2].endswith("| 2.1 | 24.0 |")
     chart = loss_chart(results, "loss", "Loss")
     assert [len(one["data"]["values"]) for one in chart["concat"]] == [2, 3, 2, 1]
-    for spec in (chart, share_chart(results, "Share")):
+    by_share = share_chart(results, "Share")  # data that differ have one share
+    assert [len(one["data"]["values"]) for one in by_share["concat"]] == [7]
+    for spec in (chart, by_share):
         write_chart(spec, tmp_path / "chart.png")
         assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")

@@ -35,8 +35,8 @@ class Observed(StrategyWrapper):
     A line holds, as far as known: `round`; the metrics of the server by their names;
     `asked`, `missing`, `rejected`, `trimmed`, `suspected`, `misreporting`, which are
     lists of nodes; metrics of training by their names, and those of the clients'
-    evaluation with the prefix `clients-`; `seconds`; `bytes-sent` and `bytes-received`
-    in arrays.
+    evaluation with the prefix `clients-`; `seconds`, and `aggregation-seconds` of them;
+    `bytes-sent` and `bytes-received` in arrays.
 
     Its place in a chain of wrappers does not matter: the line is about the messages,
     replies and metrics of the outermost strategy.
@@ -96,6 +96,8 @@ class Observed(StrategyWrapper):
             if message.metadata.message_id not in answered
         ]
         self._line["bytes-received"] = sent_bytes(replies)
+        if self._run is not None:
+            self._line["aggregation-seconds"] = self._run.aggregation_seconds
         # No metric of a client hides an entry. A round that asked nobody has none.
         own = {*self._line} if self._asked else set()
         for key, value in (metrics or {}).items():

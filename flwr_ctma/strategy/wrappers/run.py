@@ -5,6 +5,7 @@ layers: hooks are called around the whole, not at the place of the layer in the 
 """
 
 import inspect
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -108,6 +109,8 @@ class Run:
         The round under way; 0 before the first.
     metrics : MetricRecord | None
         Metrics that the server measured in this round.
+    aggregation_seconds : float
+        Duration of the aggregation of this round's updates.
     """
 
     strategy: Strategy
@@ -116,6 +119,7 @@ class Run:
     finished: int = 0
     number: int = 0
     metrics: MetricRecord | None = None
+    aggregation_seconds: float = 0.0
     _is_open: bool = True
     _hooks: list[Hooks] = field(default_factory=list)
 
@@ -150,7 +154,9 @@ class Run:
         """Aggregate the round."""
         replies = [*replies]
         number = server_round + self.finished
+        began = time.perf_counter()
         arrays, metrics = self.strategy.aggregate_train(number, replies)
+        self.aggregation_seconds = time.perf_counter() - began
         self.arrays = self.arrays if arrays is None else arrays
         for layer in self._hooks:
             layer.aggregated("train", replies, metrics)
