@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file
+from sklearn.datasets import load_breast_cancer
 
 from clients.config import RunConfig
 from clients.models import build_model
-from clients.task import evaluate, load_held_out, load_train
+from clients.task import Examples, evaluate, load_held_out, load_train
 from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.experiments.processes import RunFailed
 from flwr_ctma.experiments.runtimes import Ray
@@ -265,6 +266,82 @@ def test_local_folder_in_the_layout_of_the_hub_is_a_dataset(tmp_path):
     torch.testing.assert_close(test.images, expected)
     assert test.labels.tolist() == [0, 1, 2] * 4
     assert build_model(test, config)(test.images).shape == (12, 3)
+
+
+def test_table_is_scaled_by_published_ranges_alone():
+    config = RunConfig.of(APP.run_config('dataset="breast-cancer" model="mlp"'))
+    held_out = load_held_out(config)
+    parts = [load_train(config, i, 17) for i in range(17)]
+    assert min(map(len, parts)) >= 26 and len(held_out) == 114
+    rows = torch.cat([one.images for one in (*parts, held_out)])
+    assert rows.shape == (569, 1, 1, 30) and rows.abs().max() < 1.1
+    radius, dimension = rows[:, 0, 0, 0], rows[:, 0, 0, 29]  # first and last feature
+    raw = load_breast_cancer().data
+    low, high = 6.981, 28.11
+    found = (radius.double() + 1) / 2 * (high - low) + low
+    np.testing.assert_allclose(np.sort(found), np.sort(raw[:, 0]), atol=1e-4)
+    found = (dimension.double() + 1) / 2 * (0.208 - 0.055) + 0.055
+    np.testing.assert_allclose(np.sort(found), np.sort(raw[:, 29]), atol=1e-6)
+    labels = torch.cat([one.labels for one in (*parts, held_out)])
+    assert labels.bincount().tolist() == [212, 357]  # malignant, benign
+
+
+def test_local_folder_with_rows_of_features_is_a_dataset(tmp_path):
+    kinds = {"row": List(Value("float32"), length=3), "kind": ClassLabel(num_classes=2)}
+    rows = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+    data = Dataset.from_dict({"row": rows, "kind": [0, 1] * 3}, Features(kinds))
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        data.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    config = RunConfig.of(APP.run_config({"dataset": str(tmp_path), "model": "mlp"}))
+    test = load_held_out(config)
+    assert np.array_equal(test.images[:, 0, 0], rows)
+    assert build_model(test, config)(test.images).shape == (6, 2)
+
+
+@pytest.mark.parametrize("model", ["small", "paper", "transformer"])
+def test_network_of_images_is_refused_for_rows_of_features(model):
+    config = RunConfig.of(APP.run_config({"dataset": "breast-cancer", "model": model}))
+    with pytest.raises(ValueError, match=f"mlp for .* `model = '{model}'"):
+        build_model(load_held_out(config), config)
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ("mlp", {"1.weight", "1.bias", "3.weight", "3.bias"}),
+        ("transformer", {"position", "embed.bias", "block.norm1.bias", "head.weight"}),
+    ],
+)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 9, 14)])
+def test_network_maps_each_image_alone_to_its_logits(model, names, shape):
+    config = RunConfig.of(APP.run_config({"model": model}))
+    images = torch.randn(5, *shape, generator=torch.Generator().manual_seed(0))
+    like = Examples(images, torch.zeros(5, dtype=torch.int64), num_classes=7)
+    network = build_model(like, config)
+    assert names <= network.state_dict().keys()
+    logits = network(images)
+    assert logits.shape == (5, 7)
+    torch.testing.assert_close(network(images[2:3]), logits[2:3])
+    assert all((logits[0] != logits[i]).any() for i in range(1, 5))
+
+
+def test_transformer_reads_the_place_of_a_patch():
+    """Swapped patches are another image, and what lies in each of 16 counts."""
+    config = RunConfig.of(APP.run_config({"model": "transformer"}))
+    images = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    network = build_model(Examples(images, torch.zeros(1), 10), config)
+    images.requires_grad_()
+    network(images)[0, 0].backward()
+    patches = images.grad.abs().unfold(2, 2, 2).unfold(3, 2, 2)
+    assert patches.sum(dim=(4, 5)).min() > 0
+    assert network.position.grad.abs().min() > 0
+    swapped = images.detach().clone()
+    swapped[..., :2, :2], swapped[..., 6:, 6:] = (
+        images[..., 6:, 6:],
+        images[..., :2, :2],
+    )
+    assert not torch.allclose(network(swapped), network(images))
 
 
 def test_model_is_the_same_whatever_ran_before():

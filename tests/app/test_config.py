@@ -28,7 +28,7 @@ def test_first_partitions_are_malicious():
         ('aggregator="ctma"', "base"),
         ('attack="sinflip"', "signflip"),
         ('partitioner="natural"', "iid, dirichlet"),
-        ('model="resnet"', "small, paper"),
+        ('model="resnet"', "small, paper, mlp, transformer"),
         ('optimizer="adam"', "mu2, momentum, sgd"),
         ('optimizer="mu2(flored)"', "floored"),
         ('optimizer="momentum(beta=1.0)"', "[0, 1)"),

@@ -1,5 +1,6 @@
 """A batched simulation gives the results of one that runs client by client."""
 
+import copy
 import threading
 from pathlib import Path
 
@@ -38,6 +39,8 @@ MODES = {
     "momentum, the server's": {"optimizer": "momentum", "steps-on": "server"},
     "clipped": {"optimizer": "sgd", "clip-norm": 0.5},
     "running statistics": {"model": "paper", "optimizer": "mu2"},
+    "transformer": {"model": "transformer", "optimizer": "mu2"},
+    "table": {"dataset": "breast-cancer", "model": "mlp", "optimizer": "sgd"},
     "unequal batches": {"partitioner": "dirichlet", "alpha": 0.2, "batch-size": 64},
     "attacked": {"attack": "labelflip", "num-malicious-nodes": 2},
     "colluders": {"attack": "alie", "num-malicious-nodes": 2},
@@ -188,23 +191,57 @@ def test_nonfinite_network_leaves_the_other_gradients_finite():
     assert finite == [False, True, True, True, True, True]
 
 
+UNKNOWN = [
+    nn.Conv2d(2, 4, 1, groups=2),
+    nn.Conv2d(2, 4, 1, bias=False),
+    nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"),
+    nn.BatchNorm2d(2, track_running_stats=False),
+    nn.Conv2d(2, 4, 3, padding="same"),
+    nn.Flatten(2),
+    nn.Tanh(),
+    nn.LayerNorm(12),
+]
+
+
+def network_with(layer, seed):
+    """A network with a layer that groups of channels do not know."""
+    torch.manual_seed(seed)
+    layers = [copy.deepcopy(layer), nn.Flatten(), nn.LazyLinear(3, bias=False)]
+    model = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), *layers)
+    model(torch.zeros(1, 2, 12, 12))
+    return FlatNetwork(model)
+
+
+@pytest.mark.parametrize("layer", UNKNOWN)
+def test_other_networks_are_mapped_over_their_weights(monkeypatch, layer):
+    def requests_of():
+        batches = [
+            Examples(batch(i).images, torch.tensor([i, 0, i, 2]) % 3, 3)
+            for i in range(4)
+        ]
+        return [request(network_with(layer, i // 2), batches[i]) for i in range(4)]
+
+    each = [stacked._autograd(one) for one in requests_of()]
+    monkeypatch.setattr(stacked, "_autograd", None)
+    for (loss, found), one in zip(gradients(requests_of()), each, strict=True):
+        assert loss == pytest.approx(one[0], rel=1e-5)
+        torch.testing.assert_close(found, one[1], rtol=1e-4, atol=1e-6)
+    spoilt = requests_of()
+    spoilt[1].weights.data.fill_(torch.nan)
+    finite = [bool(found.isfinite().all()) for _, found in gradients(spoilt)]
+    assert finite == [True, False, True, True]
+
+
 @pytest.mark.parametrize(
     "layer",
     [
         nn.Dropout(0.5),
-        nn.Conv2d(4, 4, 1, groups=2),
-        nn.Conv2d(4, 4, 1, bias=False),
-        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
-        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.Sequential(nn.Tanh(), nn.Dropout2d(0.1)),
         nn.BatchNorm2d(4, momentum=None),
-        nn.Conv2d(4, 4, 3, padding="same"),
-        nn.MaxPool2d(2, return_indices=True),
-        nn.Flatten(2),
-        nn.Linear(4, 4, bias=False),
-        nn.Tanh(),
+        nn.Sequential(nn.BatchNorm2d(4)),
     ],
 )
-def test_unsupported_layer_is_computed_client_by_client(layer):
+def test_random_layer_or_running_statistic_is_computed_client_by_client(layer):
     assert stacked.architecture_of(nn.Sequential(nn.ReLU(), layer)) is None
     assert network(dropout=0.5).architecture is None
     assert network().architecture == network(1).architecture is not None
