@@ -58,8 +58,8 @@ def benchmark(
     for each rule. Then each rule runs with its best rate under every attack. The folder
     gets `results.json`, a table in Markdown, and figures. They have, for each rule in
     each regime, the accuracy without an attack, under each attack and under the worst
-    one, with 95 % intervals over the seeds, the seconds that the rule takes in a round,
-    and the bytes that a client sends. The exit code is 1 if a run failed.
+    one, with 95 % intervals over the seeds, the CPU time of the aggregation of a
+    round, and the bytes that a client sends. The exit code is 1 if a run failed.
     """
     screen = Screen(quiet, json)
     with errors_as_sentences():

@@ -222,8 +222,8 @@ def summarize(
     `worst` have mean and 95 % bootstrap interval. `cost` is the loss without an attack
     against the suite's first rule, `loss` that in the worst attack against the first
     rule without an attack; both are paired by seed. `upload-bytes` is what a client
-    sends in a round, and `aggregation-seconds` the time of the aggregation without an
-    attack. A seed of a regime counts once all
+    sends in a round, and `aggregation-seconds` the CPU time of the aggregation without
+    an attack. A seed of a regime counts once all
     its rules and attacks have ended. A run that failed or diverged has the value 0.
     """
     table: dict[str, dict[str, dict[int, FinishedRun]]] = {}
@@ -314,7 +314,7 @@ def _upload(finished: Sequence[FinishedRun]) -> int:
 
 
 def _aggregation(finished: Sequence[FinishedRun]) -> float:
-    """Return the median seconds of the aggregation of a round; 0 if unknown."""
+    """Return the median CPU time of the aggregation of a round; 0 if unknown."""
     name = "aggregation-seconds"
     found = [line[name] for one in finished for line in one.lines if name in line]
     return round(statistics.median(found), 5) if found else 0.0

@@ -99,7 +99,7 @@ def benchmark_table(results: Results) -> str:
     titles = ["regime", "rule", "rate", "no attack (%)", "worst (%)", "attack"]
     titles += ["points lost"]
     measured = any("upload-bytes" in one for one in results)
-    titles += ["rule (ms)", "upload (kB)"] * measured
+    titles += ["aggregation (ms)", "upload (kB)"] * measured
     lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     for one in results:
         cells = [_regime(one), f"`{one['rule']}`{_memory(one)}", rate_cell(one)]

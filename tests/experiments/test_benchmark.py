@@ -18,6 +18,7 @@ from flwr_ctma.report.render import can_render, write_chart
 
 ROOT = Path(__file__).parents[2]
 APP = FlowerApp(ROOT)
+FILES = sorted((ROOT / "docs/results").glob("*.json"))
 SMALL = """
 last = 1
 seeds = [1, 2]
@@ -339,6 +340,19 @@ def test_shipped_means_are_those_of_the_shipped_values():
 def test_page_shows_the_shipped_results():
     page = (ROOT / "docs/results/benchmark.md").read_text(encoding="utf-8")
     assert benchmark_table(shipped_results()["results"]) in page
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_page_shows_the_results_of_a_suite_with_its_command(file):
+    content = json.loads(file.read_text(encoding="utf-8"))
+    page = (ROOT / "docs/results/benchmark.md").read_text(encoding="utf-8")
+    assert benchmark_table(content["results"]) in page
+    assert content["command"] in page
+    plan = Suite.read(content["suite"], APP)
+    assert content["seeds"] == plan.seeds
+    assert len(content["results"]) == len(plan.regimes) * len(plan.rules)
+    for one in content["results"]:
+        assert [*one["scores"]] == plan.attacks
 
 
 @pytest.mark.skipif(not can_render(), reason="needs the extra `report`")

@@ -35,8 +35,9 @@ class Observed(StrategyWrapper):
     A line holds, as far as known: `round`; the metrics of the server by their names;
     `asked`, `missing`, `rejected`, `trimmed`, `suspected`, `misreporting`, which are
     lists of nodes; metrics of training by their names, and those of the clients'
-    evaluation with the prefix `clients-`; `seconds`, and `aggregation-seconds` of them;
-    `bytes-sent` and `bytes-received` in arrays.
+    evaluation with the prefix `clients-`; `seconds`; `aggregation-seconds`, the CPU
+    time of the aggregation in this process; `bytes-sent` and `bytes-received` in
+    arrays.
 
     Its place in a chain of wrappers does not matter: the line is about the messages,
     replies and metrics of the outermost strategy.

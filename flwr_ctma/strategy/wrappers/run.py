@@ -110,7 +110,7 @@ class Run:
     metrics : MetricRecord | None
         Metrics that the server measured in this round.
     aggregation_seconds : float
-        Duration of the aggregation of this round's updates.
+        CPU time of this process for the aggregation of this round's updates.
     """
 
     strategy: Strategy
@@ -154,9 +154,9 @@ class Run:
         """Aggregate the round."""
         replies = [*replies]
         number = server_round + self.finished
-        began = time.perf_counter()
+        began = time.process_time()
         arrays, metrics = self.strategy.aggregate_train(number, replies)
-        self.aggregation_seconds = time.perf_counter() - began
+        self.aggregation_seconds = time.process_time() - began
         self.arrays = self.arrays if arrays is None else arrays
         for layer in self._hooks:
             layer.aggregated("train", replies, metrics)
