@@ -41,6 +41,32 @@ class CAF(Aggregator, name="caf"):
 
     weighted: ClassVar[bool] = True
 
+    def kappa(self, n: int, f: int) -> float:
+        """Bound the error, even with the largest eigenvalue of S for its variance λ.
+
+        The filter takes 2f of weight, f or less of it from outside of S. So there is a
+        first step that takes as much from S as from outside. Before it, S has lost g
+        and the rest b ≥ g; S has a = n − f − g left, the rest e = f − b. Of σ(a + e),
+        S has half: σ(a + e) ≤ 2λ(n − f)a/(a − e). From mean_S to the mean of what S has
+        left is at most √(λg/a); from there to μ, √(σe/a). A result with less weight
+        left, n − 2f or more, is within √(σ(2f − g − b)/(n − 2f)) of μ; one with more
+        weight has no larger σ, and is within √(σ(g + b)/(a + e)).
+
+        All of these are largest for g = b. The bound is that of the worst of ten
+        thousand intervals of g, with every part at its largest there.
+        """
+        if f == 0:
+            return 0.0
+        ends = np.linspace(0, f, 10_001)
+        low, high = ends[:-1], ends[1:]
+        sigma = 2 * (n - f) * (n - f - high) / ((n - 2 * f) * (n - 2 * high))
+        later, earlier = 2 * (f - low) / (n - 2 * f), 2 * high / (n - 2 * high)
+        to_result = sigma * np.maximum(later, earlier)
+        to_mean = sigma * (f - low) / (n - f - low)
+        in_honest = high / (n - f - high)
+        roots = np.sqrt(to_result) + np.sqrt(to_mean) + np.sqrt(in_honest)
+        return float(roots.max() ** 2)
+
     def _point(self, rows: Updates, budget: Budget) -> Combination:
         gram, c = rows.centred_gram(), budget.shares
         least, best, mean = 1 - 2 * budget.share, np.inf, c

@@ -45,7 +45,7 @@ class RobustStrategy(Strategy):
     ----------
     strategy : flwr.server.strategy.Strategy
         Any that averages.
-    aggregator : Aggregator | str (default: "ctma(gm)")
+    aggregator : Aggregator | str (default: "caf")
         The rule, or its name.
     num_malicious_nodes : int | float
         How many of the connected nodes may lie, break or fall silent: a count, or a
@@ -91,7 +91,7 @@ class RobustStrategy(Strategy):
     def __init__(
         self,
         strategy: Strategy,
-        aggregator: Aggregator | str = "ctma(gm)",
+        aggregator: Aggregator | str = "caf",
         *,
         num_malicious_nodes: int | float,
         weighted_by_key: str | None = None,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flwr_ctma import parse_aggregator
-from flwr_ctma.aggregators import SMEA
+from flwr_ctma.aggregators import CAF, SMEA
 
 # κ for (n, f) = (8, 2), where f/(n − 2f) = 1/2 and f/(n − f) = 1/3, by hand.
 KNOWN = {
@@ -34,6 +34,9 @@ KNOWN = {
     "ctma(nnm(cwmed))": 8 / 3 * (1 + 80 / 9),
     "nnm(ctma(cwmed))": 8 / 3 * (1 + 32 / 3),
     "ctma(ctma(gm))": 8 / 3 * (1 + 32 / 9),
+    "arc(gm)": 16,
+    "arc(ctma(cwmed))": ((8 / 3 * 4) ** 0.5 + 1) ** 2,
+    "ctma(arc(gm))": 8 / 3 * (1 + 16 / 3),
     "bucketing(cwmed, size=1)": 10,
     "bucketing(cwmed, size=2)": None,
     "bucketing(gm)": 10,
@@ -57,7 +60,7 @@ class Bench:
         honest = x[self.subsets]
         means = honest.mean(axis=1)
         apart = honest - means[:, None]
-        if isinstance(self.rule, SMEA):
+        if isinstance(self.rule, CAF | SMEA):
             spread = np.linalg.norm(apart, ord=2, axis=(1, 2)) ** 2 / (self.n - self.f)
         else:
             spread = (apart**2).sum(axis=(1, 2)) / (self.n - self.f)
@@ -108,7 +111,7 @@ def sizes(spec):
     return [(3, 1), (5, 2), (8, 3), (9, 2)]
 
 
-@pytest.mark.parametrize("spec", KNOWN)
+@pytest.mark.parametrize("spec", [*KNOWN, "caf"])
 def test_error_of_every_sample_is_within_kappa(spec):
     for n, f in sizes(spec):
         bench = Bench(spec, n, f)
@@ -124,7 +127,21 @@ def test_kappa_is_that_by_hand(spec):
     assert parse_aggregator(spec).kappa(8, 2) == pytest.approx(KNOWN[spec])
 
 
-@pytest.mark.parametrize("spec", KNOWN)
+@pytest.mark.parametrize(("n", "f"), [(3, 1), (17, 3), (17, 8), (100, 30)])
+def test_kappa_of_caf_is_the_worst_over_all_weights_that_the_filter_took(n, f):
+    """g of the weight of S and b ≥ g of the rest are gone; see `CAF.kappa`."""
+    b, g = (
+        x.ravel() for x in np.meshgrid(np.linspace(0, f, 301), np.linspace(0, f, 301))
+    )
+    b, g = b[g <= b], g[g <= b]
+    a, e = n - f - g, f - b
+    sigma = 2 * (n - f) * a / ((a - e) * (a + e))
+    moved = np.maximum((2 * f - g - b) / (n - 2 * f), (g + b) / (a + e))
+    roots = np.sqrt(sigma * moved) + np.sqrt(sigma * e / a) + np.sqrt(g / a)
+    assert max(roots) ** 2 <= CAF().kappa(n, f) <= 1.02 * max(roots) ** 2
+
+
+@pytest.mark.parametrize("spec", [*KNOWN, "caf"])
 def test_kappa_is_at_least_the_lower_bound(spec):
     """κ ≥ f/(n − 2f) for every rule (Allouah et al., AISTATS 2023, Proposition 6)."""
     for n, f in [(5, 2), (17, 3), (17, 5), (17, 8), (100, 20)]:
@@ -140,7 +157,7 @@ def test_error_of_the_mean_is_unbounded():
     assert bench.rule.kappa(17, 1) == np.inf
 
 
-@pytest.mark.parametrize("spec", ["cge", "dnc", "fltrust", "ctma(cge)", "nnm(caf)"])
+@pytest.mark.parametrize("spec", ["cge", "dnc", "fltrust", "ctma(cge)", "nnm(dnc)"])
 def test_kappa_is_none_where_no_bound_is_known(spec):
     assert parse_aggregator(spec).kappa(17, 3) is None
 

@@ -480,7 +480,7 @@ def test_a_run_waits_for_the_nodes_that_the_rule_needs(rule, needed, seconds, ca
 
 def test_a_run_that_gets_too_few_nodes_ends_with_a_sentence(seconds):
     strategy = RobustStrategy(FedAvg(), num_malicious_nodes=3, node_timeout=30)
-    sentence = r"2 nodes are connected; ctma\(gm\) needs 7 .*num-supernodes=7"
+    sentence = r"2 nodes are connected; caf needs 7 .*num-supernodes=7"
     with pytest.raises(RuntimeError, match=sentence):
         strategy.start(InProcessGrid(ClientApp(), 2), record(SENT), num_rounds=3)
     assert sum(seconds) == 30
@@ -601,7 +601,7 @@ def test_rule_and_spelling_are_the_same():
     )
     assert (
         given_rule.aggregator
-        == RobustStrategy(FedAvg(), num_malicious_nodes=1).aggregator
+        == RobustStrategy(FedAvg(), "ctma(gm)", num_malicious_nodes=1).aggregator
     )
 
 
