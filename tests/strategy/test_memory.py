@@ -78,7 +78,7 @@ def oracle(rule, rounds, n, f, beta, weights=None, asked=None):
         remembered = np.array([m[i] / (1 - beta ** k[i]) for i in who])
         j = np.median([k[i] for i in who])
         noise = (1 - beta) / (1 + beta) * (1 + beta**j) / (1 - beta**j)
-        now = 0.4 * noise**0.5 * np.array([u[i] for i in who])
+        now = noise**0.5 * np.array([u[i] for i in who])
         c = parse_aggregator(rule).weigh(np.hstack([remembered, now]), f, weights)
         norms = np.array([np.linalg.norm(u[i]) for i in who])
         limit = 2 * np.median(norms[np.abs(c) > 1e-9])

@@ -29,14 +29,18 @@ from flwr_ctma.engine.stack import Float64
 from flwr_ctma.engine.updates import Updates
 from flwr_ctma.errors import parameter_error
 
-__all__ = ["NodeMemory", "check_weighs_clients", "clip_factors", "solve_remembered"]
+__all__ = [
+    "NodeMemory",
+    "check_weighs_clients",
+    "clip_factors",
+    "solve_remembered",
+    "weigh_nodes",
+]
 
 # Columns that are computed at a time.
 _WIDTH = 2**16
 # A present row is cut to so many median norms.
 _CLIP = 2.0
-# The noise of the present rows that a rule sees, in that of the remembered ones.
-_PRESENT = 0.4
 
 
 @dataclass
@@ -191,12 +195,30 @@ def solve_remembered(
     present: Updates,
     budget: Budget,
 ) -> Combination:
-    """Let a rule weigh the nodes by their past, and weigh the present rows by that.
+    """Return the present rows, clipped, with the weights that `weigh_nodes` gives.
+
+    Raises
+    ------
+    ValueError
+        As `weigh_nodes` does.
+    """
+    weights = weigh_nodes(rule, memory, nodes, present, budget)
+    weights[: present.n] *= clip_factors(present, weights[: present.n])
+    return Combination(weights)
+
+
+def weigh_nodes(
+    rule: Aggregator,
+    memory: NodeMemory,
+    nodes: Sequence[int],
+    present: Updates,
+    budget: Budget,
+) -> Float64:
+    """Enter the present rows, and let a rule weigh the nodes by their past and present.
 
     The rule sees what is remembered of each node beside its present row, in columns of
-    their own. The present is scaled to 0.4 of the noise of what is remembered: that is
-    little against a lie of many rounds, and enough to show a node that turns at once.
-    Present rows are clipped, see `clip_factors`.
+    their own. The present is scaled down to the noise of what is remembered: that is
+    little against a lie of many rounds, and shows a node that turns at once.
 
     Raises
     ------
@@ -204,13 +226,11 @@ def solve_remembered(
         As the rule does, or if it gives clients no weights.
     """
     remembered = memory.remember(nodes, present)
-    scale = _PRESENT * memory.share_of_noise(nodes)
+    scale = memory.share_of_noise(nodes)
     weights = rule.solve(_beside(remembered, present, scale), budget).weights()
     if weights is None:
         raise _weighs_no_clients(rule)
-    weights = weights.copy()
-    weights[: present.n] *= clip_factors(present, weights[: present.n])
-    return Combination(weights)
+    return weights.copy()
 
 
 def _beside(remembered: Updates, present: Updates, scale: float) -> Updates:
