@@ -1,6 +1,7 @@
 """Rows in memory, visited in blocks of columns that stay in the cache."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -99,8 +100,8 @@ class CpuStack(Stack):
         if pivot is None:
             return layer.load(a, b, out)
         layer.load(a, b, out, less=layer.rows[pivot])
-        origin = 0 if layer.origin is None else layer.origin[a:b]
-        np.subtract(layer.rows[pivot][a:b], origin, out=out[-1], casting="unsafe")
+        centre = replace(layer, rows=[layer.rows[pivot]])
+        centre.load(a, b, out[-1:])
         return out
 
     def _scaled_block(
@@ -137,7 +138,7 @@ class CpuStack(Stack):
             return vector
         few = 4 * used.size < self.n
         chosen = [
-            Layer([layer.rows[int(i)] for i in used], layer.origin)
+            replace(layer, rows=[layer.rows[int(i)] for i in used])
             for layer in self.layers
         ]
 
@@ -244,7 +245,7 @@ class CpuStack(Stack):
         """Return a stack of views of some of the rows."""
         return CpuStack(
             [
-                Layer([layer.rows[i] for i in rows], layer.origin, layer.measured)
+                replace(layer, rows=[layer.rows[i] for i in rows])
                 for layer in self.layers
             ]
         )
@@ -263,9 +264,11 @@ class CpuStack(Stack):
         appended = []
         for layer, part in zip(self.layers, vector, strict=True):
             row = as_vector(part, layer.width)
+            if layer.scale != 1.0:
+                row = row / layer.scale
             if layer.origin is not None:
                 row = row + layer.origin
-            appended.append(Layer([*layer.rows, row], layer.origin, layer.measured))
+            appended.append(replace(layer, rows=[*layer.rows, row]))
         return CpuStack(appended)
 
     def spans(self, width: int | None = None) -> Iterator[Span]:

@@ -8,7 +8,7 @@ result.
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import pairwise
@@ -239,4 +239,4 @@ def _columns(layer: Layer, a: int, b: int) -> Layer:
         else [row[a:b] for row in rows]
     )
     origin = None if layer.origin is None else layer.origin[a:b]
-    return Layer(cut, origin, layer.measured)
+    return replace(layer, rows=cut, origin=origin)

@@ -76,7 +76,10 @@ def oracle(rule, rounds, n, f, beta, weights=None, asked=None):
             m[i] = beta * m[i] + (1 - beta) * u[i]
             k[i] += 1
         remembered = np.array([m[i] / (1 - beta ** k[i]) for i in who])
-        c = parse_aggregator(rule).weigh(remembered, f, weights)
+        j = np.median([k[i] for i in who])
+        noise = (1 - beta) / (1 + beta) * (1 + beta**j) / (1 - beta**j)
+        now = noise**0.5 * np.array([u[i] for i in who])
+        c = parse_aggregator(rule).weigh(np.hstack([remembered, now]), f, weights)
         norms = np.array([np.linalg.norm(u[i]) for i in who])
         limit = 2 * np.median(norms[np.abs(c) > 1e-9])
         for share, norm, i in zip(c, norms, who, strict=True):
