@@ -10,6 +10,7 @@ from typing import Any
 from flwr.serverapp.strategy import Strategy
 
 from flwr_ctma.cli import options
+from flwr_ctma.cli.runs import refuse_unused
 from flwr_ctma.cli.screen import Screen, errors_as_sentences
 from flwr_ctma.experiments.app import num_nodes_for, parse_app
 from flwr_ctma.experiments.interposition import wrapped_strategies
@@ -44,6 +45,8 @@ def simulate(
         nodes = num_nodes_for(settings, num_nodes)
         if "num-nodes" in settings:
             settings["num-nodes"] = nodes
+        refuse_unused(run_config, [settings], "`--num-nodes` sets it.")
+        flower_app.check(settings)
         with (
             _output_of_the_app(quiet, json),
             wrapped_strategies(observe) if json else nullcontext(),

@@ -59,8 +59,8 @@ __all__ = ["RobustStrategy"]
 class RobustStrategy(StrategyWrapper):
     """Replace all client replies by a robust aggregate before the strategy sees them.
 
-    Every reply is inspected on its own; a bad one is rejected with its reason. The
-    accepted ones, minus the model that was sent, are aggregated by a rule. The strategy
+    Every reply is inspected on its own; a bad one is rejected with its reason. A rule
+    aggregates the accepted ones, minus the model that was sent. The strategy
     inside gets the result as the reply of the round: FedAvg passes it on, FedAdam,
     FedYogi, FedAdagrad and FedAvgM apply their server optimiser to it.
 
@@ -104,10 +104,10 @@ class RobustStrategy(StrategyWrapper):
         as caf and nnm(gm) do; the backend may not be "ray".
     server_update : callable | None (default: None)
         `server_update(server_round, arrays)` trains the model on examples of the
-        server's own, as a client does, and returns the trained `ArrayRecord`. That less
-        the model is the trusted row of `fltrust`, `monna` and `zeno`, which need it. It
-        is called in each round that has enough replies. For the same bits after a
-        resume, let it depend on its arguments alone.
+        server's own, as a client does, and returns the trained `ArrayRecord`. Its
+        difference to the model is the trusted row that `fltrust`, `monna` and `zeno`
+        need. The function is called in each round that has enough replies. For the same
+        bits after a resume, let it depend on its arguments alone.
     grace_period : GracePeriod | None (default: GracePeriod())
         How long `start` waits for the last f replies once the others are in; None: as
         long as Flower does. Inside a strategy of another package, start that with a
@@ -131,7 +131,7 @@ class RobustStrategy(StrategyWrapper):
     exclusion : Exclusion
         The nodes that are not asked.
     f : int
-        Malicious nodes there may be among those last asked to train.
+        The largest number of malicious nodes among those last asked to train.
 
     Raises
     ------
@@ -147,8 +147,8 @@ class RobustStrategy(StrategyWrapper):
     -----
     With f malicious nodes among those asked, a round needs 2f + 1 accepted replies.
     Each rejected reply that proves its sender malicious lowers that by two. Two faults
-    lower nothing; of more, two or half, whichever is more, lower nothing, and each of
-    the others lowers it by two. If proofs and faults are more than f, none do.
+    of a round, or half of them if these are more, lower nothing; each other fault
+    lowers it by two. If there are more than f proofs and faults, none lowers it.
     `flwr_ctma.tracking.evidence` has the reasons of each kind. A round with fewer
     replies is skipped, and the model stays. To bear f silent nodes as well as f liars,
     ask 3f + 1.

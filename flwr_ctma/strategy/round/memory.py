@@ -58,8 +58,8 @@ class NodeMemory:
 
         m ← β m + (1 − β) u,    remembered: m / (1 − β^k)
 
-    k is the node's own count: a node that is not asked keeps its memory. What is stored
-    is m / (1 − β^k) =: v itself, by the same recursion in another form::
+    k is the node's own count: a node that is not asked keeps its memory. The
+    memory stores v = m / (1 − β^k), by the same recursion in another form::
 
         v ← v + (1 − β) / (1 − β^k) · (u − v)
 
