@@ -33,7 +33,12 @@ from flwr_ctma.strategy.backends import Backend, parse_backend
 from flwr_ctma.strategy.compatibility import check_compatible, resolve_aggregator
 from flwr_ctma.strategy.grace_period import GracePeriod, GracePeriodGrid
 from flwr_ctma.strategy.round.aggregate import RobustAggregate, aggregate_replies
-from flwr_ctma.strategy.round.inner import InnerReplies, overrides, without_rounding
+from flwr_ctma.strategy.round.inner import (
+    InnerReplies,
+    only_averages,
+    overrides,
+    without_rounding,
+)
 from flwr_ctma.strategy.round.memory import NodeMemory, check_weighs_clients
 from flwr_ctma.strategy.round.progress import Progress, check_same_app
 from flwr_ctma.strategy.round.replies import InspectedReplies, Round
@@ -541,12 +546,15 @@ class RobustStrategy(StrategyWrapper):
             if arrays is not None:
                 arrays = without_rounding(result.arrays, arrays, len(replies))
         else:
+            known = only_averages(self.strategy)
             with inner.given_to_metrics_function(
                 self.strategy, "train_metrics_aggr_fn"
             ):
                 arrays, metrics = self.strategy.aggregate_train(
-                    server_round, inner.one()
+                    server_round, inner.one(arrays=not known)
                 )
+            if known and arrays is not None:
+                arrays = result.arrays
         if arrays is not None and round_.schema is not None:
             round_.schema.check_same_arrays(arrays, type(self.strategy).__name__)
             arrays = round_.schema.restore_dtypes_and_buffers(result.arrays, arrays)
