@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from flwr_ctma.aggregators import Aggregator, Budget
-from flwr_ctma.aggregators.base import iter_rules
+from flwr_ctma.aggregators.base import iter_rules, needs_products
 from flwr_ctma.compat import log
 from flwr_ctma.engine.actors import Unavailable
 from flwr_ctma.engine.ray import RayBackend
@@ -120,10 +120,10 @@ class RobustStrategy(StrategyWrapper):
     reply_limit : ReplyLimit (default: ReplyLimit())
         The memory that a reply may take, in a deployment.
     backend : Backend | str (default: "local")
-        The place of the rows of a round: "local", in this process; "streaming", in this
-        process, with inner products computed while replies arrive; "ray", on the
-        workers of a Ray cluster (a round in which those fail is skipped). In all of
-        them the bits of the result do not depend on the order of arrival.
+        The place of the rows of a round: "local", in this process, where inner products
+        are computed while replies arrive; "ray", on the workers of a Ray cluster (a
+        round in which those fail is skipped). In both the bits of the result do not
+        depend on the order of arrival.
     node_timeout : float (default: 600.0)
         Seconds to wait until as many nodes are connected as the rule needs.
 
@@ -321,7 +321,9 @@ class RobustStrategy(StrategyWrapper):
             arrays=arrays,
             schema=schema,
             read=self._reader(schema),
-            rows=self.backend.open_round(schema),
+            rows=self.backend.open_round(
+                schema, not self.memory and needs_products(self.aggregator)
+            ),
             # Once: training on the server takes its time, and may draw at random.
             reference=cache(lambda: self._reference(server_round, schema)),
         )
@@ -604,7 +606,7 @@ def _node_memory(beta: float, rule: Aggregator, backend: Backend) -> NodeMemory 
     if isinstance(backend, RayBackend):
         raise parameter_error(
             "backend",
-            '"local" or "streaming" beside `memory`',
+            '"local" beside `memory`',
             backend,
             "What is remembered of the nodes is held in this process.",
         )

@@ -12,7 +12,7 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from flwr_ctma.engine.kernels.numpy import CELL
-from flwr_ctma.engine.kernels.tiles import REGISTER, tile_of
+from flwr_ctma.engine.kernels.tiles import REGISTER, ahead, tile_of
 
 __all__ = ["load", "nearest", "products", "ranked", "squares", "weighted_median"]
 
@@ -27,6 +27,8 @@ _WALKED = 128
 _SUMMED = 496
 # Rows of a cell that are multiplied with all rows at a time: a quarter of a megabyte.
 _ROWS = 64
+# Bytes ahead of the columns in work that are fetched: measured, 17 rows of 1e6.
+_AHEAD = 2048
 
 
 def _exact(function: Any, **options: Any) -> Any:
@@ -116,42 +118,71 @@ def combine(addresses, origin, coefficients, out):
 
 
 @_exact
-def products(addresses, first, width, like, lower):
-    """Add inner products of the rows, from the first on, with those before them."""
+def products(addresses, origin, first, width, like, lower):
+    """Add inner products of the rows, from the first on, with those before them.
+
+    Rows less an origin are copied, a few columns at a time, next to each other.
+    """
     n, lanes = len(addresses), REGISTER // like.itemsize
+    places, copied = addresses, np.empty(0, like.dtype)
+    if origin:
+        copied = np.empty(n * _SUMMED + lanes, like.dtype)
+        places = _places(copied, n)
     for start in range(0, width, _SUMMED):
         some = min(_SUMMED, width - start)
         whole = some // lanes * lanes
+        at, fetched = start, start + _AHEAD // like.itemsize
+        if origin:
+            at, fetched = 0, start + some
+            for i in range(n):
+                to = _row(places[i], 0, some, like)
+                row = _row(addresses[i], start, some, like)
+                less = _row(origin, start, some, like)
+                ahead(addresses[i], start + 2 * _SUMMED, some, like)
+                for c in range(some):
+                    to[c] = row[c] - less[c]
         # Each group of rows meets all rows: the group stays in the second cache.
         for these in range(0, n, _ROWS):
             for i in range(max(first, these) // 4 * 4, n, 4):
                 for j in range(these, min(these + _ROWS, i + 1), 4):
-                    _tile(addresses, i, j, start, whole, like, lower)
+                    _tile(places, i, j, at, whole, like, lower, addresses, fetched)
         if whole < some:
-            _rest(addresses, first, start + whole, some - whole, like, lower)
+            _rest(places, first, at + whole, some - whole, like, lower)
 
 
 @_exact
-def _tile(addresses, i, j, start, width, like, lower):
+def _places(copied, n):
+    """Return the address of each of n rows in new memory, in lines of the cache."""
+    start = np.uintp(copied.ctypes.data)
+    start += np.uintp(-start % np.uintp(REGISTER))
+    step = np.uintp(_SUMMED * copied.itemsize)
+    places = np.empty(n, np.uintp)
+    for i in range(n):
+        places[i] = start + np.uintp(i) * step
+    return places
+
+
+@_exact
+def _tile(addresses, i, j, start, width, like, lower, source, fetched):
     """Add inner products of up to 4 rows from i with up to 4 from j ≤ i."""
     rows = len(addresses) - i
     if i == j:
         if rows >= 4:
-            _diagonal_4(addresses, i, j, start, width, like, lower)
+            _diagonal_4(addresses, i, j, start, width, like, lower, source, fetched)
         elif rows == 3:
-            _diagonal_3(addresses, i, j, start, width, like, lower)
+            _diagonal_3(addresses, i, j, start, width, like, lower, source, fetched)
         elif rows == 2:
-            _diagonal_2(addresses, i, j, start, width, like, lower)
+            _diagonal_2(addresses, i, j, start, width, like, lower, source, fetched)
         else:
-            _diagonal_1(addresses, i, j, start, width, like, lower)
+            _diagonal_1(addresses, i, j, start, width, like, lower, source, fetched)
     elif rows >= 4:
-        _tile_4(addresses, i, j, start, width, like, lower)
+        _tile_4(addresses, i, j, start, width, like, lower, source, fetched)
     elif rows == 3:
-        _tile_3(addresses, i, j, start, width, like, lower)
+        _tile_3(addresses, i, j, start, width, like, lower, source, fetched)
     elif rows == 2:
-        _tile_2(addresses, i, j, start, width, like, lower)
+        _tile_2(addresses, i, j, start, width, like, lower, source, fetched)
     else:
-        _tile_1(addresses, i, j, start, width, like, lower)
+        _tile_1(addresses, i, j, start, width, like, lower, source, fetched)
 
 
 @_exact
