@@ -11,13 +11,12 @@ import numpy as np
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
+from flwr_ctma.engine.kernels.exchange import ROW_BYTES, exchange_of
 from flwr_ctma.engine.kernels.numpy import CELL
 from flwr_ctma.engine.kernels.tiles import REGISTER, ahead, tile_of
 
 __all__ = ["load", "nearest", "products", "ranked", "squares", "weighted_median"]
 
-# Bytes of a tile that is sorted: it leaves room in a first cache of 48 kB.
-_TILE_BYTES = 40 * 2**10
 # Columns that are summed at a time: they stay in a core's first cache.
 _COMBINED = 2048
 # Columns that move to their medians together, until all have arrived.
@@ -66,6 +65,9 @@ def _row(address, start, width, like):
     return carray(_pointer(first, like), width)
 
 
+_sort_both, _keep_low, _keep_high = (
+    exchange_of(*kept) for kept in ((True, True), (True, False), (False, True))
+)
 _tile_1, _tile_2, _tile_3, _tile_4 = (tile_of(p, 4) for p in range(1, 5))
 _diagonal_1, _diagonal_2, _diagonal_3, _diagonal_4 = (
     tile_of(p, None) for p in range(1, 5)
@@ -124,10 +126,12 @@ def products(addresses, origin, first, width, like, lower):
     Rows less an origin are copied, a few columns at a time, next to each other.
     """
     n, lanes = len(addresses), REGISTER // like.itemsize
-    places, copied = addresses, np.empty(0, like.dtype)
+    copied = _room(n if origin else 0, _SUMMED, like)
+    places = addresses
     if origin:
-        copied = np.empty(n * _SUMMED + lanes, like.dtype)
-        places = _places(copied, n)
+        places = np.empty(n, np.uintp)
+        for i in range(n):
+            places[i] = copied[i].ctypes.data
     for start in range(0, width, _SUMMED):
         some = min(_SUMMED, width - start)
         whole = some // lanes * lanes
@@ -148,18 +152,6 @@ def products(addresses, origin, first, width, like, lower):
                     _tile(places, i, j, at, whole, like, lower, addresses, fetched)
         if whole < some:
             _rest(places, first, at + whole, some - whole, like, lower)
-
-
-@_exact
-def _places(copied, n):
-    """Return the address of each of n rows in new memory, in lines of the cache."""
-    start = np.uintp(copied.ctypes.data)
-    start += np.uintp(-start % np.uintp(REGISTER))
-    step = np.uintp(_SUMMED * copied.itemsize)
-    places = np.empty(n, np.uintp)
-    for i in range(n):
-        places[i] = start + np.uintp(i) * step
-    return places
 
 
 @_exact
@@ -211,10 +203,12 @@ def squares(addresses, middle, width, like, squares):
 
 
 @_exact
-def _room(n, like):
-    """Return memory for a tile, in whole registers and whole lines of the cache."""
-    width = _TILE_BYTES // (n * like.itemsize) // 32 * 32
-    return np.empty((n, min(max(width, 64), 256)), like.dtype)
+def _room(n, width, like):
+    """Return memory for n rows, from the start of a line of the cache."""
+    whole = np.empty(n * width + REGISTER // like.itemsize, like.dtype)
+    past = np.uintp(whole.ctypes.data) % np.uintp(REGISTER)
+    first = (REGISTER - np.int64(past)) // like.itemsize
+    return whole[first : first + n * width].reshape(n, width)
 
 
 @_exact
@@ -230,28 +224,22 @@ def _sort(addresses, comparators, start, tile, mark):
         for c in range(width):
             to[c] = row[c]
             mark[c] += row[c] - row[c]
+    base, step = np.uintp(tile.ctypes.data), np.uintp(ROW_BYTES)
     for k in range(len(comparators)):
-        x, y = tile[comparators[k, 0]], tile[comparators[k, 1]]
-        keep_low, keep_high = comparators[k, 2], comparators[k, 3]
-        if keep_low and keep_high:
-            for c in range(width):
-                a, b = x[c], y[c]
-                x[c] = a if a < b else b
-                y[c] = a if a > b else b
-        elif keep_low:
-            for c in range(width):
-                a, b = x[c], y[c]
-                x[c] = a if a < b else b
+        x = base + np.uintp(comparators[k, 0]) * step
+        y = base + np.uintp(comparators[k, 1]) * step
+        if comparators[k, 2] and comparators[k, 3]:
+            _sort_both(x, y, tile)
+        elif comparators[k, 2]:
+            _keep_low(x, y, tile)
         else:
-            for c in range(width):
-                a, b = x[c], y[c]
-                y[c] = a if a > b else b
+            _keep_high(x, y, tile)
 
 
 @_exact
 def ranked(addresses, comparators, coefficients, out):
     """Write the mean of the values, weighted by rank."""
-    tile = _room(len(addresses), out)
+    tile = _room(len(addresses), ROW_BYTES // out.itemsize, out)
     total = coefficients.dtype.type(0)
     for coefficient in coefficients:
         total += coefficient
@@ -272,7 +260,7 @@ def ranked(addresses, comparators, coefficients, out):
 def nearest(addresses, comparators, k, out):
     """Write the mean of the k values nearest to the median."""
     n = len(addresses)
-    tile = _room(n, out)
+    tile = _room(n, ROW_BYTES // out.itemsize, out)
     median, below = np.empty((2, tile.shape[1]), tile.dtype)
     count = out.dtype.type(k)
     for start in range(0, len(out), tile.shape[1]):
