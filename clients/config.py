@@ -128,7 +128,7 @@ class RunConfig:
         `real`, or a model of how fast clients reply on a virtual clock, in one process:
         `uniform`, `id`, `id2` (in proportion to the id), `straggler`, or a CSV file.
     backend : str
-        Where the server holds the replies of a round: `local`, `streaming` or `ray`,
+        Where the server holds the replies of a round: `local`, or `ray`
         with settings: `ray(workers=2, cpus=0)`.
     seed : int
         Seed of partitions, initial model, mini-batches and noise.

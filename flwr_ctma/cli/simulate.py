@@ -1,4 +1,4 @@
-"""`flwr-ctma simulate`: an app in this process."""
+"""`flwr-ctma simulate`: an app in this process, or with its clients in Ray actors."""
 
 import logging
 import sys
@@ -24,14 +24,17 @@ def simulate(
     num_nodes: options.NumNodes = None,
     run_config: options.RunConfig = [],  # noqa: B006, typer copies it
     batched: options.Batched = False,
+    ray: options.Ray = False,
     quiet: options.Quiet = False,
     json: options.Json = False,
 ) -> None:
-    """Run a Flower app once, in this process and without Ray.
+    """Run a Flower app once, in this process.
 
     It runs the ServerApp and the ClientApp that `flwr run` runs. No process has to
-    start, so this is the fastest way to test an app. `--json` writes an entry for each
-    round: metrics, and the clients that were asked, rejected or trimmed.
+    start, so this is the fastest way to test an app. With `--ray`, the clients of a
+    round run on all cores: use it where their work takes more time than their messages.
+    `--json` writes an entry for each round: metrics, and the clients that were asked,
+    rejected or trimmed.
     """
     screen = Screen(quiet, json)
     rounds: list[dict[str, Any]] = []
@@ -51,7 +54,7 @@ def simulate(
             _output_of_the_app(quiet, json),
             wrapped_strategies(observe) if json else nullcontext(),
         ):
-            flower_app.simulate(nodes, settings, options.grid_type(batched))
+            flower_app.simulate(nodes, settings, options.grid_type(batched, ray))
     screen.json({"rounds": rounds})
 
 

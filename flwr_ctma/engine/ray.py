@@ -76,11 +76,11 @@ class RayBackend:
         if not self.timeout > 0:
             raise parameter_error("timeout", "above 0", self.timeout)
 
-    def open_round(self, schema: Any) -> "RayBackend":
+    def open_round(self, schema: Any, needs_products: bool) -> "RayBackend":
         """Return this backend: rows go to the workers when all have arrived."""
         return self
 
-    def add(self, key: str, reply: Any) -> None:
+    def add(self, replies: Any, waiting: bool) -> None:
         """Do nothing."""
 
     def place(self, rows: CpuStack, keys: Sequence[str] = ()) -> "ShardedStack":

@@ -4,6 +4,7 @@ import importlib
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,12 +78,12 @@ class App(ABC):
         run_config: Mapping[str, Any],
         kind: type[InProcessGrid] = InProcessGrid,
     ) -> None:
-        """Run the app once in this process, on a grid of this kind."""
+        """Run the ServerApp once in this process, on a grid of this kind."""
         server_app, client_app = self.load()
-        grid = grid_of(client_app, num_nodes, run_config, kind)
-        server_app(
-            grid, Context(grid.run.run_id, 1, {}, RecordDict(), dict(run_config))
-        )
+        with closing(grid_of(client_app, num_nodes, run_config, kind)) as grid:
+            server_app(
+                grid, Context(grid.run.run_id, 1, {}, RecordDict(), dict(run_config))
+            )
 
 
 @dataclass(frozen=True)

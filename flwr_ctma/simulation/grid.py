@@ -151,6 +151,9 @@ class InProcessGrid(Grid):
         """Push the messages and pull their replies."""
         return self.pull_messages(self.push_messages(messages))
 
+    def close(self) -> None:
+        """End processes that the grid started: none here."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs: contexts and unpulled replies.
 

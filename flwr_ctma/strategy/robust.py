@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from flwr_ctma.aggregators import Aggregator, Budget
-from flwr_ctma.aggregators.base import iter_rules
+from flwr_ctma.aggregators.base import iter_rules, needs_products
 from flwr_ctma.compat import log
 from flwr_ctma.engine.actors import Unavailable
 from flwr_ctma.engine.ray import RayBackend
@@ -33,7 +33,12 @@ from flwr_ctma.strategy.backends import Backend, parse_backend
 from flwr_ctma.strategy.compatibility import check_compatible, resolve_aggregator
 from flwr_ctma.strategy.grace_period import GracePeriod, GracePeriodGrid
 from flwr_ctma.strategy.round.aggregate import RobustAggregate, aggregate_replies
-from flwr_ctma.strategy.round.inner import InnerReplies, overrides, without_rounding
+from flwr_ctma.strategy.round.inner import (
+    InnerReplies,
+    only_averages,
+    overrides,
+    without_rounding,
+)
 from flwr_ctma.strategy.round.memory import NodeMemory, check_weighs_clients
 from flwr_ctma.strategy.round.progress import Progress, check_same_app
 from flwr_ctma.strategy.round.replies import InspectedReplies, Round
@@ -115,10 +120,10 @@ class RobustStrategy(StrategyWrapper):
     reply_limit : ReplyLimit (default: ReplyLimit())
         The memory that a reply may take, in a deployment.
     backend : Backend | str (default: "local")
-        The place of the rows of a round: "local", in this process; "streaming", in this
-        process, with inner products computed while replies arrive; "ray", on the
-        workers of a Ray cluster (a round in which those fail is skipped). In all of
-        them the bits of the result do not depend on the order of arrival.
+        The place of the rows of a round: "local", in this process, where inner products
+        are computed while replies arrive; "ray", on the workers of a Ray cluster (a
+        round in which those fail is skipped). In both the bits of the result do not
+        depend on the order of arrival.
     node_timeout : float (default: 600.0)
         Seconds to wait until as many nodes are connected as the rule needs.
 
@@ -316,7 +321,9 @@ class RobustStrategy(StrategyWrapper):
             arrays=arrays,
             schema=schema,
             read=self._reader(schema),
-            rows=self.backend.open_round(schema),
+            rows=self.backend.open_round(
+                schema, not self.memory and needs_products(self.aggregator)
+            ),
             # Once: training on the server takes its time, and may draw at random.
             reference=cache(lambda: self._reference(server_round, schema)),
         )
@@ -541,12 +548,15 @@ class RobustStrategy(StrategyWrapper):
             if arrays is not None:
                 arrays = without_rounding(result.arrays, arrays, len(replies))
         else:
+            known = only_averages(self.strategy)
             with inner.given_to_metrics_function(
                 self.strategy, "train_metrics_aggr_fn"
             ):
                 arrays, metrics = self.strategy.aggregate_train(
-                    server_round, inner.one()
+                    server_round, inner.one(arrays=not known)
                 )
+            if known and arrays is not None:
+                arrays = result.arrays
         if arrays is not None and round_.schema is not None:
             round_.schema.check_same_arrays(arrays, type(self.strategy).__name__)
             arrays = round_.schema.restore_dtypes_and_buffers(result.arrays, arrays)
@@ -596,7 +606,7 @@ def _node_memory(beta: float, rule: Aggregator, backend: Backend) -> NodeMemory 
     if isinstance(backend, RayBackend):
         raise parameter_error(
             "backend",
-            '"local" or "streaming" beside `memory`',
+            '"local" beside `memory`',
             backend,
             "What is remembered of the nodes is held in this process.",
         )

@@ -605,7 +605,7 @@ def test_rounds_without_a_measurement_are_passed_over(tmp_path):
 
 
 def test_settings_that_change_no_training_do_not_split_groups(tmp_path):
-    for seed, backend in enumerate(("local", "streaming")):
+    for seed, backend in enumerate(("local", "ray")):
         config = {"seed": seed, "backend": backend, "evaluate-every": seed + 1}
         write_run(tmp_path / backend, accuracies(0.1, 0.5), **config)
     assert report(tmp_path).row("ctma(gm)", "2")
