@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clients import blocks
 from clients.task import Examples
 
 __all__ = ["GradientRequest", "architecture_of", "gradients", "parameter_views"]
@@ -98,6 +99,13 @@ def _group_gradients(
     requests: Sequence[GradientRequest],
 ) -> list[tuple[float, Tensor]]:
     first = requests[0]
+    if blocks.are_blocks(first.model, first.weights.device):
+        weights = torch.stack([request.weights.detach() for request in requests])
+        images = torch.stack([request.batch.images for request in requests])
+        if blocks.are_moderate(weights, images):
+            labels = torch.stack([request.batch.labels for request in requests])
+            losses, found = blocks.gradients(first.model, weights, images, labels)
+            return list(zip(losses.tolist(), found, strict=True))
     if _has_common_weights(requests):
         return _common_weights(requests)
     if len(requests) == 1:
