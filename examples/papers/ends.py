@@ -86,7 +86,8 @@ def _chart(cells: dict[str, dict[str, list[float]]], columns: list[str]) -> Any:
     """Return a figure with a panel for each column, and a dot for each row."""
     styles = line_styles(list(cells))
     colours = [styles[row].colour for row in cells]
-    y: dict[str, Any] = {"field": "row", "type": "nominal", "title": None, "sort": None}
+    y: dict[str, Any] = {"field": "row", "type": "nominal", "title": None}
+    y |= {"scale": {"domain": list(cells)}}
     colour: dict[str, Any] = {"field": "row", "type": "nominal", "legend": None}
     colour |= {"scale": {"domain": list(cells), "range": colours}}
     x: dict[str, Any] = {"type": "quantitative", "scale": {"zero": False}}
