@@ -128,7 +128,7 @@ class RunConfig:
         `real`, or a model of how fast clients reply on a virtual clock, in one process:
         `uniform`, `id`, `id2` (in proportion to the id), `straggler`, or a CSV file.
     backend : str
-        Where the server holds the replies of a round: `local`, `streaming` or `ray`,
+        Where the server holds the replies of a round: `local`, or `ray`
         with settings: `ray(workers=2, cpus=0)`.
     seed : int
         Seed of partitions, initial model, mini-batches and noise.
@@ -177,7 +177,8 @@ class RunConfig:
     @classmethod
     def of(cls, run_config: Mapping[str, Any]) -> "RunConfig":
         """Return the checked run-config of a Flower context, from a cache if seen."""
-        return _cached(tuple((k, type(v), v) for k, v in run_config.items()))
+        values = tuple(run_config.values())
+        return _cached(tuple(run_config), values, tuple(map(type, values)))
 
     @classmethod
     def _of(cls, run_config: Mapping[str, Any]) -> "RunConfig":
@@ -315,8 +316,10 @@ def _takes_weights(aggregator: str) -> bool:
 
 # Clients read it at every message. Types are part of the key, as 1 equals True.
 @lru_cache(maxsize=8)
-def _cached(items: tuple[tuple[str, type, Any], ...]) -> RunConfig:
-    return RunConfig._of({key: value for key, _, value in items})
+def _cached(
+    keys: tuple[str, ...], values: tuple[Any, ...], types: tuple[type, ...]
+) -> RunConfig:
+    return RunConfig._of(dict(zip(keys, values, strict=True)))
 
 
 def _key(name: str) -> str:

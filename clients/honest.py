@@ -1,6 +1,7 @@
 """The honest client: it trains the received model on its own examples."""
 
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 
 import numpy as np
@@ -40,7 +41,17 @@ def report_partition(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Reply with the trained model, or with the received model minus the vector d."""
     config = RunConfig.of(context.run_config)
-    examples, network = _load(message, context, config)
+    with _loaded(message, context, config) as (examples, network):
+        return _train(message, context, config, examples, network)
+
+
+def _train(
+    message: Message,
+    context: Context,
+    config: RunConfig,
+    examples: Examples,
+    network: FlatNetwork,
+) -> Message:
     sent = records_of(message.content, ConfigRecord)["config"]
     images, labels = poison(examples.images, examples.labels, sent)  # if attacked
     examples = Examples(images, labels, examples.num_classes)
@@ -63,7 +74,8 @@ def train(message: Message, context: Context) -> Message:
     load_state_record(
         optimizer, records_of(context.state, ArrayRecord).get("optimizer")
     )
-    network.model.train()
+    if not network.model.training:
+        network.model.train()
     losses = [
         float(optimizer.step(partial(network.evaluate, step, config.clip_norm)))
         for step in steps
@@ -77,8 +89,8 @@ def train(message: Message, context: Context) -> Message:
 def test(message: Message, context: Context) -> Message:
     """Evaluate the received model on this client's examples."""
     config = RunConfig.of(context.run_config)
-    examples, network = _load(message, context, config)
-    loss, accuracy = evaluate(network.model, examples)
+    with _loaded(message, context, config) as (examples, network):
+        loss, accuracy = evaluate(network.model, examples)
     metrics = {"num-examples": len(examples), "loss": loss, "accuracy": accuracy}
     return _reply(message, metrics)
 
@@ -88,32 +100,37 @@ def _batch(examples: Examples, size: int, rng: np.random.Generator) -> Examples:
     return examples[torch.from_numpy(chosen).to(examples.labels.device)]
 
 
-def _load(
+@contextmanager
+def _loaded(
     message: Message, context: Context, config: RunConfig
-) -> tuple[Examples, FlatNetwork]:
+) -> Iterator[tuple[Examples, FlatNetwork]]:
     """Load the examples of this client and the received model."""
     # One core for each client: Ray runs as many clients as there are cores, and sums
     # of floats have the same bits everywhere.
     torch.set_num_threads(1)
     device = find_device(config.device)
     examples = load_train(config, *partition_of(context))
-    shape = examples.images.shape[1:]
-    thread = threading.get_ident()  # clients of a BatchedGrid have a thread each
-    network = _network(shape, examples.num_classes, config, device, thread)
+    # Clients of a BatchedGrid train at the same time; those of the next round and run
+    # reuse their networks.
+    unused = _networks(
+        tuple(examples.images.shape[1:]), examples.num_classes, config.model, device
+    )
+    network = (
+        unused.pop()
+        if unused
+        else FlatNetwork(build_model(examples, config).to(device))
+    )
     network.load(records_of(message.content, ArrayRecord)["arrays"])
-    return examples.to(device), network
+    yield examples.to(device), network
+    unused.append(network)
 
 
-@lru_cache(maxsize=64)
-def _network(
-    shape: tuple[int, ...],
-    num_classes: int,
-    config: RunConfig,
-    device: torch.device,
-    thread: int,
-) -> FlatNetwork:
-    like = Examples(torch.empty(0, *shape), torch.empty(0), num_classes)
-    return FlatNetwork(build_model(like, config).to(device))
+@lru_cache(maxsize=4)
+def _networks(
+    shape: tuple[int, ...], num_classes: int, model: str, device: torch.device
+) -> list[FlatNetwork]:
+    """Return the networks of an architecture that no client uses at present."""
+    return []
 
 
 def partition_of(context: Context) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from clients import blocks
 from clients.task import Examples
 
 __all__ = ["GradientRequest", "architecture_of", "gradients", "parameter_views"]
@@ -106,6 +107,13 @@ def _group_gradients(
     requests: Sequence[GradientRequest],
 ) -> list[tuple[float, Tensor]]:
     first = requests[0]
+    if blocks.are_blocks(first.model, first.weights.device):
+        weights = torch.stack([request.weights.detach() for request in requests])
+        images = torch.stack([request.batch.images for request in requests])
+        if blocks.are_moderate(weights, images):
+            labels = torch.stack([request.batch.labels for request in requests])
+            losses, found = blocks.gradients(first.model, weights, images, labels)
+            return list(zip(losses.tolist(), found, strict=True))
     supported = _are_layers_supported(first.model)
     if supported and _has_common_weights(requests):
         return _common_weights(requests)

@@ -24,6 +24,7 @@ from sklearn.datasets import load_breast_cancer, load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clients.blocks import outputs
 from clients.config import RunConfig
 from flwr_ctma.errors import parameter_error
 
@@ -91,7 +92,7 @@ def evaluate(model: nn.Module, examples: Examples) -> tuple[float, float]:
         torch.split(examples.labels, _AT_ONCE),
         strict=True,
     ):
-        logits = model(images)
+        logits = outputs(model, images)
         loss += functional.cross_entropy(logits, labels, reduction="sum").item()
         correct += (logits.argmax(dim=1) == labels).sum().item()
     return loss / len(examples), correct / len(examples)

@@ -36,6 +36,7 @@ copybutton_prompt_is_regexp = True
 html_theme = "furo"
 html_title = f"flwr-ctma {release}"
 html_static_path = ["static"]
+html_favicon = "static/favicon.svg"
 html_css_files = ["pages.css"]
 html_show_sphinx = False
 

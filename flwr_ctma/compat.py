@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from flwr.app import Array, ArrayRecord, Error, Message, Metadata
+from flwr.app import Array, ArrayRecord, Error, Message, Metadata, RecordDict
 
 # Not exported by flwr.app: builds a message from metadata that exist already.
 from flwr.app.message.message import make_message
@@ -76,6 +76,7 @@ __all__ = [
     "PullObserver",
     "Run",
     "announced_replies",
+    "copy_records",
     "error_reply",
     "flatten_dict",
     "get_project_config",
@@ -244,6 +245,26 @@ def copy_arrays(record: ArrayRecord) -> ArrayRecord:
     arrays: dict[str, Array] = vars(copied)["_data"]
     for name, a in arrays.items():
         arrays[name] = make_array(a.dtype, a.shape, a.stype, a.data)
+    return copied
+
+
+def copy_records(records: RecordDict) -> RecordDict:
+    """Copy records, their arrays and lists; payloads, which are bytes, are shared."""
+    copied = records.copy()
+    content: dict[str, Any] = vars(copied)["_data"]
+    for name, record in content.items():
+        content[name] = _copy_record(record)
+    return copied
+
+
+def _copy_record(record: Any) -> Any:
+    if isinstance(record, ArrayRecord):
+        return copy_arrays(record)
+    copied = record.copy()
+    values: dict[str, Any] = vars(copied)["_data"]
+    for key, value in values.items():
+        if type(value) is list:
+            values[key] = value.copy()
     return copied
 
 

@@ -21,6 +21,9 @@ __all__ = ["check_fields", "parse", "spell"]
 _MAX_LENGTH = 500
 _MAX_DEPTH = 64
 _KEBAB = re.compile(r"(?<=[A-Za-z])-(?=[A-Za-z])")
+_PARAMETER = re.compile(
+    r"Parameter (`\w+` should be .+)\. Found `\w+ = (.+)`\. ?(.*)", re.DOTALL
+)
 
 
 def parse(
@@ -73,6 +76,8 @@ def parse(
         return _Grammar(table, same or {}, nearest or {}).build(tree)
     except (ValueError, TypeError, OverflowError) as error:
         said, remedy = (*map(str, error.args), "", "")[:2]
+        if inner := _PARAMETER.fullmatch(said):
+            said, remedy = f"{inner[1]}, not {inner[2]}", inner[3]
         expected = f"well-formed: {said.removesuffix('.')}"
         raise parameter_error(parameter, expected, text, remedy) from error
 
@@ -184,7 +189,8 @@ class _Grammar:
             remedy = f"Did you mean `{close}`? It {difference}."
         else:
             remedy = did_you_mean(name, self.table, self.same)
-        raise ValueError(f"`{name}` is not one of {names}", remedy)
+        known = "a known name" if remedy else f"one of {names}"
+        raise ValueError(f"`{name}` is not {known}", remedy)
 
 
 def _scalar(name: str, field: "dataclasses.Field[Any]", node: ast.expr) -> Any:

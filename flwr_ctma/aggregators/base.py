@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,6 +27,7 @@ __all__ = [
     "MetaAggregator",
     "Point",
     "iter_rules",
+    "needs_products",
 ]
 
 RULES: dict[str, "type[Aggregator]"] = {}
@@ -71,6 +73,8 @@ class Aggregator(ABC):
     weighted: ClassVar[bool] = False
     """Whether rows may have weights. A share f then splits rows; otherwise the number
     of Byzantine rows is ⌈fn⌉."""
+    in_groups: ClassVar[bool] = False
+    """Whether the rule compares rows within groups, not all of them."""
     needs_reference: ClassVar[bool] = False
     """Whether the rule uses a vector of the caller: a trusted update or a start."""
 
@@ -327,6 +331,27 @@ def iter_rules(rule: Aggregator) -> Iterator[Aggregator]:
         held = getattr(rule, field.name)
         if isinstance(held, Aggregator):
             yield from iter_rules(held)
+
+
+@cache
+def needs_products(rule: Aggregator) -> bool:
+    """Return whether a rule computes the inner products of all rows: it is tried.
+
+    Examples
+    --------
+    >>> from flwr_ctma import parse_aggregator
+    >>> [needs_products(parse_aggregator(name)) for name in ("ctma(gm)", "ctma(cwmed)")]
+    [True, False]
+    """
+    if any(part.needs_reference or part.in_groups for part in iter_rules(rule)):
+        return False
+    n = max(3, rule.min_rows(1))
+    rows = Updates.of(np.random.default_rng(0).random((n, 3), np.float32))
+    try:
+        rule.solve(rows, Budget(n, 1))
+    except ValueError:  # f = 1 of n is not for this rule
+        return False
+    return rows.stack.has_moments
 
 
 def _as_weights(weights: Any) -> Float64 | None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -70,6 +71,8 @@ class Hierarchical(Aggregator, name="hierarchical"):
     >>> Hierarchical(CTMA(CwMed()), size=3, seed=0)(x, f=2)
     array([1.])
     """
+
+    in_groups: ClassVar[bool] = True
 
     within: Aggregator
     across: Aggregator | None = None

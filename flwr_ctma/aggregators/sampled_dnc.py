@@ -92,15 +92,17 @@ class SampledDnC(Aggregator, name="sampleddnc"):
 
     def _samples(self, rows: Updates) -> list[Updates]:
         """Return the rows in the coordinates of each subset, layer by layer."""
-        widths = [len(part) for part in rows.combine(np.zeros(rows.n))]
+        stack = rows.stack  # its rows are read once each, and mixed in the subsets
+        widths = [len(part) for part in stack.combine(np.zeros(stack.n))]
         rng = np.random.default_rng(self.seed)
         subsets = [_draw(rng, self.subset, widths) for _ in range(self.iterations)]
         vectors: list[list[Any]] = [[] for _ in subsets]
-        for unit in np.eye(rows.n):
-            row = rows.combine(unit)
+        for unit in np.eye(stack.n):
+            row = stack.combine(unit)
             for subset, taken in zip(subsets, vectors, strict=True):
                 taken.append([part[at] for part, at in zip(row, subset, strict=True)])
-        return [Updates(rows.stack.from_vectors(taken)) for taken in vectors]
+        samples = (stack.from_vectors(taken) for taken in vectors)
+        return [Updates(sample, rows.mixing) for sample in samples]
 
 
 def _draw(

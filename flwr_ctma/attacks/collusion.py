@@ -8,7 +8,7 @@ from logging import WARNING
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from flwr_ctma.attacks import messages
@@ -53,13 +53,19 @@ class ObservedReply:
         The client's reply, with content.
     message : Message
         The message that it answers.
+    sent : Sent | None (default: None)
+        The arrays of the message, if they are known.
     """
 
-    def __init__(self, reply: Message, message: Message) -> None:
+    def __init__(
+        self, reply: Message, message: Message, sent: messages.Sent | None = None
+    ) -> None:
         self.node = message.metadata.dst_node_id
         self.marked = MALICIOUS in reply.content
-        self.reply = messages.replace(reply, {MALICIOUS: None})
-        self.message = message
+        if self.marked:
+            reply = messages.replace(reply, {MALICIOUS: None})
+        self.reply, self.message = reply, message
+        self._sent = messages.sent_numbers(message) if sent is None else sent
 
     @cached_property
     def layout(self) -> Layout:
@@ -72,7 +78,7 @@ class ObservedReply:
     @cached_property
     def _updates(self) -> dict[tuple[str, str], NDArray[Any]]:
         try:
-            return messages.updates(self.reply, self.message)
+            return messages.updates(self.reply, self._sent)
         except Exception:  # a malformed reply, in whatever way, is no update
             return {}
 
@@ -85,9 +91,8 @@ class ObservedReply:
     @property
     def model(self) -> NDArray[Any]:
         """The model that the server sent, as a row in the layout of the update."""
-        sent = records_of(self.message.content, ArrayRecord)
         arrays = [
-            messages.sent_array(sent, record, key, np.empty(shape, dtype)).ravel()
+            messages.sent_array(self._sent, record, key, np.empty(shape, dtype)).ravel()
             for record, key, shape, dtype in self.layout
         ]
         return np.concatenate(arrays)
@@ -110,10 +115,12 @@ class ObservedReply:
     def replace_update(self, row: NDArray[Any]) -> None:
         """Put another update in the reply."""
         ends = np.cumsum([math.prod(shape) for _, _, shape, _ in self.layout])
-        pieces = iter(np.split(row, ends[:-1]))
-        self.reply = messages.map_updates(
-            self.reply, self.message, lambda update: next(pieces).reshape(update.shape)
-        )
+        pieces = zip(np.split(row, ends[:-1]), self.layout, strict=True)
+        changed = {
+            (record, key): piece.reshape(shape)
+            for piece, (record, key, shape, _) in pieces
+        }
+        self.reply = messages.set_updates(self.reply, self._sent, changed)
 
 
 def stack(replies: Sequence[ObservedReply]) -> NDArray[Any]:
@@ -181,17 +188,21 @@ class Colluders:
             if len(self.nodes) < (self.num_malicious_nodes or 0):
                 self.nodes.add(node)
 
-    def announce(self, message: Message) -> None:
-        """Ask the clients for marks: colluders act on the server."""
+    def announce(self, sent: Sequence[Message]) -> None:
+        """Ask the clients for marks: colluders act on the server.
+
+        Messages that share their content, as Flower's do, still share it.
+        """
         if self.num_malicious_nodes is not None:
             return
-        configs = records_of(message.content, ConfigRecord) or {
-            "config": ConfigRecord({})
-        }
-        content = RecordDict({**message.content})
-        for name, config in configs.items():
-            content[name] = ConfigRecord({**config, ATTACKED: True})
-        message.content = content
+        announced = {id(message.content): message.content for message in sent}
+        for key, content in announced.items():
+            configs = records_of(content, ConfigRecord) or {"config": ConfigRecord({})}
+            announced[key] = RecordDict({**content})
+            for name, config in configs.items():
+                announced[key][name] = ConfigRecord({**config, ATTACKED: True})
+        for message in sent:
+            message.content = announced[id(message.content)]
 
     def register(self, replies: Iterable[ObservedReply]) -> None:
         """Add the nodes of marked replies to the malicious ones."""

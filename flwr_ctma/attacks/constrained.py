@@ -54,16 +54,19 @@ class WholeUpdate(Attack):
         reply = respond(message, context)
         if reply is None or not reply.has_content():
             return reply
-        updates = messages.updates(reply, message)
+        sent = messages.sent_numbers(message)
+        updates = messages.updates(reply, sent)
         if not updates:
             return reply
         row = np.concatenate([update.ravel() for update in updates.values()])
         changed = self.constrain(row, self.change(message, context, updates))
         ends = np.cumsum([update.size for update in updates.values()])
-        pieces = iter(np.split(changed, ends[:-1]))
-        return messages.map_updates(
-            reply, message, lambda update: next(pieces).reshape(update.shape)
-        )
+        pieces = np.split(changed, ends[:-1])
+        found = {
+            name: piece.reshape(update.shape)
+            for (name, update), piece in zip(updates.items(), pieces, strict=True)
+        }
+        return messages.set_updates(reply, sent, found)
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,7 @@ class Neurotoxin(WholeUpdate, name="neurotoxin"):
         self, message: Message, context: Context, updates: dict[tuple[str, str], Row]
     ) -> Row | None:
         """Return the change of the global model, and keep the model for the next."""
-        sent = message.content.array_records
+        sent = messages.sent_numbers(message)
         arrays = [
             messages.sent_array(sent, record, key, update).ravel()
             for (record, key), update in updates.items()

@@ -68,8 +68,7 @@ class AttackedGrid(GridWrapper):
         sent = list(messages)
         training = [m for m in sent if m.metadata.message_type.startswith("train")]
         self.colluders.recruit(self.grid.get_node_ids())
-        for message in training:
-            self.colluders.announce(message)
+        self.colluders.announce(training)
         ids = list(self.grid.push_messages(sent))
         for key, message in zip(ids, sent, strict=True):
             if message in training:

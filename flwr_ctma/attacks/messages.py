@@ -18,11 +18,14 @@ from flwr_ctma.messages.arrays import numbers, records_of, to_array
 __all__ = [
     "WEIGHT",
     "Record",
+    "Sent",
     "map_metrics",
     "map_updates",
     "replace",
     "sent_array",
+    "sent_numbers",
     "server_round",
+    "set_updates",
     "updates",
 ]
 
@@ -61,20 +64,32 @@ def server_round(message: Message) -> int | None:
     return int(group) if group.isdecimal() else None
 
 
-def updates(reply: Message, message: Message) -> dict[tuple[str, str], NDArray[Any]]:
+Sent = Mapping[str, Mapping[str, NDArray[Any]]]
+"""The arrays of a message, by names of record and array."""
+
+
+def sent_numbers(message: Message) -> Sent:
+    """View the arrays of a message."""
+    records = records_of(message.content, ArrayRecord).items()
+    return {
+        name: {key: numbers(array) for key, array in record.items()}
+        for name, record in records
+    }
+
+
+def updates(reply: Message, sent: Sent) -> dict[tuple[str, str], NDArray[Any]]:
     """Return the difference of a reply to the message, by names of record and array.
 
     Floating-point arrays only. An array without a counterpart in the message (for
     example a client's momentum) is itself the update.
     """
     found = {}
-    sent = records_of(message.content, ArrayRecord)
-    for record, arrays in records_of(reply.content, ArrayRecord).items():
-        for key, array in arrays.items():
-            model = numbers(array)
-            if model.dtype.kind == "f":
-                # An attacker may well want the overflow.
-                with np.errstate(over="ignore", invalid="ignore"):
+    # An attacker may well want the overflow.
+    with np.errstate(over="ignore", invalid="ignore"):
+        for record, arrays in records_of(reply.content, ArrayRecord).items():
+            for key, array in arrays.items():
+                model = numbers(array)
+                if model.dtype.kind == "f":
                     found[record, key] = model - sent_array(sent, record, key, model)
     return found
 
@@ -85,19 +100,31 @@ def map_updates(
     """Change each update of a reply; dtypes stay the same."""
     if reply is None or not reply.has_content():
         return reply
+    sent = sent_numbers(message)
+    changed = {name: change(update) for name, update in updates(reply, sent).items()}
+    return set_updates(reply, sent, changed)
+
+
+def set_updates(
+    reply: M, sent: Sent, changed: Mapping[tuple[str, str], NDArray[Any]]
+) -> M:
+    """Replace updates of a reply; dtypes stay the same."""
+    if reply is None or not reply.has_content():
+        return reply
     records = {
-        name: dict(r) for name, r in records_of(reply.content, ArrayRecord).items()
+        name: record.copy()
+        for name, record in records_of(reply.content, ArrayRecord).items()
     }
-    sent = records_of(message.content, ArrayRecord)
-    for (record, key), update in updates(reply, message).items():
-        with np.errstate(over="ignore", invalid="ignore"):
-            model = sent_array(sent, record, key, update) + change(update)
-            records[record][key] = to_array(np.asarray(model, update.dtype))
-    return replace(reply, {name: ArrayRecord(r) for name, r in records.items()})
+    with np.errstate(over="ignore", invalid="ignore"):
+        for (record, key), update in changed.items():
+            own = numbers(records[record][key])
+            model = sent_array(sent, record, key, own) + update
+            records[record][key] = to_array(np.asarray(model, own.dtype))
+    return replace(reply, records)
 
 
 def sent_array(
-    records: Mapping[str, ArrayRecord], record: str, key: str, like: NDArray[Any]
+    records: Sent, record: str, key: str, like: NDArray[Any]
 ) -> NDArray[Any]:
     """Return the sent array that an array of a reply answers, zeros if there is none.
 
@@ -107,7 +134,7 @@ def sent_array(
     if record not in records and len(records) == 1:
         record = next(iter(records))
     if record in records and key in records[record]:
-        array = numbers(records[record][key])
+        array = records[record][key]
         if array.shape == like.shape:
             return array.astype(like.dtype, copy=False)
     return np.zeros_like(like)

@@ -6,7 +6,9 @@ line is wrong, and 130 after Ctrl-C.
 
 from typing import Annotated
 
+import click
 import typer
+from typer.core import TyperGroup
 
 from flwr_ctma import __version__
 from flwr_ctma.cli.advise import advise
@@ -18,10 +20,26 @@ from flwr_ctma.cli.simulate import simulate
 from flwr_ctma.cli.sweep import sweep
 from flwr_ctma.cli.tournament import tournament
 from flwr_ctma.cli.verify import verify
+from flwr_ctma.errors import did_you_mean
 
 __all__ = ["app", "command", "main"]
 
+
+class Commands(TyperGroup):
+    """The commands; for a misspelled name, one suggestion in all versions of Typer."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the arguments name."""
+        if self.get_command(ctx, args[0]) is None:
+            remedy = did_you_mean(args[0], self.list_commands(ctx))
+            ctx.fail(f"No such command '{args[0]}'. {remedy}".rstrip())
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,

@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from flwr_ctma.cli import options
-from flwr_ctma.cli.runs import collect_runs, print_failures
+from flwr_ctma.cli.runs import collect_runs, print_failures, refuse_unused
 from flwr_ctma.cli.screen import Screen, errors_as_sentences
 from flwr_ctma.experiments.app import parse_app
 from flwr_ctma.experiments.benchmark import Suite, chosen_rates, summarize
-from flwr_ctma.experiments.plan_cost import estimate_seconds
+from flwr_ctma.experiments.estimate import estimate_seconds
 from flwr_ctma.experiments.sweep_results import FinishedRun, PlannedRun
 from flwr_ctma.report.benchmark import (
     benchmark_table,
@@ -67,11 +67,13 @@ def benchmark(
         root = output or Path("runs") / f"benchmark-{plan.name}"
         kind = options.grid_type(batched)
         tuning = plan.sweep(plan.tuning_runs())
+        every = [run.config for run in [*tuning.runs, *plan.runs({})]]
+        refuse_unused(run_config, every, "Change `{key}` in the suite.")
         if dry_run:
             rates = chosen_rates(plan, tuning.saved(root))
             left = tuning.unfinished(root)
             left += plan.sweep(plan.runs(rates)).unfinished(root)
-            seconds = estimate_seconds(plan.app, left, workers, kind)
+            seconds = estimate_seconds(tuning.trials(left, kind), workers)
             screen.estimate(len(left), "runs", seconds, workers)
             screen.json({"runs": len(left), "seconds": seconds, "output": str(root)})
             return

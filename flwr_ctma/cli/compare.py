@@ -10,16 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from flwr_ctma.attacks import parse_attack
 from flwr_ctma.cli import options
-from flwr_ctma.cli.runs import collect_runs, finish, show_plan
+from flwr_ctma.cli.runs import collect_runs, finish, refuse_unused, show_plan
 from flwr_ctma.cli.screen import Screen, errors_as_sentences
 from flwr_ctma.cli.tables import comparison_table
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.experiments.app import (
     App,
     FlowerApp,
-    merge_overrides,
     num_nodes_for,
     parse_app,
 )
@@ -29,9 +27,10 @@ from flwr_ctma.experiments.comparison import (
     summarize_rules,
 )
 from flwr_ctma.experiments.runtimes import Ray
-from flwr_ctma.experiments.sweep import Sweep, SweepProgress
+from flwr_ctma.experiments.sweep import Sweep, SweepProgress, check_values
 from flwr_ctma.experiments.sweep_results import FinishedRun, PlannedRun, write_rounds
 from flwr_ctma.experiments.tournament import undefined_reason
+from flwr_ctma.experiments.workers import make_folder
 from flwr_ctma.report.charts import line_chart
 from flwr_ctma.tracking.json_lines import write_json
 
@@ -102,7 +101,6 @@ def compare(
     with errors_as_sentences():
         flower_app = parse_app(app)
         settings = flower_app.run_config(*run_config)
-        _refuse_axes(merge_overrides(*run_config))
         if missing := sorted(_KEYS - set(settings)):
             expected = f"an app whose run-config has the keys {', '.join(missing)}"
             raise parameter_error(
@@ -112,20 +110,27 @@ def compare(
             expected = "`in-process` with `--batched`"
             raise parameter_error("engine", expected, str(engine))
         attacks = attack or [settings["attack"]]
-        _check(settings, aggregator, attacks)
         runs = comparison_runs(
             *(flower_app, settings, attacks, partitioner, aggregator),
             seed or [settings["seed"]],
         )
+        for run in runs:
+            check_values(flower_app, run.config)
+        remedy = "Write `--{key}` in place of `-c`."
+        refuse_unused(run_config, [run.config for run in runs], remedy)
+        _check(settings, aggregator)
         plan = Sweep(flower_app, runs)
         root = output or Path("runs") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
         kind = options.grid_type(batched)
-        if dry_run or engine is EngineName.IN_PROCESS:  # Ray has no estimate
-            show_plan(plan, root, screen, workers, kind, dry_run)
+        in_process = engine is EngineName.IN_PROCESS
+        if dry_run or in_process:
+            show_plan(
+                plan, root, screen, workers, kind if in_process else None, dry_run
+            )
         _write_config(root, settings, runs, engine)
         states = (
             plan.run(root, workers, kind)
-            if engine is EngineName.IN_PROCESS
+            if in_process
             else _run_in_ray(flower_app, plan, root)
         )
         finished = list(collect_runs(plan, states, screen, "accuracy"))
@@ -136,29 +141,15 @@ def compare(
     finish(finished, root, screen, "accuracy", 1)
 
 
-def _refuse_axes(overrides: Mapping[str, Any]) -> None:
-    for key in ("aggregator", "partitioner"):
-        if key in overrides:
-            expected = f"without `{key}`, as a comparison varies it"
-            remedy = f"Write `--{key}` in place of `-c`."
-            raise parameter_error(
-                "run-config", expected, f"{key}={overrides[key]}", remedy
-            )
-
-
-def _check(
-    settings: Mapping[str, Any], aggregators: Sequence[str], attacks: Sequence[str]
-) -> None:
+def _check(settings: Mapping[str, Any], aggregators: Sequence[str]) -> None:
     n, f = num_nodes_for(settings), settings["num-malicious-nodes"]
-    if not 0 <= f < n / 2:
+    if type(f) is not int or not 0 <= f < n / 2:
         expected = f"at least 0 and less than half of num-nodes = {n}"
         remedy = "No rule withstands a malicious half."
         raise parameter_error("num-malicious-nodes", expected, f, remedy)
     for rule in aggregators:
         if reason := undefined_reason(rule, n, f):
             raise ValueError(reason)
-    for attack in attacks:
-        parse_attack(attack)
 
 
 def _run_in_ray(app: App, plan: Sweep, root: Path) -> Iterator[SweepProgress]:
@@ -173,7 +164,7 @@ def _run_in_ray(app: App, plan: Sweep, root: Path) -> Iterator[SweepProgress]:
 def _write_config(
     root: Path, settings: Mapping[str, Any], runs: Sequence[PlannedRun], engine: str
 ) -> None:
-    root.mkdir(parents=True, exist_ok=True)
+    make_folder(root)
     config = {
         "run-config": dict(settings),
         "runs": {run.name: dict(run.point) for run in runs},

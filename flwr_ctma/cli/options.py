@@ -1,12 +1,15 @@
 """Arguments and options that several commands have."""
 
 import os
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.simulation.batched import BatchedGrid
 from flwr_ctma.simulation.grid import InProcessGrid
+from flwr_ctma.simulation.ray import RayGrid
 
 __all__ = [
     "NUM_CORES",
@@ -19,6 +22,7 @@ __all__ = [
     "Metric",
     "NumNodes",
     "Quiet",
+    "Ray",
     "RunConfig",
     "Seeds",
     "Workers",
@@ -47,6 +51,13 @@ Batched = Annotated[
         "--batched",
         help="Compute the clients of a round together, which is faster; needs an app "
         "that calls `run_batched`.",
+    ),
+]
+Ray = Annotated[
+    bool,
+    typer.Option(
+        "--ray",
+        help="Run the clients on all cores, in Ray actors; needs the extra `app`.",
     ),
 ]
 NumNodes = Annotated[
@@ -100,6 +111,18 @@ def _num_cores() -> int:
 NUM_CORES = _num_cores()
 
 
-def grid_type(batched: bool) -> type[InProcessGrid]:
-    """Return the grid that runs the clients in one process."""
-    return BatchedGrid if batched else InProcessGrid
+def grid_type(batched: bool, ray: bool = False) -> type[InProcessGrid]:
+    """Return the grid that runs the clients."""
+    if not ray:
+        return BatchedGrid if batched else InProcessGrid
+    if batched:
+        raise parameter_error(
+            "--batched",
+            "given without --ray",
+            "both",
+            "A batch is computed in one process, which may use all cores.",
+        )
+    if find_spec("ray") is None:
+        remedy = "Install Ray: `pip install 'flwr[simulation]'`."
+        raise parameter_error("--ray", "given where Ray is installed", True, remedy)
+    return RayGrid

@@ -1,22 +1,59 @@
 """Runs of many points: their plan, progress, failures and results."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from flwr_ctma.cli.progress import RunProgress
 from flwr_ctma.cli.screen import Screen
-from flwr_ctma.experiments.estimate import num_rounds_of
-from flwr_ctma.experiments.plan_cost import estimate_seconds
+from flwr_ctma.errors import parameter_error
+from flwr_ctma.experiments.app import merge_overrides
+from flwr_ctma.experiments.estimate import estimate_seconds, num_rounds_of
 from flwr_ctma.experiments.sweep import Sweep, SweepProgress
 from flwr_ctma.experiments.sweep_results import FinishedRun
 from flwr_ctma.simulation.grid import InProcessGrid
 
-__all__ = ["MANY_RUNS", "collect_runs", "finish", "print_failures", "show_plan"]
+__all__ = [
+    "MANY_RUNS",
+    "collect_runs",
+    "finish",
+    "print_failures",
+    "refuse_unused",
+    "show_plan",
+]
 
 MANY_RUNS = 12
 """From this number on, an estimate of the time is worth the seconds that it takes."""
+
+
+def refuse_unused(
+    overrides: Sequence[str], configs: Sequence[Mapping[str, Any]], remedy: str
+) -> None:
+    """Refuse a value of `--run-config` that no run has, as the command sets the key.
+
+    Parameters
+    ----------
+    overrides : sequence of str
+        The values of `--run-config`.
+    configs : sequence of Mapping[str, Any]
+        Run-config of each run.
+    remedy : str
+        One sentence, with `{key}` in place of the key.
+
+    Examples
+    --------
+    >>> refuse_unused(["seed=3"], [{"seed": 1}], "Write `--{key}` in place of `-c`.")
+    Traceback (most recent call last):
+    ValueError: Parameter `run-config` should be without `seed`, which the runs set. \
+Found `run-config = 'seed=3'`. Write `--seed` in place of `-c`.
+    """
+    for key, value in merge_overrides(*overrides).items():
+        if all(config.get(key) != value for config in configs):
+            expected = f"without `{key}`, which the runs set"
+            found = f"{key}={value}"
+            raise parameter_error("run-config", expected, found, remedy.format(key=key))
 
 
 def show_plan(
@@ -24,18 +61,25 @@ def show_plan(
     root: Path,
     screen: Screen,
     workers: int,
-    kind: type[InProcessGrid],
+    kind: type[InProcessGrid] | None,
     dry_run: bool,
 ) -> None:
-    """Show how many runs are left, and for how long; a dry run ends the command."""
+    """Show how many runs are left, and for how long; a dry run ends the command.
+
+    Runs in Flower's simulation have no kind of grid, and no estimate.
+    """
     left = plan.unfinished(root)
-    if dry_run or len(left) >= MANY_RUNS:
-        seconds = estimate_seconds(plan.app, left, workers, kind)
+    seconds = None
+    if kind is None:
+        screen.print(f"{len(left)} runs left. `--engine in-process` has an estimate.")
+    elif dry_run or len(left) >= MANY_RUNS:
+        seconds = estimate_seconds(plan.trials(left, kind), workers)
         screen.estimate(len(left), "runs", seconds, workers)
     if dry_run:
         for run in left:
             screen.print(f"  {run.name}")
-        screen.json({"runs": [run.name for run in left], "output": str(root)})
+        names = [run.name for run in left]
+        screen.json({"runs": names, "seconds": seconds, "output": str(root)})
         raise typer.Exit
 
 

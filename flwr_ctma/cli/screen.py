@@ -24,7 +24,11 @@ def errors_as_sentences() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, RunFailed) as error:
-        print(error, file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename:
+            text = f"Cannot read or write `{error.filename}`: {error.strerror}. "
+            text += "Name another path, or change its permissions."
+        print(text, file=sys.stderr)
         raise typer.Exit(1) from error
 
 
@@ -61,13 +65,12 @@ class Screen:
         """Print how many runs follow, and how long they take."""
         if not count:
             self.print(f"All {what} are finished already.")
-        elif seconds is None:
-            text = "no estimate, as the app has no key `num-server-rounds`"
-            self.print(f"{count} {what} to run: {text}.")
-        else:
-            processes = "1 process" if workers == 1 else f"{workers} processes"
-            text = f"about {format_seconds(seconds)} with {processes}"
-            self.print(f"{count} {what} to run: {text}.")
+            return
+        processes = "1 process" if workers == 1 else f"{workers} processes"
+        text = "no estimate, as the app has no key `num-server-rounds`"
+        if seconds is not None:
+            text = f"about {format_seconds(seconds)} in {processes}"
+        self.print(f"{count} {what} left: {text}.")
 
     def figure(self, spec: Mapping[str, Any], *paths: Path) -> None:
         """Write a chart to files, if the packages to draw it are installed."""

@@ -9,11 +9,12 @@ import typer
 
 from flwr_ctma.cli import options
 from flwr_ctma.cli.progress import RunProgress
-from flwr_ctma.cli.runs import MANY_RUNS
+from flwr_ctma.cli.runs import MANY_RUNS, refuse_unused
 from flwr_ctma.cli.screen import Screen, errors_as_sentences
 from flwr_ctma.cli.tables import ledger_table, score_table
 from flwr_ctma.experiments.app import parse_app
-from flwr_ctma.experiments.plan_cost import measured_cost
+from flwr_ctma.experiments.estimate import estimate_seconds
+from flwr_ctma.experiments.match import match_config
 from flwr_ctma.experiments.scores import mean_scores, worst, worst_case_interval
 from flwr_ctma.experiments.tournament import (
     DEFAULT_AGGREGATORS,
@@ -21,7 +22,6 @@ from flwr_ctma.experiments.tournament import (
     Match,
     MatchResult,
     Tournament,
-    undefined_reason,
     write_matches,
 )
 from flwr_ctma.report.charts import score_chart
@@ -72,20 +72,16 @@ def tournament(
         )
         planned = Tournament(name, config, num_nodes, metric, last)
         plan = planned.matches(aggregator, attack, malicious, seed)
+        configs = [match_config(config, num_nodes, one) for one in seed]
+        remedy = "The options `--num-nodes`, `--malicious`, `--attack` and `--seed` do."
+        refuse_unused(run_config, configs, remedy)
         kind = options.grid_type(batched)
         saved = planned.saved(plan, output)
-        undefined = sum(
-            bool(undefined_reason(rule, num_nodes, f)) * len(attack) * len(seed)
-            for rule in set(aggregator)
-            for f in set(malicious)
-        )
-        left = max(len(plan) - saved - undefined, 0)
+        left = planned.unfinished(plan, output)
         seconds = None
-        if dry_run or left >= MANY_RUNS:
-            honest = _without_attack(config, num_nodes)
-            cost = measured_cost(parse_app(name), honest, num_nodes, kind)
-            seconds = cost.seconds([honest] * left, workers) if cost else None
-            screen.estimate(left, "matches", seconds, workers)
+        if dry_run or len(left) >= MANY_RUNS:
+            seconds = estimate_seconds(planned.trials(left, kind), workers)
+            screen.estimate(len(left), "matches", seconds, workers)
         if dry_run:
             screen.print(
                 f"Rules: {', '.join(aggregator)}",
@@ -93,7 +89,9 @@ def tournament(
                 f"Malicious clients: {', '.join(map(str, malicious))} of {num_nodes}",
                 f"Seeds: {', '.join(map(str, seed))}",
             )
-            screen.json({"matches": left, "seconds": seconds, "output": str(output)})
+            screen.json(
+                {"matches": len(left), "seconds": seconds, "output": str(output)}
+            )
             return
         results: dict[Match, MatchResult] = {}
         with RunProgress(screen, len(plan), len(plan), saved, saved) as progress:
@@ -116,11 +114,6 @@ def tournament(
         }
     )
     raise typer.Exit(0 if finished and not crashed else 1)
-
-
-def _without_attack(config: Mapping[str, object], n: int) -> dict[str, object]:
-    honest = {"attack": "none", "num-malicious-nodes": 0, "num-nodes": n}
-    return {**config, **{key: honest[key] for key in honest if key in config}}
 
 
 def _line(match: Match, result: MatchResult) -> str:

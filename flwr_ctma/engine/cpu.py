@@ -1,6 +1,7 @@
 """Rows in memory, visited in blocks of columns that stay in the cache."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ from flwr_ctma.engine import threads as parallel
 from flwr_ctma.engine.buffers import Array, Float64, scratch
 from flwr_ctma.engine.kernels import cpu_primitives
 from flwr_ctma.engine.kernels.numpy import CELL
-from flwr_ctma.engine.kernels.protocol import CpuPrimitives
+from flwr_ctma.engine.kernels.protocol import CpuPrimitives, Strip
 from flwr_ctma.engine.layer import Layer
 from flwr_ctma.engine.stack import Columns, Kernel, Stack, Vector, as_vector
 
@@ -23,9 +24,9 @@ Span = tuple[int, int, int]  # layer, first column, end
 _BLOCK_BYTES = 2**20
 # Columns of a block of a weighted sum, which reads every row once.
 _SUM_WIDTH = 2**15
-# Columns of a block that is a view: kernels cut it into cells without a copy.
-_VIEW_WIDTH = 64 * CELL
 _MAX_LANES = 16
+# Columns of a lane of inner products, at least.
+_LANE_WIDTH = 2**14
 
 
 class CpuStack(Stack):
@@ -46,38 +47,60 @@ class CpuStack(Stack):
 
     def products(self, pivot: int | None, scale: Float64 | None) -> Float64:
         """Return inner products of all rows over the measured layers."""
-        size = self.n + (pivot is not None)
-        width = None if pivot is not None or scale is not None else self._view_width
+        if pivot is None and scale is None:
+            return self.products_with(None)
+        spans = [s for s in self.spans() if self.layers[s[0]].measured]
         return self._sum_products(
-            size, None, width, lambda span: self._block(*span, pivot, scale)
+            self.n + (pivot is not None),
+            None,
+            in_lanes(spans, self.n),
+            lambda span: Strip.of(self._block(*span, pivot, scale)),
         )
 
-    def products_with(self, rows: Sequence[int]) -> Float64:
-        """Return inner products of some of the rows with all rows, about zero."""
-        return self._sum_products(
-            self.n, rows, self._view_width, lambda span: self._block(*span)
-        )
+    def products_with(self, rows: Sequence[int] | None) -> Float64:
+        """Return inner products of some of the rows, or all, with all, about zero.
 
-    @property
-    def _view_width(self) -> int | None:
-        """The width of blocks that are views; None if some must be copied."""
-        plain = all(layer.view(0, 1) is not None for layer in self.layers)
-        return _VIEW_WIDTH if plain else None
+        Where Numba is installed, the bits of a product depend on its two rows only.
+        """
+        layers = self.layers
+
+        def strip(span: Span) -> Strip:
+            k, a, b = span
+            return Strip(layers[k].rows, a, b, layers[k].dtype, layers[k].origin)
+
+        return self._sum_products(self.n, rows, self._long_lanes(), strip)
+
+    def _long_lanes(self) -> list[list[Span]]:
+        """Cut the measured columns into lanes that do not depend on the rows."""
+        width = sum(layer.width for layer in self.layers if layer.measured)
+        most = max(1, min(_MAX_LANES, width // _LANE_WIDTH))
+        step = -(-width // (1 << most.bit_length() - 1))
+        lanes: list[list[Span]] = [[]]
+        free = step
+        for k, layer in enumerate(self.layers):
+            a = 0
+            while layer.measured and a < layer.width:
+                b = min(layer.width, a + -(-free // CELL) * CELL)
+                lanes[-1].append((k, a, b))
+                free -= b - a
+                a = b
+                if free <= 0:
+                    lanes.append([])
+                    free += step
+        return [lane for lane in lanes if lane]
 
     def _sum_products(
         self,
         size: int,
         rows: Sequence[int] | None,
-        width: int | None,
-        block: Callable[[Span], Array],
+        lanes: list[list[Span]],
+        strip: Callable[[Span], Strip],
     ) -> Float64:
         def lane(spans: list[Span]) -> Float64:
-            return self.primitives.products(map(block, spans), size, rows)
+            return self.primitives.products(map(strip, spans), size, rows)
 
-        spans = [s for s in self.spans(width) if self.layers[s[0]].measured]
-        found = parallel.run(lane, in_lanes(spans, size))
         shape = (size if rows is None else len(rows), size)
-        return sum(found, np.zeros(shape))
+        return sum(parallel.run(lane, lanes), np.zeros(shape))
 
     def _block(
         self,
@@ -99,8 +122,8 @@ class CpuStack(Stack):
         if pivot is None:
             return layer.load(a, b, out)
         layer.load(a, b, out, less=layer.rows[pivot])
-        origin = 0 if layer.origin is None else layer.origin[a:b]
-        np.subtract(layer.rows[pivot][a:b], origin, out=out[-1], casting="unsafe")
+        centre = replace(layer, rows=[layer.rows[pivot]])
+        centre.load(a, b, out[-1:])
         return out
 
     def _scaled_block(
@@ -137,7 +160,7 @@ class CpuStack(Stack):
             return vector
         few = 4 * used.size < self.n
         chosen = [
-            Layer([layer.rows[int(i)] for i in used], layer.origin)
+            replace(layer, rows=[layer.rows[int(i)] for i in used])
             for layer in self.layers
         ]
 
@@ -244,7 +267,7 @@ class CpuStack(Stack):
         """Return a stack of views of some of the rows."""
         return CpuStack(
             [
-                Layer([layer.rows[i] for i in rows], layer.origin, layer.measured)
+                replace(layer, rows=[layer.rows[i] for i in rows])
                 for layer in self.layers
             ]
         )
@@ -263,9 +286,11 @@ class CpuStack(Stack):
         appended = []
         for layer, part in zip(self.layers, vector, strict=True):
             row = as_vector(part, layer.width)
+            if layer.scale != 1.0:
+                row = row / layer.scale
             if layer.origin is not None:
                 row = row + layer.origin
-            appended.append(Layer([*layer.rows, row], layer.origin, layer.measured))
+            appended.append(replace(layer, rows=[*layer.rows, row]))
         return CpuStack(appended)
 
     def spans(self, width: int | None = None) -> Iterator[Span]:

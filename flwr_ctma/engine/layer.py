@@ -26,11 +26,14 @@ class Layer:
         Subtracted from each row: the tensor that was sent, if the rows are replies.
     measured : bool (default: True)
         Whether the tensor counts in distances.
+    scale : float (default: 1.0)
+        The rows, less their origin, count times this.
     """
 
     rows: Sequence[Array] | Array
     origin: Array | None = None
     measured: bool = True
+    scale: float = 1.0
 
     @property
     def width(self) -> int:
@@ -48,7 +51,8 @@ class Layer:
     def view(self, a: int, b: int) -> Array | None:
         """Return columns a to b without a copy, or None if that is not possible."""
         rows = self.rows
-        if not isinstance(rows, np.ndarray) or self.origin is not None:
+        moved = self.origin is not None or self.scale != 1.0
+        if not isinstance(rows, np.ndarray) or moved:
             return None
         if rows.dtype != self.dtype or not rows.flags.aligned:
             return None
@@ -57,13 +61,15 @@ class Layer:
         return rows[:, a:b]
 
     def load(self, a: int, b: int, out: Array, less: Array | None = None) -> Array:
-        """Copy columns a to b of all rows, less the origin or less another row."""
+        """Copy columns a to b of all rows, less the origin or another row, scaled."""
         self._read(a, b, self.origin if less is None else less, out)
+        if self.scale != 1.0:
+            out[: len(self.rows)] *= out.dtype.type(self.scale)
         return out
 
     def combine(self, a: int, b: int, coefficients: Float64, out: Array) -> None:
         """Write `coefficients @ rows` for columns a to b."""
-        self._combine(a, b, self.origin, coefficients, out)
+        self._combine(a, b, self.origin, coefficients * self.scale, out)
 
     @cached_property
     def _combine(self) -> Combine:
@@ -75,4 +81,4 @@ class Layer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave out the cached functions: they hold addresses of this process."""
-        return Layer, (self.rows, self.origin, self.measured)
+        return Layer, (self.rows, self.origin, self.measured, self.scale)

@@ -8,7 +8,7 @@ result.
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import pairwise
@@ -76,11 +76,11 @@ class RayBackend:
         if not self.timeout > 0:
             raise parameter_error("timeout", "above 0", self.timeout)
 
-    def open_round(self, schema: Any) -> "RayBackend":
+    def open_round(self, schema: Any, needs_products: bool) -> "RayBackend":
         """Return this backend: rows go to the workers when all have arrived."""
         return self
 
-    def add(self, key: str, reply: Any) -> None:
+    def add(self, replies: Any, waiting: bool) -> None:
         """Do nothing."""
 
     def place(self, rows: CpuStack, keys: Sequence[str] = ()) -> "ShardedStack":
@@ -239,4 +239,4 @@ def _columns(layer: Layer, a: int, b: int) -> Layer:
         else [row[a:b] for row in rows]
     )
     origin = None if layer.origin is None else layer.origin[a:b]
-    return Layer(cut, origin, layer.measured)
+    return replace(layer, rows=cut, origin=origin)

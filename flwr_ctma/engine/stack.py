@@ -175,14 +175,20 @@ class Stack(ABC):
     @cached_property
     def moments(self) -> Moments:
         """Inner products of the rows, about a pivot where that saves digits."""
-        pivot, products = None, self._finite_products(None)
-        better = pivot_of(products)
-        if better is not None:
-            pivot, products = better, self._finite_products(better)
-        return Moments(products, pivot)
+        return self._moments_from(self._finite(self.products(None, None)))
 
-    def _finite_products(self, pivot: int | None) -> Float64:
-        products = self.products(pivot, None)
+    def use_products(self, products: Float64) -> None:
+        """Take inner products about zero that were computed before, bit by bit."""
+        vars(self)["moments"] = self._moments_from(self._finite(products))
+
+    def _moments_from(self, products: Float64) -> Moments:
+        pivot = pivot_of(products)
+        if pivot is None:
+            return Moments(products)
+        return Moments(self._finite(self.products(pivot, None), pivot), pivot)
+
+    def _finite(self, products: Float64, pivot: int | None = None) -> Float64:
+        """Return products, or if they overflow, those of scaled rows, scaled back."""
         if np.isfinite(products).all():
             return products
         self.check_finite()

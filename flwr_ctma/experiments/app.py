@@ -4,6 +4,7 @@ import importlib
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,6 +59,16 @@ class App(ABC):
         """
 
     @abstractmethod
+    def check(self, run_config: Mapping[str, Any]) -> None:
+        """Check the values of a complete run-config, if the app has a check.
+
+        Raises
+        ------
+        ValueError
+            For a wrong value.
+        """
+
+    @abstractmethod
     def load(self) -> tuple[ServerApp, ClientApp]:
         """Import the ServerApp and the ClientApp."""
 
@@ -67,17 +78,20 @@ class App(ABC):
         run_config: Mapping[str, Any],
         kind: type[InProcessGrid] = InProcessGrid,
     ) -> None:
-        """Run the app once in this process, on a grid of this kind."""
+        """Run the ServerApp once in this process, on a grid of this kind."""
         server_app, client_app = self.load()
-        grid = grid_of(client_app, num_nodes, run_config, kind)
-        server_app(
-            grid, Context(grid.run.run_id, 1, {}, RecordDict(), dict(run_config))
-        )
+        with closing(grid_of(client_app, num_nodes, run_config, kind)) as grid:
+            server_app(
+                grid, Context(grid.run.run_id, 1, {}, RecordDict(), dict(run_config))
+            )
 
 
 @dataclass(frozen=True)
 class FlowerApp(App):
     """The app in a folder with a `pyproject.toml`.
+
+    The table `[tool.flwr-ctma]` there may have the key `check`: a function in the app,
+    such as `"my_app.config:check"`, that raises a ValueError for a wrong run-config.
 
     Parameters
     ----------
@@ -91,7 +105,7 @@ class FlowerApp(App):
         """Return the folder as an absolute path."""
         return str(self.path.resolve())
 
-    @cached_property
+    @property
     def settings(self) -> dict[str, Any]:
         """Table `[tool.flwr.app]` of the `pyproject.toml`.
 
@@ -100,9 +114,14 @@ class FlowerApp(App):
         ValueError
             If the folder does not exist or holds no Flower app.
         """
+        return dict(self._tools["flwr"]["app"])
+
+    @cached_property
+    def _tools(self) -> dict[str, Any]:
         try:
-            settings: dict[str, Any] = get_project_config(self.path)
-            return dict(settings["tool"]["flwr"]["app"])
+            tools = dict(get_project_config(self.path)["tool"])
+            dict(tools["flwr"]["app"])
+            return tools
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise parameter_error(
                 "app",
@@ -118,10 +137,16 @@ class FlowerApp(App):
         given = merge_overrides(*overrides)
         for key in given:
             if key not in defaults:
-                allowed = f"one of {', '.join(sorted(defaults))}"
-                remedy = did_you_mean(key, defaults)
-                raise parameter_error("run-config key", allowed, key, remedy)
+                known = f"The app has the keys {', '.join(sorted(defaults))}."
+                remedy = did_you_mean(key, defaults) or known
+                raise parameter_error("run-config key", "a key of the app", key, remedy)
         return {**defaults, **given}
+
+    def check(self, run_config: Mapping[str, Any]) -> None:
+        """Check values with the function that the `pyproject.toml` names, if any."""
+        own = self._tools.get("flwr-ctma", {})
+        if "check" in own:
+            load_app(own["check"], LoadServerAppError, self.path)(run_config)
 
     def load(self) -> tuple[ServerApp, ClientApp]:
         """Import the components that the `pyproject.toml` names."""
@@ -150,6 +175,10 @@ class ModuleApp(App):
     def run_config(self, *overrides: str | Mapping[str, Any]) -> dict[str, Any]:
         """Return the overrides: such an app declares no defaults and no keys."""
         return merge_overrides(*overrides)
+
+    def check(self, run_config: Mapping[str, Any]) -> None:
+        """Import both modules: such an app declares no check of values."""
+        self.load()
 
     def load(self) -> tuple[ServerApp, ClientApp]:
         """Import both modules.

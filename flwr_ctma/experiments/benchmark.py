@@ -181,7 +181,7 @@ class Suite:
     ) -> PlannedRun:
         point = {**regime, **rule, "attack": attack, "seed": seed, **more}
         config = self.app.run_config(self.common, point)
-        check_values(config)
+        check_values(self.app, config)
         return PlannedRun(config, point)
 
     def sweep(self, runs: Sequence[PlannedRun]) -> Sweep:

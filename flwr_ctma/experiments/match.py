@@ -23,7 +23,14 @@ from flwr_ctma.strategy.wrappers.base import inside
 from flwr_ctma.strategy.wrappers.observed import Observed
 from flwr_ctma.tracking.ledger import Ledger
 
-__all__ = ["Match", "MatchResult", "match_from_json", "metric_values", "run_match"]
+__all__ = [
+    "Match",
+    "MatchResult",
+    "match_config",
+    "match_from_json",
+    "metric_values",
+    "run_match",
+]
 
 _STATUSES = ("finished", "diverged", "crashed", "undefined")
 
@@ -148,14 +155,7 @@ def run_match(
     byzantine = ByzantineMod(match.attack, match.num_malicious, match.seed)
     if not any(a.needs_malicious for a in iter_attacks(byzantine.attack)):
         client_app = _TrainMaliciousOnce(client_app, byzantine)
-    config: UserConfig = dict(run_config)
-    replaced: UserConfig = {
-        "seed": match.seed,
-        "num-nodes": num_nodes,
-        "attack": "none",
-        "num-malicious-nodes": 0,
-    }
-    config.update({key: replaced[key] for key in replaced.keys() & config.keys()})
+    config = match_config(run_config, num_nodes, match.seed)
     grid = kind(byzantine.around(client_app), num_nodes, config)
     lines: list[dict[str, Any]] = []
     ledgers: list[Ledger] = []
@@ -188,6 +188,20 @@ def run_match(
         true_suspects=len(suspects & malicious),
         false_suspects=len(suspects - malicious),
     )
+
+
+def match_config(
+    run_config: Mapping[str, Any], num_nodes: int, seed: int
+) -> UserConfig:
+    """Return the run-config of a match, in which the app itself attacks nobody."""
+    replaced: UserConfig = {
+        "seed": seed,
+        "num-nodes": num_nodes,
+        "attack": "none",
+        "num-malicious-nodes": 0,
+    }
+    config: UserConfig = dict(run_config)
+    return config | {key: replaced[key] for key in replaced.keys() & config.keys()}
 
 
 def metric_values(lines: Sequence[Mapping[str, Any]], metric: str) -> list[float]:

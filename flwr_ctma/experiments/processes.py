@@ -16,6 +16,7 @@ from typing import IO, Any
 
 __all__ = [
     "RunFailed",
+    "describe",
     "free_address",
     "last_run",
     "process",
@@ -32,6 +33,21 @@ _STOP_SECONDS = 10
 
 class RunFailed(RuntimeError):
     """A run that did not finish; the message is the reason."""
+
+
+def describe(error: BaseException | None) -> str:
+    """Return an error as one line; the sentence of a wrong value stands alone.
+
+    Examples
+    --------
+    >>> describe(KeyError("lr"))
+    "KeyError: 'lr'"
+    >>> describe(ValueError("Parameter `lr` should be above 0. Found `lr = -1`."))
+    'Parameter `lr` should be above 0. Found `lr = -1`.'
+    """
+    text = " ".join(str(error).split())
+    sentence = isinstance(error, ValueError) and text.startswith("Parameter `")
+    return text if sentence else f"{type(error).__name__}: {text}"
 
 
 @contextmanager

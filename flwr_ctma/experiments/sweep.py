@@ -7,8 +7,9 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from flwr.app import Context, RecordDict
@@ -20,7 +21,9 @@ from flwr_ctma.aggregators import parse_aggregator
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.errors import did_you_mean, parameter_error
 from flwr_ctma.experiments.app import App, num_nodes_for
+from flwr_ctma.experiments.estimate import ROUNDS_KEY, Trial, num_rounds_of
 from flwr_ctma.experiments.interposition import fixed_sampling, wrapped_strategies
+from flwr_ctma.experiments.processes import describe
 from flwr_ctma.experiments.sweep_results import (
     FinishedRun,
     PlannedRun,
@@ -111,7 +114,7 @@ class Sweep:
         for point in points:
             try:
                 config = app.run_config(common, *overrides, point)
-                check_values(config)
+                check_values(app, config)
             except ValueError as error:
                 raise ValueError(f"{file}: {error}") from error
             runs.append(PlannedRun(config, {key: config.get(key) for key in keys}))
@@ -163,6 +166,20 @@ class Sweep:
                     )
                     yield SweepProgress(rounds + active, ended)
 
+    def trials(
+        self, runs: Sequence[PlannedRun], kind: type[InProcessGrid] = InProcessGrid
+    ) -> list[Trial]:
+        """Return runs as trials for an estimate; none without a number of rounds."""
+        return [
+            Trial(
+                partial(_try, self.app, run, kind),
+                run.num_rounds,
+                num_nodes_for(run.config),
+            )
+            for run in runs
+            if num_rounds_of(run.config)
+        ]
+
     def unfinished(self, folder: Path) -> list[PlannedRun]:
         """Return the runs that a folder does not hold yet."""
         names = {one.run.name for one in self.saved(folder)}
@@ -174,19 +191,21 @@ class Sweep:
         return [one for one in found if one]
 
 
-def check_values(config: Values) -> None:
-    """Check the rule, the attack and the number of nodes of a run-config.
+def check_values(app: App, config: Values) -> None:
+    """Check the rule, the attack and the number of nodes, then all that the app checks.
 
     Raises
     ------
     ValueError
-        For an unknown rule or attack, and a number of nodes below 1.
+        For an unknown rule or attack, a number of nodes below 1, and a value that the
+        app refuses.
     """
     if "attack" in config:
         parse_attack(config["attack"])
     if config.get("aggregator", "fedavg") != "fedavg":
         parse_aggregator(config["aggregator"])
     num_nodes_for(config)
+    app.check(config)
 
 
 class _Plan:
@@ -293,10 +312,17 @@ def _run(
     return FinishedRun(run, RunFolder(folder).rounds(), seconds, commit)
 
 
+def _try(app: App, run: PlannedRun, kind: type[InProcessGrid], rounds: int) -> None:
+    """Run for so many rounds, and keep nothing."""
+    shorter = PlannedRun({**run.config, ROUNDS_KEY: rounds}, run.point)
+    with TemporaryDirectory() as folder:
+        _run(app, shorter, Path(folder), "", kind)
+
+
 def _result(run: PlannedRun, future: Future[FinishedRun]) -> FinishedRun:
     error = future.exception()
     if error:
-        return FinishedRun(run, [], error=f"{type(error).__name__}: {error}")
+        return FinishedRun(run, [], error=describe(error))
     return future.result()
 
 

@@ -4,7 +4,8 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from logging import WARNING
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,15 @@ from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.experiments.app import parse_app
 from flwr_ctma.experiments.csv_table import write_csv
-from flwr_ctma.experiments.match import Match, MatchResult, match_from_json, run_match
+from flwr_ctma.experiments.estimate import ROUNDS_KEY, Trial, num_rounds_of
+from flwr_ctma.experiments.match import (
+    Match,
+    MatchResult,
+    match_config,
+    match_from_json,
+    run_match,
+)
+from flwr_ctma.experiments.processes import describe
 from flwr_ctma.experiments.workers import exclusive_folder, single_core_pool
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.tracking.json_lines import (
@@ -101,7 +110,7 @@ class Tournament:
         ------
         ValueError
             For an unknown rule or attack, a number of malicious clients that is not
-            below half, and a negative seed.
+            below half, a negative seed, and a value that the app refuses.
         """
         aggregators, attacks, seeds = [*aggregators], [*attacks], [*seeds]
         malicious = [*malicious]
@@ -114,9 +123,11 @@ class Tournament:
             if not 0 <= f < self.num_nodes / 2:
                 allowed = f"at least 0 and less than half of {self.num_nodes} clients"
                 raise parameter_error("malicious", allowed, f)
+        app = parse_app(self.app)
         for seed in seeds:
             if seed < 0:
                 raise parameter_error("seed", "at least 0", seed)
+            app.check(match_config(self.run_config, self.num_nodes, seed))
         every = itertools.product(malicious, seeds, attacks, aggregators)
         return list(
             dict.fromkeys(
@@ -141,6 +152,29 @@ class Tournament:
         return run_match(
             *(match, app, self.run_config, self.num_nodes, self.metric, self.last, kind)
         )
+
+    def trials(
+        self, plan: Sequence[Match], kind: type[InProcessGrid] = InProcessGrid
+    ) -> list[Trial]:
+        """Return matches as trials for an estimate; none without a number of rounds."""
+        rounds = num_rounds_of(self.run_config)
+        return [
+            Trial(partial(_try, self, match, kind), rounds, self.num_nodes)
+            for match in plan
+            if rounds
+        ]
+
+    def unfinished(self, plan: Sequence[Match], folder: Path) -> list[Match]:
+        """Return the matches that can be run and that a folder does not hold yet."""
+        saved = _without_crashes(folder / "matches.jsonl")
+        return [
+            match
+            for match in plan
+            if match not in saved
+            and not undefined_reason(
+                match.aggregator, self.num_nodes, match.num_malicious
+            )
+        ]
 
     def run(
         self,
@@ -200,6 +234,16 @@ class Tournament:
         return _without_crashes(folder / "matches.jsonl")
 
 
+def _try(
+    tournament: Tournament, match: Match, kind: type[InProcessGrid], rounds: int
+) -> None:
+    """Run a match for so many rounds, and keep nothing."""
+    shorter = {**tournament.run_config, ROUNDS_KEY: rounds}
+    if "output" in shorter:
+        shorter["output"] = ""
+    replace(tournament, run_config=shorter).run_match(match, kind)
+
+
 def read_matches(file: Path) -> dict[Match, MatchResult]:
     """Read the saved results of matches; the last one of each match counts.
 
@@ -257,4 +301,4 @@ def _without_crashes(file: Path) -> dict[Match, MatchResult]:
 
 
 def _crash(error: BaseException) -> MatchResult:
-    return MatchResult(None, 0.0, "crashed", f"{type(error).__name__}: {error}")
+    return MatchResult(None, 0.0, "crashed", describe(error))

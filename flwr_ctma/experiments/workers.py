@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from flwr_ctma.errors import parameter_error
 
-__all__ = ["exclusive_folder", "single_core_pool"]
+__all__ = ["exclusive_folder", "make_folder", "single_core_pool"]
 
 
 @contextlib.contextmanager
@@ -50,9 +51,9 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
     Raises
     ------
     ValueError
-        If another process holds the lock.
+        If another process holds the lock, and if nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     try:
         with FileLock(folder / ".lock", timeout=0):
             yield
@@ -62,6 +63,27 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
             "a folder that no other process is using",
             str(folder),
             "Wait until that process has ended, or name another folder.",
+        ) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder for results if needed.
+
+    Raises
+    ------
+    ValueError
+        If there can be no folder, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise parameter_error(
+            "output",
+            f"a folder that can be written ({error.strerror})",
+            str(folder),
+            "Name another folder with `--output`.",
         ) from error
 
 

@@ -37,10 +37,10 @@ def to_array(values: NDArray[Any]) -> Array:
     True
     """
     values = np.asarray(values, order="C")
-    header = _header(values.dtype, values.shape)
+    name, header = _header(values.dtype, values.shape)
     # As bytes, for buffers have no notion of bfloat16 or of dates.
     data = b"".join((header, values.reshape(-1).view(np.uint8).data))
-    return make_array(str(values.dtype), values.shape, "numpy.ndarray", data)
+    return make_array(name, values.shape, "numpy.ndarray", data)
 
 
 def numbers(array: Array) -> NDArray[Any]:
@@ -75,7 +75,8 @@ def records_of(content: RecordDict, kind: type[R]) -> dict[str, R]:
 
 
 @lru_cache(maxsize=256)
-def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[str, bytes]:
+    """Return the name of a dtype, and the header of an array in `.npy` bytes."""
     if dtype.hasobject:
         raise ValueError(f"{dtype} holds Python objects, which do not travel")
     buffer = BytesIO()
@@ -83,4 +84,4 @@ def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     npy_format.write_array_header_1_0(
         buffer, {"descr": descr, "fortran_order": False, "shape": shape}
     )
-    return buffer.getvalue()
+    return str(dtype), buffer.getvalue()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from logging import WARNING
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from flwr_ctma.compat import (
@@ -21,6 +21,7 @@ from flwr_ctma.compat import (
     log,
 )
 from flwr_ctma.errors import parameter_error
+from flwr_ctma.messages.arrays import records_of
 from flwr_ctma.messages.reply_size import ReplyLimit, ReplySize
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.simulation.wrapper import GridWrapper
@@ -302,7 +303,7 @@ def sent_bytes(messages: Iterable[Message]) -> int:
         len(array.data)
         for message in messages
         if message.has_content()
-        for record in message.content.array_records.values()
+        for record in records_of(message.content, ArrayRecord).values()
         for array in record.values()
         if isinstance(array.data, bytes | memoryview)
     )

@@ -273,7 +273,10 @@ def _axis(panels: Mapping[str, Mapping[str, Curve]], y: str, share: bool) -> Spe
     axis: Spec = {"type": "quantitative", "title": y}
     if not share and low > 0 and high > _WIDE_RANGE * low:
         axis["scale"] = {"type": "symlog", "constant": low}
-        axis["axis"] = {"format": "~g", "values": _powers(low, high)}
+        axis["axis"] = {
+            "labelExpr": "format(datum.value, '~g')",  # a format alone is rounded
+            "values": _powers(low, high),
+        }
         return axis
     return axis | {"scale": {"zero": True}}
 

@@ -271,7 +271,7 @@ def grid_of(
     if model is None:
         return kind(client_app, num_nodes, config)
     if kind is not InProcessGrid:
-        expected = "`real` where the clients of a round are computed together"
+        expected = "`real` where clients do not answer one by one"
         raise parameter_error("arrivals", expected, str(model))
     f = min(int(config.get("num-malicious-nodes", 0)), num_nodes - 1)
     durations = model.durations(num_nodes, f, float(config.get("malicious-share", 0.0)))

@@ -20,7 +20,7 @@ from flwr_ctma.compat import (
     ProtoMessage,
     ProtoRecordDict,
     Run,
-    copy_arrays,
+    copy_records,
     identify_server,
     log,
     make_message,
@@ -151,6 +151,9 @@ class InProcessGrid(Grid):
         """Push the messages and pull their replies."""
         return self.pull_messages(self.push_messages(messages))
 
+    def close(self) -> None:
+        """End processes that the grid started: none here."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs: contexts and unpulled replies.
 
@@ -233,21 +236,12 @@ def _copy(records: RecordDict) -> RecordDict:
 
     Fails, as sending would, for an array whose payload is anything but bytes.
     """
-    return RecordDict(
-        {
-            name: _copy_arrays(record)
-            if isinstance(record, ArrayRecord)
-            else copy.deepcopy(record)
-            for name, record in records.items()
-        }
-    )
-
-
-def _copy_arrays(record: ArrayRecord) -> ArrayRecord:
-    for name, array in record.items():
-        if not isinstance(array.data, bytes):
-            raise TypeError(f"The data of {name} are not bytes")
-    return copy_arrays(record)
+    for record in records.values():
+        if isinstance(record, ArrayRecord):
+            for name, array in record.items():
+                if not isinstance(array.data, bytes):
+                    raise TypeError(f"The data of {name} are not bytes")
+    return copy_records(records)
 
 
 def to_bytes(message: Message) -> NDArray[np.uint8]:

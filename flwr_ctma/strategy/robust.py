@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from flwr_ctma.aggregators import Aggregator, Budget
-from flwr_ctma.aggregators.base import iter_rules
+from flwr_ctma.aggregators.base import iter_rules, needs_products
 from flwr_ctma.compat import log
 from flwr_ctma.engine.actors import Unavailable
 from flwr_ctma.engine.ray import RayBackend
@@ -33,7 +33,12 @@ from flwr_ctma.strategy.backends import Backend, parse_backend
 from flwr_ctma.strategy.compatibility import check_compatible, resolve_aggregator
 from flwr_ctma.strategy.grace_period import GracePeriod, GracePeriodGrid
 from flwr_ctma.strategy.round.aggregate import RobustAggregate, aggregate_replies
-from flwr_ctma.strategy.round.inner import InnerReplies, overrides, without_rounding
+from flwr_ctma.strategy.round.inner import (
+    InnerReplies,
+    only_averages,
+    overrides,
+    without_rounding,
+)
 from flwr_ctma.strategy.round.memory import NodeMemory, check_weighs_clients
 from flwr_ctma.strategy.round.progress import Progress, check_same_app
 from flwr_ctma.strategy.round.replies import InspectedReplies, Round
@@ -59,8 +64,8 @@ __all__ = ["RobustStrategy"]
 class RobustStrategy(StrategyWrapper):
     """Replace all client replies by a robust aggregate before the strategy sees them.
 
-    Every reply is inspected on its own; a bad one is rejected with its reason. The
-    accepted ones, minus the model that was sent, are aggregated by a rule. The strategy
+    Every reply is inspected on its own; a bad one is rejected with its reason. A rule
+    aggregates the accepted ones, minus the model that was sent. The strategy
     inside gets the result as the reply of the round: FedAvg passes it on, FedAdam,
     FedYogi, FedAdagrad and FedAvgM apply their server optimiser to it.
 
@@ -104,10 +109,10 @@ class RobustStrategy(StrategyWrapper):
         as caf and nnm(gm) do; the backend may not be "ray".
     server_update : callable | None (default: None)
         `server_update(server_round, arrays)` trains the model on examples of the
-        server's own, as a client does, and returns the trained `ArrayRecord`. That less
-        the model is the trusted row of `fltrust`, `monna` and `zeno`, which need it. It
-        is called in each round that has enough replies. For the same bits after a
-        resume, let it depend on its arguments alone.
+        server's own, as a client does, and returns the trained `ArrayRecord`. Its
+        difference to the model is the trusted row that `fltrust`, `monna` and `zeno`
+        need. The function is called in each round that has enough replies. For the same
+        bits after a resume, let it depend on its arguments alone.
     grace_period : GracePeriod | None (default: GracePeriod())
         How long `start` waits for the last f replies once the others are in; None: as
         long as Flower does. Inside a strategy of another package, start that with a
@@ -115,10 +120,10 @@ class RobustStrategy(StrategyWrapper):
     reply_limit : ReplyLimit (default: ReplyLimit())
         The memory that a reply may take, in a deployment.
     backend : Backend | str (default: "local")
-        The place of the rows of a round: "local", in this process; "streaming", in this
-        process, with inner products computed while replies arrive; "ray", on the
-        workers of a Ray cluster (a round in which those fail is skipped). In all of
-        them the bits of the result do not depend on the order of arrival.
+        The place of the rows of a round: "local", in this process, where inner products
+        are computed while replies arrive; "ray", on the workers of a Ray cluster (a
+        round in which those fail is skipped). In both the bits of the result do not
+        depend on the order of arrival.
     node_timeout : float (default: 600.0)
         Seconds to wait until as many nodes are connected as the rule needs.
 
@@ -131,7 +136,7 @@ class RobustStrategy(StrategyWrapper):
     exclusion : Exclusion
         The nodes that are not asked.
     f : int
-        Malicious nodes there may be among those last asked to train.
+        The largest number of malicious nodes among those last asked to train.
 
     Raises
     ------
@@ -147,8 +152,8 @@ class RobustStrategy(StrategyWrapper):
     -----
     With f malicious nodes among those asked, a round needs 2f + 1 accepted replies.
     Each rejected reply that proves its sender malicious lowers that by two. Two faults
-    lower nothing; of more, two or half, whichever is more, lower nothing, and each of
-    the others lowers it by two. If proofs and faults are more than f, none do.
+    of a round, or half of them if these are more, lower nothing; each other fault
+    lowers it by two. If there are more than f proofs and faults, none lowers it.
     `flwr_ctma.tracking.evidence` has the reasons of each kind. A round with fewer
     replies is skipped, and the model stays. To bear f silent nodes as well as f liars,
     ask 3f + 1.
@@ -316,7 +321,9 @@ class RobustStrategy(StrategyWrapper):
             arrays=arrays,
             schema=schema,
             read=self._reader(schema),
-            rows=self.backend.open_round(schema),
+            rows=self.backend.open_round(
+                schema, not self.memory and needs_products(self.aggregator)
+            ),
             # Once: training on the server takes its time, and may draw at random.
             reference=cache(lambda: self._reference(server_round, schema)),
         )
@@ -541,12 +548,15 @@ class RobustStrategy(StrategyWrapper):
             if arrays is not None:
                 arrays = without_rounding(result.arrays, arrays, len(replies))
         else:
+            known = only_averages(self.strategy)
             with inner.given_to_metrics_function(
                 self.strategy, "train_metrics_aggr_fn"
             ):
                 arrays, metrics = self.strategy.aggregate_train(
-                    server_round, inner.one()
+                    server_round, inner.one(arrays=not known)
                 )
+            if known and arrays is not None:
+                arrays = result.arrays
         if arrays is not None and round_.schema is not None:
             round_.schema.check_same_arrays(arrays, type(self.strategy).__name__)
             arrays = round_.schema.restore_dtypes_and_buffers(result.arrays, arrays)
@@ -596,7 +606,7 @@ def _node_memory(beta: float, rule: Aggregator, backend: Backend) -> NodeMemory 
     if isinstance(backend, RayBackend):
         raise parameter_error(
             "backend",
-            '"local" or "streaming" beside `memory`',
+            '"local" beside `memory`',
             backend,
             "What is remembered of the nodes is held in this process.",
         )

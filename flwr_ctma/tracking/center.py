@@ -7,9 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flwr_ctma.engine import threads
+
 __all__ = ["PreviousUpdate"]
 
 _SIZE = 2**18
+# A sample has about this many runs. Single coordinates, spread over the model, would
+# read all of the memory of the replies, and take three times as long.
+_RUNS = 2**8
 
 
 class PreviousUpdate:
@@ -18,10 +23,10 @@ class PreviousUpdate:
     Parameters
     ----------
     size : int (default: 2¹⁸)
-        Coordinates that are kept, at most. Of a larger model every s-th is kept, from
-        an offset that is drawn anew for each round with the randomness of the system:
-        clients cannot know it, and the bound of `Ledger` holds for any choice that is
-        made before the round.
+        Coordinates that are kept, at most. Of a larger model every s-th run of
+        neighbouring coordinates is kept, from an offset that is drawn anew for each
+        round with the randomness of the system: clients cannot know it, and the bound
+        of `Ledger` holds for any choice that is made before the round.
 
     Examples
     --------
@@ -36,6 +41,7 @@ class PreviousUpdate:
 
     def __init__(self, size: int = _SIZE) -> None:
         self.size = size
+        self._run = max(1, size // _RUNS)
         self._start, self._stride = 0, 1
         self._kept: list[NDArray[np.float64]] = []
 
@@ -49,7 +55,7 @@ class PreviousUpdate:
         """
         self._stride = -(-sum(part.size for part in update) // self.size) or 1
         self._start = SystemRandom().randrange(self._stride)
-        self._kept = [part[self._sample].astype(np.float64) for part in update]
+        self._kept = [self._sample(part) for part in update]
 
     def distances(
         self, rows: Sequence[Sequence[NDArray[Any]]], origin: Sequence[NDArray[Any]]
@@ -68,21 +74,35 @@ class PreviousUpdate:
         ndarray of shape (n,), or None
             None also if the model has another shape than before.
         """
-        points = [part[self._sample].astype(np.float64) for part in origin]
+        points = [self._sample(part, _precision(part)) for part in origin]
         if [p.shape for p in points] != [k.shape for k in self._kept]:
             return None
-        squares = np.zeros(len(rows))
-        for j, (point, kept) in enumerate(zip(points, self._kept, strict=True)):
-            point += kept
-            gap = np.empty_like(point)
-            for i, row in enumerate(rows):
-                np.subtract(row[j][self._sample], point, out=gap)
-                squares[i] += np.square(gap, out=gap).sum()
-        return np.sqrt(squares)
+        for point, kept in zip(points, self._kept, strict=True):
+            np.add(point, kept, out=point, casting="same_kind")
 
-    @property
-    def _sample(self) -> slice:
-        return slice(self._start, None, self._stride)
+        def square(row: Sequence[NDArray[Any]]) -> float:
+            total = 0.0
+            for part, point in zip(row, points, strict=True):
+                gap = self._sample(part, point.dtype)
+                gap -= point
+                total += float(gap @ gap)
+            return total
+
+        return np.sqrt(threads.run(square, rows))
+
+    def _sample(
+        self, part: NDArray[Any], dtype: "np.dtype[Any] | None" = None
+    ) -> NDArray[Any]:
+        """Return every s-th run of a tensor as a copy, in float64 if not told."""
+        period = self._stride * self._run
+        first = self._start * self._run
+        whole = part.size // period * period
+        runs = part[:whole].reshape(-1, period)[:, first : first + self._run]
+        rest = part[whole:][first : first + self._run]
+        sample = np.empty(runs.size + rest.size, dtype)
+        sample[: runs.size].reshape(runs.shape)[:] = runs
+        sample[runs.size :] = rest
+        return sample
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""
@@ -92,3 +112,8 @@ class PreviousUpdate:
         """Load the state that `state_dict` returned."""
         self._start, self._stride = state["start"], state["stride"]
         self._kept = [*state["kept"]]
+
+
+def _precision(part: NDArray[Any]) -> "np.dtype[Any]":
+    """Return the dtype of differences: that of the replies, but not a half one."""
+    return np.promote_types(part.dtype, np.float32)

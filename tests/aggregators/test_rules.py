@@ -17,6 +17,7 @@ from flwr_ctma.aggregators import (
     GeometricMedian,
     SampledDnC,
 )
+from flwr_ctma.engine.cpu import CpuStack
 from flwr_ctma.engine.updates import Layer, Updates
 from tests.helpers import oracles as o
 from tests.helpers.table import (
@@ -194,6 +195,23 @@ def test_sampled_dnc_is_algorithm_2_in_layers_too(iterations, factor):
     other = SampledDnC(**given | {"seed": 4})(x, f=7)
     assert (rule(x, f=7) == rule(x, f=7)).all()
     assert (rule(x, f=7) != other).any()
+
+
+def test_sampled_dnc_reads_each_row_of_the_stack_once(monkeypatch):
+    """Mixed rows are as many sums of all rows, n² d if each is computed whole."""
+    rng = np.random.default_rng(0)
+    x, mixing = rng.standard_normal((20, 30)), rng.random((20, 20))
+    rows, rule, read = Updates.of(x), SampledDnC(subset=10, iterations=3), []
+    combine = CpuStack.combine
+
+    def counted(stack, coefficients):
+        read.append(np.count_nonzero(coefficients))
+        return combine(stack, coefficients)
+
+    monkeypatch.setattr(CpuStack, "combine", counted)
+    (found,) = rule(rows.mix(mixing), f=4)
+    assert sorted(read)[:-1] == [0] + [1] * 20
+    np.testing.assert_allclose(found, rule(mixing @ x, f=4), rtol=1e-9)
 
 
 def test_sampled_dnc_counts_failing_rows_without_rounding_errors():

@@ -69,11 +69,9 @@ def test_ray_and_one_process_give_the_same_model(ray, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "backend", ["streaming", "ray(cpus=0, workers=2, timeout=600)"]
-)
-def test_replies_may_be_held_elsewhere(ray, tmp_path, backend):
+def test_replies_may_be_held_elsewhere(ray, tmp_path):
     _, model = simulate(tmp_path / "here")
+    backend = "ray(cpus=0, workers=2, timeout=600)"
     run(ray, tmp_path / "ray", backend=backend)
     there = load_file(tmp_path / "ray" / "model.safetensors")
     for name in model:

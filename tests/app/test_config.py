@@ -56,7 +56,7 @@ def test_first_partitions_are_malicious():
         ('backend="rai"', "Did you mean `ray`"),
         ('backend="ray(worker=2)"', "workers"),
         ('backend="ray(workers=0)"', "at least 1"),
-        ('backend="streaming" asynchronous=true', "there are no rounds"),
+        ('backend="ray" asynchronous=true', "there are no rounds"),
         ("memory=1.0", "[0, 1)"),
         ('memory=0.9 aggregator="fedavg"', "judges no client"),
         ("memory=0.9 asynchronous=true", "there are no rounds"),

@@ -3,14 +3,17 @@
     python -m tests.benchmark.memory_ablation --output runs/ablation
 
 The setting is that of `tests.benchmark.attack_table`, with batches of 8 and 60 rounds.
-The full defence is `distinct(RULE)` that weighs what is remembered of 17 clients with
-β = 0.99, and applies its weights to their clipped present updates. Each variant leaves
-one part out, or adds a look at the present: "checked" takes the geometric median of the
-present updates with the weights that the memory gave; in "both" each client counts by
-the product of its weight in memory and its weight in the present.
+The full defence is `distinct(RULE)` that weighs 17 clients by their past, remembered
+with β = 0.99, and their present side by side, and applies its weights to the clipped
+present updates. Each variant leaves one part out: the memory; the present beside it;
+the fence against twins; the clipping; the step along present updates, in place of which
+it goes along the remembered ones. In "product" each client counts by the product of its
+weight in memory and its weight in the present. The last attack knows the defence: in
+each round it searches for the strength of its lie that sets the step back most.
 """
 
 import argparse
+import copy
 import itertools
 import json
 from pathlib import Path
@@ -21,28 +24,33 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from flwr_ctma import parse_aggregator
-from flwr_ctma.aggregators import Aggregator, Budget, GeometricMedian
+from flwr_ctma.aggregators import Aggregator, Budget
 from flwr_ctma.attacks import Knowledge, parse_attack
 from flwr_ctma.attacks.update import UpdateAttack
 from flwr_ctma.engine.updates import Updates
-from flwr_ctma.strategy.round.memory import NodeMemory, clip_factors
+from flwr_ctma.strategy.round.memory import NodeMemory, clip_factors, weigh_nodes
 from tests.benchmark.attack_table import Digits, N, local_steps
 
 RULES = ["nnm(gm)", "caf"]
 VARIANTS = [
     "full",
     "no memory",
+    "past alone",
     "no twins",
     "no clipping",
-    "no weights",
-    "checked",
-    "both",
+    "late step",
+    "product",
 ]
+SEARCH = "search from round 41"
 ATTACKS = [
     *("none", "ipm(epsilon=0.5)", "jitter(ipm(epsilon=0.5))"),
     *("jitter(ipm(epsilon=0.1))", "jitter(alie)", "signflip"),
     "during(jitter(ipm(epsilon=10)), start=41)",
+    "during(jitter(ipm(epsilon=3)), start=41)",
+    "during(jitter(drift(ipm(epsilon=10), rounds=10, start=41)), start=41)",
+    SEARCH,
 ]
+STRENGTHS = [0.1, 0.5, 1, 2, 3, 5, 8, 12, 20]
 ROUNDS, BETA = 60, 0.99
 
 Array = NDArray[Any]
@@ -53,33 +61,51 @@ def aggregate(
 ) -> Array:
     """Return the aggregate of a variant."""
     present, budget = Updates.of(rows), Budget(len(rows), f)
-    remembered = memory.remember(range(len(rows)), present)
-    judged = present if variant == "no memory" else remembered
-    weights = rule.solve(judged, budget).weights()
-    assert weights is not None
-    if variant != "no clipping":
-        weights_now = weights * clip_factors(present, weights)
+    nodes = range(len(rows))
+    if variant == "no memory":
+        weights = rule.solve(present, budget).weights()
+    elif variant in ("past alone", "product"):
+        weights = rule.solve(memory.remember(nodes, present), budget).weights()
     else:
-        weights_now = weights
-    if variant == "no weights":  # a step along the remembered rows
-        return remembered.combine(weights)[0]
-    if variant == "checked":
-        return GeometricMedian()(rows, f=0, weights=np.maximum(weights, 0))
-    if variant == "both":
+        weights = weigh_nodes(rule, memory, nodes, present, budget)
+    assert weights is not None
+    if variant == "late step":
+        remembered = memory.state_dict()["rows"]
+        late: Array = weights @ np.vstack([remembered[node][0] for node in nodes])
+        return late
+    if variant == "product":
         now = rule.solve(present, budget).weights()
         assert now is not None
         product = np.maximum(weights * now, 0)
-        weights_now = product / product.sum() if product.any() else weights
-        weights_now = weights_now * clip_factors(present, weights_now)
-    return present.combine(weights_now)[0]
+        weights = product / product.sum() if product.any() else weights
+    if variant != "no clipping":
+        weights = weights * clip_factors(present, weights)
+    step: Array = present.combine(weights)[0]
+    return step
+
+
+def search(
+    variant: str, rule: Aggregator, memory: NodeMemory, honest: Array, lies: Array
+) -> Array:
+    """Return the lies −εμ + their noise with the ε that sets the step back most."""
+    mean = honest.mean(axis=0)
+
+    def progress(strength: float) -> float:
+        rows = np.vstack([lies - strength * mean, honest])
+        step = aggregate(variant, rule, copy.deepcopy(memory), rows, len(lies))
+        return float(step @ mean)
+
+    strongest: Array = lies - min(STRENGTHS, key=progress) * mean
+    return strongest
 
 
 def run(variant: str, base: str, attack_text: str, f: int, seed: int) -> list[float]:
     """Return the accuracy of each round."""
     digits = Digits(seed)
     rule = parse_aggregator(base if variant == "no twins" else f"distinct({base})")
-    attack, known, memory = parse_attack(attack_text), dict[str, Any](), None
-    memory = NodeMemory(BETA)
+    searches = attack_text == SEARCH
+    attack = parse_attack("none" if searches else attack_text)
+    known, memory = dict[str, Any](), NodeMemory(BETA)
     data = [(digits.images[part], digits.labels[part]) for part in digits.parts]
     row, history = digits.start, []
     with np.errstate(over="ignore", invalid="ignore"):
@@ -92,18 +118,26 @@ def run(variant: str, base: str, attack_text: str, f: int, seed: int) -> list[fl
             seen = Knowledge(
                 updates[f:], updates[:f], rng, server_round=t, model=row, memory=known
             )
-            rows = np.vstack([aimed.collude(seen), updates[f:]])
+            lies = aimed.collude(seen)
+            if searches and t > 40:
+                noise = 0.3 * updates[f:].std(axis=0)
+                noise = noise * rng.standard_normal((f, len(noise)))
+                lies = search(variant, rule, memory, updates[f:], noise)
+            rows = np.vstack([lies, updates[f:]])
             row = row + aggregate(variant, rule, memory, np.clip(rows, -1e6, 1e6), f)
             history.append(digits.accuracy(row))
     return history
 
 
 def report(lines: list[dict[str, Any]]) -> str:
-    """Return a Markdown table: the last five rounds of each seed."""
+    """Return a Markdown table: the mean of the last five rounds, and its lowest."""
     text = []
-    for f, rule in itertools.product((5, 8), RULES):
+    for f, rule in itertools.product((8, 5), RULES):
         text += ["", f"{rule}, {f} of {N}", ""]
-        text += [f"| attack | {' | '.join(VARIANTS)} |", "|---" * 8 + "|"]
+        text += [
+            f"| attack | {' | '.join(VARIANTS)} |",
+            "|---" * (len(VARIANTS) + 1) + "|",
+        ]
         for attack in ATTACKS:
             cells = []
             for variant in VARIANTS:
@@ -113,20 +147,26 @@ def report(lines: list[dict[str, Any]]) -> str:
                     if (line["f"], line["rule"], line["attack"], line["variant"])
                     == (f, rule, attack, variant)
                 ]
-                cell = ", ".join(f"{100 * np.mean(a[-5:]):.1f}" for a in found)
-                if attack.startswith("during"):
-                    worst = ", ".join(f"{100 * min(a[40:]):.1f}" for a in found)
-                    cell += f" (worst {worst})"
-                cells.append(cell or "–")
+                cell = _mean_and_least([float(np.mean(a[-5:])) for a in found])
+                if "41" in attack:
+                    cell = _mean_and_least([min(a[40:]) for a in found])
+                cells.append(cell)
             text.append(f"| `{attack}` | {' | '.join(cells)} |")
     return "\n".join(text)
+
+
+def _mean_and_least(accuracies: list[float]) -> str:
+    if not accuracies:
+        return "–"
+    return f"{100 * np.mean(accuracies):.1f} ({100 * min(accuracies):.1f})"
 
 
 def main() -> None:
     """Run what is missing, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--malicious", type=int, default=8)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "runs.jsonl"
@@ -135,7 +175,8 @@ def main() -> None:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
     done = {tuple(line[k] for k in _KEYS) for line in lines}
     wanted = itertools.product(
-        range(1, options.seeds + 1), (8, 5), RULES, ATTACKS, VARIANTS
+        *(range(1, options.seeds + 1), [options.malicious]),
+        *(RULES, ATTACKS, VARIANTS),
     )
     with threadpool_limits(1), path.open("a") as file:
         for seed, f, rule, attack, variant in wanted:

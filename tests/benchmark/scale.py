@@ -6,6 +6,7 @@ python -m tests.benchmark.scale stages 17 1e6
 python -m tests.benchmark.scale last 17 1e6
 """
 
+import logging
 import statistics
 import sys
 import threading
@@ -159,20 +160,26 @@ def stages(n: int, d: int) -> None:
 
 
 def last(n: int, d: int) -> None:
-    """Time FedAvg and rules from the last reply to the model."""
+    """Time FedAvg and rules from the last reply to the model, in turns.
+
+    All replies but the last are received before, as they are while a round waits.
+    """
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     rows = np.random.default_rng(0).standard_normal((n, d), dtype=np.float32)
     sent = ArrayRecord({"w": Array(np.zeros(d, np.float32))})
     payloads = [ArrayRecord({"w": Array(row)}) for row in rows]
-    found: dict[str, list[float]] = {}
-    for _ in range(7):
-        for name in ("FedAvg", "mean", "ctma(gm)", "ctma(gm) streaming", "ctma(cwmed)"):
-            strategy = inner = FedAvg(min_train_nodes=n, min_available_nodes=n)
-            rule, _, backend = name.partition(" ")
-            if name != "FedAvg":
-                strategy = RobustStrategy(
-                    inner, rule, num_malicious_nodes=n // 5, backend=backend or "local"
-                )
-            grid = ArrivalGrid(ClientApp(), n, FixedDurations((1.0,) * n))
+    names = ["FedAvg", "mean", "ctma(gm)", "ctma(cwmed)"]
+    strategies: dict[str, FedAvg | RobustStrategy] = {}
+    for name in names:
+        strategy = inner = FedAvg(min_train_nodes=n, min_available_nodes=n)
+        if name != "FedAvg":
+            strategy = RobustStrategy(inner, name, num_malicious_nodes=n // 5)
+        strategies[name] = strategy
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
+    grid = ArrivalGrid(ClientApp(), n, FixedDurations((1.0,) * n))
+    for k in range(12):
+        for name in names[k % 4 :] + names[: k % 4]:
+            strategy = strategies[name]
             asked = list(strategy.configure_train(1, sent, ConfigRecord(), grid))
             replies = []
             for i, (message, payload) in enumerate(zip(asked, payloads, strict=True)):
@@ -180,15 +187,26 @@ def last(n: int, d: int) -> None:
                 content = {"metrics": MetricRecord({"num-examples": 1})}
                 content["arrays"] = ArrayRecord(dict(payload.items()))
                 replies.append(Message(RecordDict(content), reply_to=message))
-            arrive = getattr(strategy, "_arrive", list)
-            before = clock(lambda: [arrive([r]) for r in replies[:-1]])[1]  # noqa: B023
-            aggregate = strategy.aggregate_train
-            seconds = clock(lambda: (arrive(replies[-1:]), aggregate(1, replies)))[1]  # noqa: B023
-            found.setdefault(name, []).append(seconds)
-            if backend:
-                found.setdefault("work before", []).append(before)
+            receive = getattr(strategy, "receive", list)
+            begun = time.process_time()
+            for reply in replies[:-1]:
+                receive([reply])
+            ready = time.process_time()
+            seconds = clock(lambda: strategy.aggregate_train(1, replies))[1]  # noqa: B023
+            now = time.process_time()
+            found[name].append((seconds, now - ready, ready - begun))
+    average = np.array(found["FedAvg"][1:])
+    print(f"n = {n}, d = {d:.3g}: seconds after the last reply, and CPU before it")
     for name, values in found.items():
-        print(f"{name}, n = {n}, d = {d:.3g}: {1e3 * statistics.median(values):.0f} ms")
+        wall, cpu, before = np.array(values[1:]).T
+        times = [np.percentile(wall / average[:, 0], q) for q in (10, 50, 90)]
+        print(
+            f"{name:12} {1e3 * wall.min():6.1f} ms, "
+            f"{1e3 * np.median(cpu):6.1f} of CPU; times FedAvg: {times[1]:.2f} "
+            f"({times[0]:.2f}–{times[2]:.2f}), "
+            f"of CPU {np.median(cpu / average[:, 1]):.2f}; "
+            f"before: {1e3 * np.median(before):.1f}"
+        )
 
 
 def clock(call):

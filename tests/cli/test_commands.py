@@ -136,13 +136,77 @@ def test_only_the_first_run_ends_the_others_if_it_cannot_begin(tmp_path):
         (("-c", "num-malicious-nodes=3"), "less than half of num-nodes = 5"),
         (("--aggregator", "krum", "-c", "num-malicious-nodes=2"), "at most 1 for krum"),
         (("-c", 'optimizer="adam"'), "one of mu2, momentum, sgd"),
+        (("-c", "num-server-rounds=0"), "Found `num-server-rounds = 0`"),
+        (("-c", "num-malicious-nodes='1'"), "`num-malicious-nodes` should be of type"),
+        (("--partitioner", "foo"), "one of iid, dirichlet"),
+        (("--seed", "-1"), "`seed` should be in [0, 2**32)"),
     ],
 )
-def test_mistake_is_one_sentence(tmp_path, options, sentence):
-    done = compare(tmp_path / "run", "--engine", "in-process", *options)
+def test_mistake_is_one_sentence_and_nothing_is_written(tmp_path, options, sentence):
+    done = compare(tmp_path / "run", *options)
     assert done.returncode == 1
     assert sentence in done.stderr
     assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("compare", "--engine", "in-process"),
+        ("simulate",),
+        ("tournament",),
+        ("benchmark", "quick"),
+        ("sweep", str(ROOT / "examples" / "wrong-f.toml")),
+    ],
+)
+def test_the_check_of_the_app_comes_before_the_first_run(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    first, *others = words
+    place = [str(ROOT), *others] if first == "compare" else [*others, str(ROOT)]
+    line = [first, *place, "-c", "batch-size=0"]
+    found = CliRunner().invoke(app, line)
+    assert found.exit_code == 1, found.exception
+    assert "Found `batch-size = 0`." in found.stderr
+    assert found.output.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("compare", str(ROOT), "-c", "partitioner='iid'"), ""),
+        (("compare", str(ROOT), "-c", "seed=3", "--seed", "1"), "Write `--seed`"),
+        (("sweep", "grid.toml", str(ROOT), "-c", "seed=3"), "Change `seed` in grid"),
+        (("tournament", str(ROOT), "-c", "num-nodes=5"), "The options `--num-nodes`"),
+        (("benchmark", "quick", str(ROOT), "-c", "seed=77"), "Change `seed` in the"),
+        (("simulate", str(ROOT), "--num-nodes", "4", "-c", "num-nodes=5"), "sets it"),
+    ],
+)
+def test_value_that_no_run_has_is_refused(words, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("grid.toml").write_text("axes = { seed = [1, 2] }")
+    dry = () if words[0] == "simulate" or sentence else ("--dry-run",)
+    found = CliRunner().invoke(app, [*words, *dry])
+    assert found.exit_code == (1 if sentence else 0), found.exception
+    assert sentence in found.stderr
+    assert not Path("runs").exists()
+
+
+def test_command_is_suggested_once():
+    found = CliRunner().invoke(app, ["comapre"], env={"COLUMNS": "200"})
+    assert found.exit_code == 2
+    assert found.output.count("Did you mean `compare`?") == 1
+    assert found.output.count("Did you mean") == 1
+
+
+def test_dry_run_in_ray_makes_no_estimate(tmp_path):
+    done = compare(tmp_path / "run", "--dry-run", "--json")
+    planned = json.loads(done.stdout)
+    assert (len(planned["runs"]), planned["seconds"]) == (4, None)
+    assert "`--engine in-process` has an estimate" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_app_with_other_keys_is_not_compared():
@@ -426,6 +490,7 @@ def test_interrupt_ends_all_runs_within_two_seconds(tmp_path, command):
         "tournament": [ROOT, "--malicious", "1", "--num-nodes", "5", "--seed", "1"],
     }[command]
     if command == "tournament":
+        small = small.replace("num-malicious-nodes=1", "")
         words += ["--aggregator", "gm", "--attack", "none", "--attack", "alie"]
     output = tmp_path / "out"
     process = subprocess.Popen(

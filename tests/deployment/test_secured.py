@@ -135,9 +135,9 @@ def test_who_is_registered_takes_part_and_nobody_else(tmp_path, door):
         key, register, supernode = page["A node"]
         wait(lambda: "Uvicorn running" in at.said("superlink.log"))
         if door:
-            (proxy,) = page["The door"]
+            (proxy,) = page["The proxy"]
             at.run(proxy)
-            stack.callback(at.run, 'nginx -c "$PWD/door.conf" -s stop')
+            stack.callback(at.run, 'nginx -c "$PWD/proxy.conf" -s stop')
         intruder = {"hospital-a": "intruder", "partition-id=0": "partition-id=2"}
         at.run(key, **intruder)
         turned_away = at.start(supernode, "intruder.log", **intruder)

@@ -53,13 +53,39 @@ def script(name, *words):
     return done.stdout
 
 
-def test_ends_are_means_over_seeds_and_their_deviation(swept):
+def colours_in(figure):
+    return {c for _, c in Image.open(figure).convert("RGB").getcolors(1 << 24)}
+
+
+def rule_colours():
+    return {ImageColor.getrgb(s.colour) for s in line_styles(["gm", "mean"]).values()}
+
+
+def test_ends_are_means_over_seeds_and_their_interval(swept):
     assert script("ends.py", swept).splitlines() == [
         "|  | gm | mean |",
         "|---|---|---|",
         "| alie | 90.0 |  |",
-        "| signflip | 70.0 ± 14.1 | 20.0 ± 0.0 |",
+        "| signflip | 70.0 (60.0 to 80.0) | 20.0 (20.0 to 20.0) |",
     ]
+
+
+def test_differences_are_taken_within_a_seed(swept):
+    words = ["--row", "aggregator", "--column", "attack", "--less", "mean"]
+    assert script("ends.py", swept, *words).splitlines() == [
+        "|  | alie | signflip |",
+        "|---|---|---|",
+        "| gm |  | 50.0 (40.0 to 60.0) |",
+    ]
+
+
+def test_ends_are_drawn_with_a_panel_for_each_column(swept):
+    two, one = swept / "two.png", swept / "one.png"
+    words = ["--row", "aggregator", "--column", "attack"]
+    script("ends.py", swept, *words, "--figure", two)
+    script("ends.py", swept, *words, "--only", "attack=signflip", "--figure", one)
+    assert Image.open(two).width > 1.5 * Image.open(one).width
+    assert rule_colours() <= colours_in(two)
 
 
 def test_ends_of_some_runs_over_their_last_evaluations(swept):
@@ -82,9 +108,7 @@ def test_lines_have_a_panel_for_each_attack_and_tell_when_goals_are_reached(swep
     ]
     assert not script("lines.py", swept, one, "--only", "attack=signflip")
     assert Image.open(two).width > 1.5 * Image.open(one).width
-    drawn = Image.open(two).convert("RGB").getcolors(1 << 24)
-    styles = line_styles(["gm", "mean"]).values()
-    assert {ImageColor.getrgb(s.colour) for s in styles} <= {c for _, c in drawn}
+    assert rule_colours() <= colours_in(two)
 
 
 @pytest.mark.long

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from flwr_ctma import parse_aggregator
 from flwr_ctma.engine import cpu, kernels, layer
 from flwr_ctma.engine.kernels import numpy as plain
+from flwr_ctma.engine.kernels.protocol import Strip
 from tests.helpers.table import TABLE
 
 pytest.importorskip("numba")
@@ -83,7 +84,8 @@ def test_products_equal_float64(loops, rows, data):
     some = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, unique=True))
     exact = rows.astype(np.longdouble)  # float64 would have an error of its own
     size = np.abs(exact) @ np.abs(exact).T
-    found = loops.products([rows[:, :40], rows[:, 40:]], len(rows), some)
+    strips = [Strip.of(rows[:, :40]), Strip.of(rows[:, 40:])]
+    found = loops.products(strips, len(rows), some)
     assert found.dtype == np.float64
     error = np.abs(found - (exact @ exact.T)[some])
     assert (error <= 4 * np.finfo(rows.dtype).eps * size[some] + 1e-300).all()
@@ -96,10 +98,11 @@ def test_compiled_products_do_not_depend_on_order_or_other_rows(rows, data):
     n = len(rows)
     order = data.draw(st.permutations(range(n)))
     some = data.draw(st.lists(st.integers(0, n - 1), min_size=1, unique=True))
-    whole = COMPILED.products([rows], n)
-    again = COMPILED.products([rows[order]], n)
+    whole = COMPILED.products([Strip.of(rows)], n)
+    again = COMPILED.products([Strip.of(rows[order])], n)
     np.testing.assert_array_equal(again, whole[np.ix_(order, order)])
-    np.testing.assert_array_equal(COMPILED.products([rows], n, some), whole[some])
+    found = COMPILED.products([Strip.of(rows)], n, some)
+    np.testing.assert_array_equal(found, whole[some])
 
 
 @BOTH

@@ -1,4 +1,4 @@
-"""Each example learns under attack thanks to two lines, and would not without them."""
+"""Each example learns under attack thanks to an import and a line, and not without."""
 
 import importlib
 import re

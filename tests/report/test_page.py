@@ -271,7 +271,8 @@ def test_costs_are_averages_of_a_round(tmp_path):
         {"seconds": s, "bytes-sent": 4e6, "bytes-received": 2e6} for s in (1, 2, 6)
     ]
     page = report(tmp_path, write_run(tmp_path / "run", lines))
-    assert page.row("Runs", "Runs")[-3:] == ["Seconds", "MB sent", "MB received"]
+    columns = page.row("Configuration", "Runs")[-3:]
+    assert columns == ["Seconds", "MB sent", "MB received"]
     assert page.row("ctma(gm)", "1")[-3:] == ["3.00", "4.00", "2.00"]
 
 
@@ -604,7 +605,7 @@ def test_rounds_without_a_measurement_are_passed_over(tmp_path):
 
 
 def test_settings_that_change_no_training_do_not_split_groups(tmp_path):
-    for seed, backend in enumerate(("local", "streaming")):
+    for seed, backend in enumerate(("local", "ray")):
         config = {"seed": seed, "backend": backend, "evaluate-every": seed + 1}
         write_run(tmp_path / backend, accuracies(0.1, 0.5), **config)
     assert report(tmp_path).row("ctma(gm)", "2")
@@ -622,7 +623,7 @@ def test_worst_accuracy_of_the_second_half_is_a_column(tmp_path):
     lines = accuracies(0.1, 0.2, 0.7, 0.9, 0.4, 0.8)
     config = {"num-server-rounds": 5}
     page = report(tmp_path, write_run(tmp_path / "run", lines, **config))
-    assert page.row("Runs", "Runs")[4] == "Worst in second half (%)"
+    assert page.row("Configuration", "Runs")[4] == "Worst in second half (%)"
     assert page.row("ctma(gm)", "1")[4] == "40.0"
 
 

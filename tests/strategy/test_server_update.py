@@ -45,16 +45,15 @@ def run(rule, train=server_update, rounds=3, folder=None, **settings):
     return outer.start(InProcessGrid(app, N), START, num_rounds=rounds)
 
 
-@pytest.mark.parametrize("backend", ["local", "streaming"])
 @pytest.mark.parametrize(
     "rule", ["fltrust", "monna", "nnm(monna)", "zeno(cwmed)", "ctma(fltrust)"]
 )
-def test_the_model_is_the_rule_s_with_the_servers_update_as_reference(rule, backend):
+def test_the_model_is_the_rule_s_with_the_servers_update_as_reference(rule):
     model = flat(START).astype(np.float64)
     for t in range(1, 4):
         x = np.array([update(i, t) for i in range(N)])
         model += parse_aggregator(rule)(x, f=F, reference=own(t))
-    found = flat(run(rule, backend=backend).arrays)
+    found = flat(run(rule).arrays)
     np.testing.assert_allclose(found, model, atol=2e-6)
 
 

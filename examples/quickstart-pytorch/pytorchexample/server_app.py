@@ -19,6 +19,8 @@ def main(grid: Grid, context: Context) -> None:
     fraction_evaluate: float = context.run_config["fraction-evaluate"]
     num_rounds: int = context.run_config["num-server-rounds"]
     lr: float = context.run_config["learning-rate"]
+    num_nodes: int = context.run_config["num-nodes"]
+    f: int = context.run_config["num-malicious-nodes"]
 
     # Load global model
     torch.manual_seed(0)
@@ -28,10 +30,10 @@ def main(grid: Grid, context: Context) -> None:
     # Initialize FedAvg strategy
     strategy = FedAvg(
         fraction_evaluate=fraction_evaluate,
-        min_train_nodes=10,
-        min_available_nodes=10,
+        min_train_nodes=num_nodes,
+        min_available_nodes=num_nodes,
     )
-    strategy = RobustStrategy(strategy, num_malicious_nodes=3)
+    strategy = RobustStrategy(strategy, num_malicious_nodes=f)
 
     # Start strategy, run FedAvg for `num_rounds`
     result = strategy.start(

@@ -11,13 +11,12 @@ import numpy as np
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
+from flwr_ctma.engine.kernels.exchange import ROW_BYTES, exchange_of
 from flwr_ctma.engine.kernels.numpy import CELL
-from flwr_ctma.engine.kernels.tiles import REGISTER, tile_of
+from flwr_ctma.engine.kernels.tiles import REGISTER, ahead, tile_of
 
 __all__ = ["load", "nearest", "products", "ranked", "squares", "weighted_median"]
 
-# Bytes of a tile that is sorted: it leaves room in a first cache of 48 kB.
-_TILE_BYTES = 40 * 2**10
 # Columns that are summed at a time: they stay in a core's first cache.
 _COMBINED = 2048
 # Columns that move to their medians together, until all have arrived.
@@ -27,6 +26,8 @@ _WALKED = 128
 _SUMMED = 496
 # Rows of a cell that are multiplied with all rows at a time: a quarter of a megabyte.
 _ROWS = 64
+# Bytes ahead of the columns in work that are fetched: measured, 17 rows of 1e6.
+_AHEAD = 2048
 
 
 def _exact(function: Any, **options: Any) -> Any:
@@ -64,6 +65,9 @@ def _row(address, start, width, like):
     return carray(_pointer(first, like), width)
 
 
+_sort_both, _keep_low, _keep_high = (
+    exchange_of(*kept) for kept in ((True, True), (True, False), (False, True))
+)
 _tile_1, _tile_2, _tile_3, _tile_4 = (tile_of(p, 4) for p in range(1, 5))
 _diagonal_1, _diagonal_2, _diagonal_3, _diagonal_4 = (
     tile_of(p, None) for p in range(1, 5)
@@ -116,42 +120,61 @@ def combine(addresses, origin, coefficients, out):
 
 
 @_exact
-def products(addresses, first, width, like, lower):
-    """Add inner products of the rows, from the first on, with those before them."""
+def products(addresses, origin, first, width, like, lower):
+    """Add inner products of the rows, from the first on, with those before them.
+
+    Rows less an origin are copied, a few columns at a time, next to each other.
+    """
     n, lanes = len(addresses), REGISTER // like.itemsize
+    copied = _room(n if origin else 0, _SUMMED, like)
+    places = addresses
+    if origin:
+        places = np.empty(n, np.uintp)
+        for i in range(n):
+            places[i] = copied[i].ctypes.data
     for start in range(0, width, _SUMMED):
         some = min(_SUMMED, width - start)
         whole = some // lanes * lanes
+        at, fetched = start, start + _AHEAD // like.itemsize
+        if origin:
+            at, fetched = 0, start + some
+            for i in range(n):
+                to = _row(places[i], 0, some, like)
+                row = _row(addresses[i], start, some, like)
+                less = _row(origin, start, some, like)
+                ahead(addresses[i], start + 2 * _SUMMED, some, like)
+                for c in range(some):
+                    to[c] = row[c] - less[c]
         # Each group of rows meets all rows: the group stays in the second cache.
         for these in range(0, n, _ROWS):
             for i in range(max(first, these) // 4 * 4, n, 4):
                 for j in range(these, min(these + _ROWS, i + 1), 4):
-                    _tile(addresses, i, j, start, whole, like, lower)
+                    _tile(places, i, j, at, whole, like, lower, addresses, fetched)
         if whole < some:
-            _rest(addresses, first, start + whole, some - whole, like, lower)
+            _rest(places, first, at + whole, some - whole, like, lower)
 
 
 @_exact
-def _tile(addresses, i, j, start, width, like, lower):
+def _tile(addresses, i, j, start, width, like, lower, source, fetched):
     """Add inner products of up to 4 rows from i with up to 4 from j ≤ i."""
     rows = len(addresses) - i
     if i == j:
         if rows >= 4:
-            _diagonal_4(addresses, i, j, start, width, like, lower)
+            _diagonal_4(addresses, i, j, start, width, like, lower, source, fetched)
         elif rows == 3:
-            _diagonal_3(addresses, i, j, start, width, like, lower)
+            _diagonal_3(addresses, i, j, start, width, like, lower, source, fetched)
         elif rows == 2:
-            _diagonal_2(addresses, i, j, start, width, like, lower)
+            _diagonal_2(addresses, i, j, start, width, like, lower, source, fetched)
         else:
-            _diagonal_1(addresses, i, j, start, width, like, lower)
+            _diagonal_1(addresses, i, j, start, width, like, lower, source, fetched)
     elif rows >= 4:
-        _tile_4(addresses, i, j, start, width, like, lower)
+        _tile_4(addresses, i, j, start, width, like, lower, source, fetched)
     elif rows == 3:
-        _tile_3(addresses, i, j, start, width, like, lower)
+        _tile_3(addresses, i, j, start, width, like, lower, source, fetched)
     elif rows == 2:
-        _tile_2(addresses, i, j, start, width, like, lower)
+        _tile_2(addresses, i, j, start, width, like, lower, source, fetched)
     else:
-        _tile_1(addresses, i, j, start, width, like, lower)
+        _tile_1(addresses, i, j, start, width, like, lower, source, fetched)
 
 
 @_exact
@@ -180,10 +203,12 @@ def squares(addresses, middle, width, like, squares):
 
 
 @_exact
-def _room(n, like):
-    """Return memory for a tile, in whole registers and whole lines of the cache."""
-    width = _TILE_BYTES // (n * like.itemsize) // 32 * 32
-    return np.empty((n, min(max(width, 64), 256)), like.dtype)
+def _room(n, width, like):
+    """Return memory for n rows, from the start of a line of the cache."""
+    whole = np.empty(n * width + REGISTER // like.itemsize, like.dtype)
+    past = np.uintp(whole.ctypes.data) % np.uintp(REGISTER)
+    first = (REGISTER - np.int64(past)) // like.itemsize
+    return whole[first : first + n * width].reshape(n, width)
 
 
 @_exact
@@ -199,28 +224,22 @@ def _sort(addresses, comparators, start, tile, mark):
         for c in range(width):
             to[c] = row[c]
             mark[c] += row[c] - row[c]
+    base, step = np.uintp(tile.ctypes.data), np.uintp(ROW_BYTES)
     for k in range(len(comparators)):
-        x, y = tile[comparators[k, 0]], tile[comparators[k, 1]]
-        keep_low, keep_high = comparators[k, 2], comparators[k, 3]
-        if keep_low and keep_high:
-            for c in range(width):
-                a, b = x[c], y[c]
-                x[c] = a if a < b else b
-                y[c] = a if a > b else b
-        elif keep_low:
-            for c in range(width):
-                a, b = x[c], y[c]
-                x[c] = a if a < b else b
+        x = base + np.uintp(comparators[k, 0]) * step
+        y = base + np.uintp(comparators[k, 1]) * step
+        if comparators[k, 2] and comparators[k, 3]:
+            _sort_both(x, y, tile)
+        elif comparators[k, 2]:
+            _keep_low(x, y, tile)
         else:
-            for c in range(width):
-                a, b = x[c], y[c]
-                y[c] = a if a > b else b
+            _keep_high(x, y, tile)
 
 
 @_exact
 def ranked(addresses, comparators, coefficients, out):
     """Write the mean of the values, weighted by rank."""
-    tile = _room(len(addresses), out)
+    tile = _room(len(addresses), ROW_BYTES // out.itemsize, out)
     total = coefficients.dtype.type(0)
     for coefficient in coefficients:
         total += coefficient
@@ -241,7 +260,7 @@ def ranked(addresses, comparators, coefficients, out):
 def nearest(addresses, comparators, k, out):
     """Write the mean of the k values nearest to the median."""
     n = len(addresses)
-    tile = _room(n, out)
+    tile = _room(n, ROW_BYTES // out.itemsize, out)
     median, below = np.empty((2, tile.shape[1]), tile.dtype)
     count = out.dtype.type(k)
     for start in range(0, len(out), tile.shape[1]):

@@ -10,10 +10,11 @@ from flwr_ctma.engine.buffers import Array, Float64
 from flwr_ctma.engine.kernels import llvm, loops
 from flwr_ctma.engine.kernels import numpy as plain
 from flwr_ctma.engine.kernels.network import network
-from flwr_ctma.engine.kernels.protocol import Combine, Read
+from flwr_ctma.engine.kernels.protocol import Combine, Read, Strip
 
 __all__ = [
     "combiner",
+    "independent_products",
     "nearest_mean",
     "products",
     "ranked_mean",
@@ -23,6 +24,8 @@ __all__ = [
     "weighted_ranks",
     "weighted_sum",
 ]
+
+independent_products = True
 
 Addresses = np.ndarray[Any, np.dtype[np.uintp]]
 
@@ -78,7 +81,7 @@ def combiner(rows: Sequence[Array] | Array, dtype: "np.dtype[Any]") -> Combine:
 
 
 def products(
-    blocks: Iterable[Array], n: int, rows: Sequence[int] | None = None
+    strips: Iterable[Strip], n: int, rows: Sequence[int] | None = None
 ) -> Float64:
     """Return inner products of some rows with all: float64 between cells.
 
@@ -89,13 +92,31 @@ def products(
     if rows is not None:
         order = np.append(np.delete(order, rows), rows)
         first = n - len(rows)
-    for block in blocks:
-        block = _in_rows(block)
-        addresses = _addresses(block)[order]
-        loops.products(addresses, first, block.shape[1], _like(block), lower)
+    for strip in strips:
+        addresses, origin, width, copy = _in_place(strip)
+        like = np.empty(0, strip.dtype)
+        loops.products(addresses[order], np.uintp(origin), first, width, like, lower)
+        del copy  # until here, for its addresses
     found: Float64 = np.empty((n - first, n))
     found[:, order] = (np.tril(lower) + np.tril(lower, -1).T)[first:]
     return found
+
+
+def _in_place(strip: Strip) -> tuple[Addresses, int, int, Array | None]:
+    """Return addresses of the rows and the origin, and the width of a strip.
+
+    Rows that are not contiguous numbers of the dtype are copied by NumPy, less the
+    origin.
+    """
+    rows, a, b, dtype, origin = strip
+    step, copy = a * np.dtype(dtype).itemsize, None
+    parts = rows if origin is None else [*rows, origin]
+    if not all(_contiguous(part, dtype) and len(part) >= b for part in parts):
+        copy = np.empty((len(rows), b - a), dtype)
+        plain.reader(rows, dtype)(a, b, origin, copy)
+        return _addresses(copy), 0, b - a, copy
+    addresses = np.array([_address(row) for row in rows], np.uintp) + np.uintp(step)
+    return addresses, 0 if origin is None else _address(origin) + step, b - a, None
 
 
 def squares_apart(block: Array, middle: Array) -> Float64:

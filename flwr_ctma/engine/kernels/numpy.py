@@ -1,16 +1,17 @@
 """The inner loops in NumPy: the readable reference of the compiled ones."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from flwr_ctma.engine.buffers import Array, Float64, scratch
 from flwr_ctma.engine.kernels import sorting
-from flwr_ctma.engine.kernels.protocol import Combine, Read
+from flwr_ctma.engine.kernels.protocol import Combine, Read, Strip
 
 __all__ = [
     "combiner",
+    "independent_products",
     "nearest_mean",
     "products",
     "ranked_mean",
@@ -21,9 +22,13 @@ __all__ = [
     "weighted_sum",
 ]
 
+independent_products = False
+
 # Columns of a cell, a matrix product of its own. A block holds whole cells. A power of
 # two would let all rows of a column compete for the same lines of the cache.
 CELL = 1008
+# Numbers that are copied at a time: they stay in a core's second cache.
+_COPIED = 2**18
 
 
 def reader(rows: Sequence[Array] | Array, dtype: "np.dtype[Any]") -> Read:
@@ -59,7 +64,7 @@ def combiner(rows: Sequence[Array] | Array, dtype: "np.dtype[Any]") -> Combine:
 
 
 def products(
-    blocks: Iterable[Array], n: int, rows: Sequence[int] | None = None
+    strips: Iterable[Strip], n: int, rows: Sequence[int] | None = None
 ) -> Float64:
     """Return inner products of some rows with all: float64 between cells.
 
@@ -68,13 +73,28 @@ def products(
     """
     some: Any = slice(None) if rows is None else list(rows)
     total = np.zeros((n if rows is None else len(rows), n))
-    for block in blocks:
-        cells, rest = _cells(block)
-        cells = cells.swapaxes(0, 1)
-        found = cells[:, some] @ cells.swapaxes(1, 2)
-        total += found.sum(axis=0, dtype=np.float64)
-        total += rest[some] @ rest.T
+    for strip in strips:
+        for block in _blocks(strip):
+            cells, rest = _cells(block)
+            cells = cells.swapaxes(0, 1)
+            found = cells[:, some] @ cells.swapaxes(1, 2)
+            total += found.sum(axis=0, dtype=np.float64)
+            total += rest[some] @ rest.T
     return total
+
+
+def _blocks(strip: Strip) -> Iterator[Array]:
+    """Yield the columns of a strip, copied unless they are a view of a block."""
+    rows, a, b, dtype, origin = strip
+    if isinstance(rows, np.ndarray) and rows.dtype == dtype and origin is None:
+        yield rows[:, a:b]
+        return
+    read, width = reader(rows, dtype), max(1, _COPIED // len(rows) // CELL) * CELL
+    for start in range(a, b, width):
+        stop = min(start + width, b)
+        block = scratch(len(rows), stop - start, dtype)
+        read(start, stop, origin, block)
+        yield block
 
 
 def squares_apart(block: Array, middle: Array) -> Float64:

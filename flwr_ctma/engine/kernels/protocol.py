@@ -1,17 +1,32 @@
 """The inner loops that NumPy, Numba and torch each implement."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from flwr_ctma.engine.buffers import Array, Float64
 
-__all__ = ["Combine", "CpuPrimitives", "Primitives", "Read"]
+__all__ = ["Combine", "CpuPrimitives", "Primitives", "Read", "Strip"]
 
 Read = Callable[[int, int, Array | None, Array], None]
 """Copy columns a to b of some rows, less an origin if there is one, into a block."""
 
 Combine = Callable[[int, int, Array | None, Float64, Array], None]
 """Write `coefficients @ rows` for columns a to b of some rows, less an origin."""
+
+
+class Strip(NamedTuple):
+    """Columns a to b of some rows, less an origin if there is one."""
+
+    rows: Sequence[Array] | Array
+    a: int
+    b: int
+    dtype: Any
+    origin: Array | None = None
+
+    @classmethod
+    def of(cls, block: Array) -> "Strip":
+        """Return all columns of a block."""
+        return cls(block, 0, block.shape[1], block.dtype)
 
 
 class Primitives(Protocol):
@@ -56,6 +71,9 @@ class Primitives(Protocol):
 class CpuPrimitives(Primitives, Protocol):
     """Functions for rows in the memory of this process."""
 
+    independent_products: bool
+    """Whether the bits of an inner product depend on its two rows only."""
+
     def reader(self, rows: Sequence[Array] | Array, dtype: Any) -> Read:
         """Return a function that reads columns of the rows into a block."""
 
@@ -63,9 +81,9 @@ class CpuPrimitives(Primitives, Protocol):
         """Return a function that sums columns of the rows, times coefficients."""
 
     def products(
-        self, blocks: Iterable[Array], n: int, rows: Sequence[int] | None = None
+        self, strips: Iterable[Strip], n: int, rows: Sequence[int] | None = None
     ) -> Float64:
-        """Return inner products of some of n rows with all, summed over the blocks.
+        """Return inner products of some of n rows with all, summed over the strips.
 
         Of all rows with all, if `rows` is None.
         """

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedAvg, Strategy
 
 from flwr_ctma.messages.arrays import numbers
 from flwr_ctma.messages.schema import Rejection
@@ -22,7 +22,7 @@ from flwr_ctma.strategy.round.metrics import clip_to_honest_range, trimmed_mean
 from flwr_ctma.strategy.round.replies import InspectedReplies, Round
 from flwr_ctma.strategy.wrappers.run import inside
 
-__all__ = ["InnerReplies", "overrides", "without_rounding"]
+__all__ = ["InnerReplies", "only_averages", "overrides", "without_rounding"]
 
 _KNOWN = ("flwr", "flwr_ctma")
 
@@ -65,9 +65,10 @@ class InnerReplies:
         nodes = self.found.nodes
         return [(nodes[i], reason) for i, reason in self._averages[1].items()]
 
-    def one(self) -> list[Message]:
-        """Return one reply with the robust arrays and metrics."""
-        content = RecordDict({**self.arrays, self._name: self.metrics})
+    def one(self, arrays: bool = True) -> list[Message]:
+        """Return one reply with the robust arrays, or empty ones, and metrics."""
+        records = self.arrays if arrays else {key: ArrayRecord() for key in self.arrays}
+        content = RecordDict({**records, self._name: self.metrics})
         return [Message(content, reply_to=self.round_.asked[0])]
 
     def each(self) -> list[Message]:
@@ -151,6 +152,16 @@ class InnerReplies:
 def overrides(strategy: Strategy, method: str) -> bool:
     """Return whether a method of a strategy is of one's own: its class's, or its."""
     return any(not _is_known(getattr(s, method)) for s in inside(strategy))
+
+
+def only_averages(strategy: Strategy) -> bool:
+    """Return whether a strategy of Flower's returns the average of the replies.
+
+    The average of one reply is that reply, so that it need not be computed.
+    """
+    kind = type(strategy)
+    own = overrides(strategy, "aggregate_train") or not _is_known(kind)
+    return not own and kind.aggregate_train is FedAvg.aggregate_train
 
 
 def without_rounding(robust: ArrayRecord, averaged: ArrayRecord, n: int) -> ArrayRecord:

@@ -4,7 +4,7 @@ Noise averages out in a memory; a lie that points one way in every round adds up
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,13 @@ from flwr_ctma.engine.stack import Float64
 from flwr_ctma.engine.updates import Updates
 from flwr_ctma.errors import parameter_error
 
-__all__ = ["NodeMemory", "check_weighs_clients", "clip_factors", "solve_remembered"]
+__all__ = [
+    "NodeMemory",
+    "check_weighs_clients",
+    "clip_factors",
+    "solve_remembered",
+    "weigh_nodes",
+]
 
 # Columns that are computed at a time.
 _WIDTH = 2**16
@@ -52,8 +58,8 @@ class NodeMemory:
 
         m ← β m + (1 − β) u,    remembered: m / (1 − β^k)
 
-    k is the node's own count: a node that is not asked keeps its memory. What is stored
-    is m / (1 − β^k) =: v itself, by the same recursion in another form::
+    k is the node's own count: a node that is not asked keeps its memory. The
+    memory stores v = m / (1 − β^k), by the same recursion in another form::
 
         v ← v + (1 − β) / (1 − β^k) · (u − v)
 
@@ -126,6 +132,28 @@ class NodeMemory:
         ]
         return Updates(CpuStack(layers), updates.mixing, updates.reference)
 
+    def share_of_noise(self, nodes: Iterable[int]) -> float:
+        r"""Return the standard deviation of what is remembered, in that of one update.
+
+        The weights of k independent updates in an average of bias freed, squared and
+        added, give::
+
+            (1 − β)/(1 + β) · (1 + β^k)/(1 − β^k)
+
+        k is the median count of the nodes.
+
+        Examples
+        --------
+        >>> memory = NodeMemory(0.6)
+        >>> for _ in range(20):
+        ...     remembered = memory.remember([7], Updates.of(np.ones((1, 1))))
+        >>> round(memory.share_of_noise([7]), 3)  # (1 − 0.6)/(1 + 0.6) = 1/4
+        0.5
+        """
+        counts = [self._memories[node].count for node in nodes]
+        fading, beta = self.beta ** float(np.median(counts)), self.beta
+        return float(np.sqrt((1 - beta) / (1 + beta) * (1 + fading) / (1 - fading)))
+
     def forget_all_but(self, nodes: Iterable[int]) -> None:
         """Forget the nodes that are not among these."""
         kept = set(nodes)
@@ -167,21 +195,51 @@ def solve_remembered(
     present: Updates,
     budget: Budget,
 ) -> Combination:
-    """Let a rule weigh the remembered rows, and weigh the present rows by that.
+    """Return the present rows, clipped, with the weights that `weigh_nodes` gives.
 
-    Present rows are clipped, see `clip_factors`.
+    Raises
+    ------
+    ValueError
+        As `weigh_nodes` does.
+    """
+    weights = weigh_nodes(rule, memory, nodes, present, budget)
+    weights[: present.n] *= clip_factors(present, weights[: present.n])
+    return Combination(weights)
+
+
+def weigh_nodes(
+    rule: Aggregator,
+    memory: NodeMemory,
+    nodes: Sequence[int],
+    present: Updates,
+    budget: Budget,
+) -> Float64:
+    """Enter the present rows, and let a rule weigh the nodes by their past and present.
+
+    The rule sees what is remembered of each node beside its present row, in columns of
+    their own. The present is scaled down to the noise of what is remembered: that is
+    little against a lie of many rounds, and shows a node that turns at once.
 
     Raises
     ------
     ValueError
         As the rule does, or if it gives clients no weights.
     """
-    weights = rule.solve(memory.remember(nodes, present), budget).weights()
+    remembered = memory.remember(nodes, present)
+    scale = memory.share_of_noise(nodes)
+    weights = rule.solve(_beside(remembered, present, scale), budget).weights()
     if weights is None:
         raise _weighs_no_clients(rule)
-    weights = weights.copy()
-    weights[: present.n] *= clip_factors(present, weights[: present.n])
-    return Combination(weights)
+    return weights.copy()
+
+
+def _beside(remembered: Updates, present: Updates, scale: float) -> Updates:
+    """Return rows that hold what is remembered and, times a scale, what came."""
+    past, now = remembered.stack, present.stack
+    if not isinstance(past, CpuStack) or not isinstance(now, CpuStack):
+        raise TypeError("Rows are remembered on the CPU")
+    layers = [*past.layers, *(replace(layer, scale=scale) for layer in now.layers)]
+    return Updates(CpuStack(layers), present.mixing, present.reference)
 
 
 def clip_factors(present: Updates, weights: Float64) -> Float64:

@@ -144,7 +144,8 @@ class Round:
     def receive(self, replies: Iterable[Message]) -> None:
         """Inspect replies while others are still missing."""
         nodes = self.nodes
-        self._inspect(r for r in replies if r.metadata.reply_to_message_id in nodes)
+        known = (r for r in replies if r.metadata.reply_to_message_id in nodes)
+        self._inspect(known, waiting=True)
 
     def inspect(self, replies: Iterable[Message]) -> InspectedReplies:
         """Inspect each reply on its own, and sort the replies by result.
@@ -185,7 +186,7 @@ class Round:
         faulty = sum(rejection.fault for _, rejection in found.rejected)
         return proven + len(self.violators), faulty
 
-    def _inspect(self, replies: Iterable[Message]) -> None:
+    def _inspect(self, replies: Iterable[Message], waiting: bool = False) -> None:
         """Inspect the replies that are new, or have changed since they arrived."""
         fresh: dict[str, Message] = {}
         for reply in replies:
@@ -196,8 +197,10 @@ class Round:
         results = parallel.run(lambda r: read_one(r, self.read), fresh.values())
         for (key, reply), result in zip(fresh.items(), results, strict=True):
             self._inspected[key] = _Inspected(result, _parts(reply))
-            if self.rows is not None and isinstance(result, Reply):
-                self.rows.add(key, result)
+        if self.rows is not None:
+            good = zip(fresh, results, strict=True)
+            new = {key: result for key, result in good if isinstance(result, Reply)}
+            self.rows.add(new, waiting)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from flwr_ctma.tracking.detectors import Exclusion
 
 __all__ = ["NodeSelection", "Selected"]
 
-_LOG_SECONDS = 10.0
+_LOG_SECONDS = 60.0
 
 
 class Selected(NamedTuple):

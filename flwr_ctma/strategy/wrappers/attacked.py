@@ -1,6 +1,7 @@
 """Omniscient attackers in a simulation: they reply after they saw the honest."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import Any
 
@@ -11,8 +12,10 @@ from flwr.serverapp.strategy import Strategy
 from flwr_ctma.aggregators import Budget, Mean
 from flwr_ctma.attacks import Attack
 from flwr_ctma.attacks.collusion import Colluders, ObservedReply, stack
+from flwr_ctma.attacks.messages import Sent, sent_numbers
 from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
+from flwr_ctma.messages.arrays import records_of
 from flwr_ctma.strategy.compatibility import check_compatible
 from flwr_ctma.strategy.robust import RobustStrategy
 from flwr_ctma.strategy.wrappers.base import StrategyWrapper, inside, is_asynchronous
@@ -111,8 +114,7 @@ class AttackedStrategy(StrategyWrapper):
         messages = super().configure_train(server_round, arrays, config, grid)
         self._messages = list(messages)
         self.colluders.recruit(grid.get_node_ids())
-        for message in self._messages:
-            self.colluders.announce(message)
+        self.colluders.announce(self._messages)
         return self._messages
 
     def aggregate_train(
@@ -132,11 +134,12 @@ class AttackedStrategy(StrategyWrapper):
 
     def _attacked(self, server_round: int, replies: list[Message]) -> list[Message]:
         sent = {message.metadata.message_id: message for message in self._messages}
-        seen = {}
+        seen, model = {}, None
         for i, reply in enumerate(replies):
             message = sent.get(reply.metadata.reply_to_message_id)
             if message is not None and reply.has_content():
-                seen[i] = ObservedReply(reply, message)
+                model = _Model.of(message, model)
+                seen[i] = ObservedReply(reply, message, model.arrays)
         self.colluders.register(seen.values())
         if self.colluders.joint_attack(server_round):
             self._collude(server_round, list(seen.values()))
@@ -174,6 +177,25 @@ class AttackedStrategy(StrategyWrapper):
             return Budget(len(seen), 0)
         f = min(self._robust.f, (len(seen) - 1) // 2)
         return self._robust.budget([reply.metrics for reply in seen], f)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The arrays that were sent; those of the next message are mostly the same."""
+
+    records: dict[str, ArrayRecord]
+    arrays: Sent
+
+    @classmethod
+    def of(cls, message: Message, before: "_Model | None") -> "_Model":
+        records = records_of(message.content, ArrayRecord)
+        if before and _identities(records) == _identities(before.records):
+            return before
+        return cls(records, sent_numbers(message))
+
+
+def _identities(records: Mapping[str, ArrayRecord]) -> dict[str, int]:
+    return {name: id(record) for name, record in records.items()}
 
 
 def _robust(strategy: Strategy) -> RobustStrategy | None:

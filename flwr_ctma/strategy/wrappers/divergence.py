@@ -63,10 +63,10 @@ class DivergenceGuard(StrategyWrapper):
     -----
     Losses are all metrics whose names end in "loss": of training, of the clients'
     evaluation and of the server's. The loss of training belongs to the model x_t that
-    was sent; so a model is only gone back to if the round after it was good as well.
+    was sent, so the guard returns to a model only if the round after it was good, too.
 
     An alarm is a warning in the log, and `diverged = 1` among the round's metrics;
-    with `rolled-back-to`, the round that made the model gone back to.
+    with `rolled-back-to`, the round that made the restored model.
 
     Steps and losses of rounds with an alarm count in the medians. So a few odd rounds,
     such as steps of length zero that malicious nodes cause or the warm-up of a learning
@@ -76,8 +76,8 @@ class DivergenceGuard(StrategyWrapper):
     stay excluded. Nodes are sampled anew.
     Without `RobustStrategy` inside, one client's lie about its loss is an alarm.
 
-    Configs that strategies inside change in place are gone back to as well. What
-    wrappers outside of it do to a model, or keep, is not taken back.
+    Configs that strategies inside change in place are restored as well. Changes by
+    wrappers outside of the guard stay.
 
     Examples
     --------

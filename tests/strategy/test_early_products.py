@@ -6,12 +6,14 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
+from flwr_ctma.engine.cpu import CpuStack
+from flwr_ctma.engine.kernels import numpy as plain
 from flwr_ctma.engine.stack import Moments
 from flwr_ctma.messages.schema import ReplySchema
 from flwr_ctma.simulation.clock import ArrivalGrid, FixedDurations
 from flwr_ctma.strategy import GracePeriodGrid, RobustStrategy
-from flwr_ctma.strategy.backends import streaming
-from flwr_ctma.strategy.backends.streaming import StreamedRows, Streaming
+from flwr_ctma.strategy.backends import local
+from flwr_ctma.strategy.backends.local import Local, LocalRows
 from flwr_ctma.strategy.round.replies import Round
 
 N, SHAPES = 21, {"a": (300, 20), "b": (7,)}
@@ -49,10 +51,10 @@ def stack_of(schema, messages):
 def streamed(messages, order=None):
     """Add messages one after the other, each under its number in the list."""
     schema = ReplySchema(record(SENT))
-    rows = StreamedRows(schema)
+    rows = LocalRows(schema, needs_products=True)
     read = read_all(schema, messages)
     for i in order if order is not None else range(len(messages)):
-        rows.add(str(i), read[i])
+        rows.add({str(i): read[i]}, waiting=True)
     return schema, rows
 
 
@@ -84,7 +86,7 @@ def test_a_reply_in_the_place_of_another_is_measured_anew():
     messages = replies()
     schema, rows = streamed(messages)
     messages[4] = replies(scale=9.0)[4]
-    rows.add("4", schema.read(messages[4].content))
+    rows.add({"4": schema.read(messages[4].content)}, waiting=True)
     keys = [str(i) for i in range(N)]
     placed = rows.place(stack_of(schema, messages), keys)
     expected = stack_of(schema, messages).products(None, None)
@@ -104,7 +106,7 @@ def test_a_round_inspects_each_reply_once_unless_it_was_exchanged():
         read.append(content)
         return schema.read(content)
 
-    rows = Streaming().open_round(schema)
+    rows = Local().open_round(schema, True)
     round_ = Round("train", asked, 4, counted, schema=schema, rows=rows)
     round_.receive(messages[:15])
     round_.receive(messages[10:])
@@ -127,7 +129,8 @@ def test_products_that_lose_digits_are_computed_again(scale, spread):
     np.testing.assert_array_equal(placed.moments.about_pivot(), expected)
 
 
-def run(backend, rule, monkeypatch, durations=range(1, N + 1)):
+def run(rule, monkeypatch, early=True, durations=range(1, N + 1)):
+    """Return the model, and the number of strips of inner products."""
     app = ClientApp()
 
     @app.train()
@@ -140,34 +143,44 @@ def run(backend, rule, monkeypatch, durations=range(1, N + 1)):
         content = {"arrays": record(arrays), "metrics": MetricRecord({"loss": 1.0})}
         return Message(RecordDict(content), reply_to=message)
 
-    calls = []
-    products_from = streaming.products_from
-    monkeypatch.setattr(
-        streaming,
-        "products_from",
-        lambda *given: calls.append(1) or products_from(*given),
-    )
+    sizes = []
+    products_with = CpuStack.products_with
+
+    def counted(stack, rows):
+        if rows is not None and stack.layers[0].width > 100:
+            sizes.append(len(rows))
+        return products_with(stack, rows)
+
+    monkeypatch.setattr(CpuStack, "products_with", counted)
     inner = FedAvg(fraction_evaluate=0.0, min_available_nodes=N)
-    strategy = RobustStrategy(inner, rule, num_malicious_nodes=4, backend=backend)
-    arrivals = ArrivalGrid(app, N, FixedDurations(tuple(durations)))
+    strategy = RobustStrategy(inner, rule, num_malicious_nodes=4)
+    grid = ArrivalGrid(app, N, FixedDurations(tuple(durations)))
     monkeypatch.setattr("flwr_ctma.strategy.grace_period.sleep", lambda seconds: None)
-    # As `prepare_grid` does for Flower's grids, which take real time.
-    grid = GracePeriodGrid(arrivals, 4, strategy.grace_period, strategy.receive)
+    if early:  # as `prepare_grid` does for Flower's grids, which take real time
+        grid = GracePeriodGrid(grid, 4, strategy.grace_period, strategy.receive)
     result = strategy.start(grid, record(SENT), num_rounds=2)
-    monkeypatch.setattr(streaming, "products_from", products_from)
+    monkeypatch.setattr(CpuStack, "products_with", products_with)
     arrays = [array.numpy().ravel() for array in result.arrays.values()]
-    return np.concatenate(arrays), len(calls)
+    return np.concatenate(arrays), sizes
 
 
-@pytest.mark.parametrize("rule", ["ctma(gm)", "nnm(ctma(cwmed))", "krum", "cwtm"])
-def test_a_run_that_streams_is_the_run_that_does_not(rule, monkeypatch):
-    found, visits = run("streaming", rule, monkeypatch)
-    expected, none = run("local", rule, monkeypatch)
-    assert visits == 2 * 3 and none == 0  # after 8 replies, 16 and all
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+@pytest.mark.parametrize("rule", ["ctma(gm)", "nnm(ctma(cwmed))", "krum"])
+def test_products_that_are_early_change_no_bit(rule, monkeypatch):
+    found, sizes = run(rule, monkeypatch)
+    expected, at_once = run(rule, monkeypatch, early=False)
+    assert sizes == [8, 8, N - 16] * 2 and at_once == [N] * 2
+    np.testing.assert_array_equal(found, expected)
+    backwards, _ = run(rule, monkeypatch, durations=range(N, 0, -1))
+    np.testing.assert_array_equal(found, backwards)
 
 
-def test_a_run_that_streams_ends_with_the_same_bits_in_any_order(monkeypatch):
-    forth, _ = run("streaming", "ctma(gm)", monkeypatch)
-    back, _ = run("streaming", "ctma(gm)", monkeypatch, range(N, 0, -1))
-    np.testing.assert_array_equal(forth, back)
+@pytest.mark.parametrize("rule", ["cwtm", "ctma(cwmed)", "hierarchical(ctma(gm))"])
+def test_a_rule_without_inner_products_of_all_rows_costs_nothing_early(
+    rule, monkeypatch
+):
+    assert run(rule, monkeypatch)[1] == []
+
+
+def test_without_numba_nothing_is_early(monkeypatch):
+    monkeypatch.setattr(local, "cpu_primitives", lambda: plain)
+    assert run("ctma(gm)", monkeypatch)[1] == []
