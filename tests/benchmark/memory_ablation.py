@@ -174,12 +174,11 @@ def main() -> None:
     if path.exists():
         lines = [json.loads(line) for line in path.read_text().splitlines()]
     done = {tuple(line[k] for k in _KEYS) for line in lines}
-    wanted = itertools.product(
-        *(range(1, options.seeds + 1), [options.malicious]),
-        *(RULES, ATTACKS, VARIANTS),
-    )
+    seeds = range(1, options.seeds + 1)
+    wanted = itertools.product(VARIANTS, seeds, RULES, ATTACKS)
     with threadpool_limits(1), path.open("a") as file:
-        for seed, f, rule, attack, variant in wanted:
+        for variant, seed, rule, attack in wanted:
+            f = options.malicious
             if (seed, f, rule, attack, variant) in done:
                 continue
             accuracies = run(variant, rule, attack, f, seed)
