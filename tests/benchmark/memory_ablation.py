@@ -119,7 +119,8 @@ def run(variant: str, base: str, attack_text: str, f: int, seed: int) -> list[fl
 def report(lines: list[dict[str, Any]]) -> str:
     """Return a Markdown table: the mean of the last five rounds, and its lowest."""
     text = []
-    for f, rule in itertools.product((8, 5), RULES):
+    counts = sorted({line["f"] for line in lines}, reverse=True)
+    for f, rule in itertools.product(counts, RULES):
         text += ["", f"{rule}, {f} of {N}", ""]
         text += [
             f"| attack | {' | '.join(VARIANTS)} |",
