@@ -248,8 +248,6 @@ class RunConfig:
             self.assumed_malicious_nodes == -1,
             "`malicious-share` says what the rule is told.",
         )
-        expected = "0 where `asynchronous` is true: there are no rounds"
-        self._require("memory", expected, self.memory == 0)
         self._require(
             "backend",
             "local where `asynchronous` is true: there are no rounds",

@@ -67,6 +67,7 @@ def _asynchronous(config: RunConfig) -> Strategy:
         config.aggregator,
         num_malicious_nodes=_malicious(config),
         client_weighting=config.client_weighting,
+        memory=config.memory,
         min_available_nodes=config.num_nodes,
     )
 

@@ -39,7 +39,7 @@ from flwr_ctma.strategy.round.inner import (
     overrides,
     without_rounding,
 )
-from flwr_ctma.strategy.round.memory import NodeMemory, check_weighs_clients
+from flwr_ctma.strategy.round.memory import NodeMemory, check_memory
 from flwr_ctma.strategy.round.progress import Progress, check_same_app
 from flwr_ctma.strategy.round.replies import InspectedReplies, Round
 from flwr_ctma.strategy.round.report import log_misreported, log_replies, report
@@ -103,8 +103,9 @@ class RobustStrategy(StrategyWrapper):
         verdict counts as no reply, and is asked where the round needs its reply.
     memory : float (default: 0.0)
         β in [0, 1). If above 0, the rule weighs averages of each node's updates over
-        the rounds, m ← β m + (1 − β) u, and its weights are applied to the updates of
-        the round, clipped to twice their median norm. See `NodeMemory`. It takes a row
+        the rounds, m ← β m + (1 − β) u, beside the updates of the round, scaled down to
+        the noise of the averages. Its weights are applied to the updates of the round,
+        clipped to twice their median norm. See `NodeMemory`. It takes a row
         of the model's size for every connected node. The rule must weigh whole clients,
         as caf and nnm(gm) do; the backend may not be "ray".
     server_update : callable | None (default: None)
@@ -598,11 +599,9 @@ class RobustStrategy(StrategyWrapper):
 
 def _node_memory(beta: float, rule: Aggregator, backend: Backend) -> NodeMemory | None:
     """Return the memory for this β; None for β = 0."""
-    if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta < 1:
-        raise parameter_error("memory", "a number in [0, 1)", beta)
+    check_memory(beta, rule)
     if not beta:
         return None
-    check_weighs_clients(rule)
     if isinstance(backend, RayBackend):
         raise parameter_error(
             "backend",

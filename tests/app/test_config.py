@@ -59,7 +59,6 @@ def test_first_partitions_are_malicious():
         ('backend="ray" asynchronous=true', "there are no rounds"),
         ("memory=1.0", "[0, 1)"),
         ('memory=0.9 aggregator="fedavg"', "judges no client"),
-        ("memory=0.9 asynchronous=true", "there are no rounds"),
         ('client-weighting="count"', "Did you mean `counts`"),
         ('client-weighting="staleness(power=-1)"', "at least 0"),
         ('arrivals="fast"', "real, uniform, id, id2, straggler"),

@@ -133,6 +133,31 @@ def test_layers_equal_one_matrix(rule):
         np.testing.assert_allclose(found.influence, expected.influence, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shift", [0.0, 100.0])  # the latter needs a pivot
+@pytest.mark.parametrize("rule", ["ctma(cwmed)", "nnm(gm)", "cclip", "caf"])
+def test_scaled_layers_equal_scaled_rows(rule, shift, dtype):
+    x = (normal(7, 40) + shift).astype(dtype)
+    origin, start = np.linspace(-1, 1, 20).astype(dtype), normal(40, seed=1)
+    layers = [
+        Layer(x[:, :20], scale=0.5),
+        Layer(list(x[:, 20:]), origin, scale=0.25),
+    ]
+    scaled = np.hstack([0.5 * x[:, :20], 0.25 * (x[:, 20:] - origin)])
+    rule = parse_aggregator(rule)
+    needed = rule.needs_reference
+    parts = Updates.of(layers, [start[:20], start[20:]] if needed else None)
+    found = rule.aggregate(parts, f=2)
+    expected = rule.aggregate(scaled, f=2, reference=start if needed else None)
+    tolerance = 2e-4 if dtype == np.float32 else 1e-9
+    near = {"rtol": tolerance, "atol": tolerance}
+    np.testing.assert_allclose(np.concatenate(found.vector), expected.vector, **near)
+    np.testing.assert_allclose(found.influence, expected.influence, atol=10 * tolerance)
+    np.testing.assert_allclose(found.distances, expected.distances, **near)
+    some, _ = parts.take(np.arange(3))
+    np.testing.assert_allclose(some.gram(), scaled[:3] @ scaled[:3].T, rtol=tolerance)
+
+
 @pytest.mark.parametrize("spec", ["ctma(gm)", "ctma(cwmed)", "krum", "nnm(cwmed)"])
 def test_unmeasured_layers_do_not_count_in_distances(spec):
     """What decides are the measured columns; the others are combined alike."""

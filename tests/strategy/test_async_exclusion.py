@@ -102,7 +102,8 @@ def test_verdicts_and_exclusions_are_in_checkpoints(tmp_path):
     [
         ({"detector": 3}, "detector"),
         ({"exclusion": 3}, "exclusion"),
-        ({"memory": 0.9}, "memory"),
+        ({"memory": 1.0}, "memory"),
+        ({"memory": 0.9, "aggregator": "cwmed"}, "aggregator"),
     ],
 )
 def test_wrong_settings_are_refused(settings, named):

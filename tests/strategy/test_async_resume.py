@@ -37,9 +37,12 @@ def train(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
-def start(folder, rounds=ROUNDS, grid=None, rule="ctma(gm)") -> Result:
+def start(folder, rounds=ROUNDS, grid=None, rule="ctma(gm)", memory=0.0) -> Result:
     strategy = AsyncRobustStrategy(
-        AnyTimeSGD(0.1, "fixed(gamma=0.5)"), rule, num_malicious_nodes=2
+        AnyTimeSGD(0.1, "fixed(gamma=0.5)"),
+        rule,
+        num_malicious_nodes=2,
+        memory=memory,
     )
     if folder is not None:
         strategy = Checkpointed(strategy, folder)
@@ -52,15 +55,17 @@ def start(folder, rounds=ROUNDS, grid=None, rule="ctma(gm)") -> Result:
     )
 
 
-@pytest.mark.parametrize("rule", ["ctma(gm)", "cwmed"])
+@pytest.mark.parametrize(
+    ("rule", "memory"), [("ctma(gm)", 0.0), ("cwmed", 0.0), ("caf", 0.9)]
+)
 @pytest.mark.parametrize("stop", [1, 7])
 def test_resumed_run_ends_with_the_same_bits_on_a_virtual_clock(
-    tmp_path, rule, stop
+    tmp_path, rule, memory, stop
 ) -> None:
-    whole = start(None, rule=rule)
+    whole = start(None, rule=rule, memory=memory)
     with suppress(RuntimeError):  # no step is taken in one round
-        start(tmp_path, rounds=stop, rule=rule)
-    resumed = start(tmp_path, rule=rule)
+        start(tmp_path, rounds=stop, rule=rule, memory=memory)
+    resumed = start(tmp_path, rule=rule, memory=memory)
     assert bits(resumed.arrays) == bits(whole.arrays)
     assert resumed.train_metrics_clientapp == whole.train_metrics_clientapp
     assert resumed.evaluate_metrics_serverapp == whole.evaluate_metrics_serverapp

@@ -78,8 +78,14 @@ def train(
     return strategy, grid, result, error
 
 
-@pytest.mark.parametrize("rule", ["ctma(gm)", "ctma(cwmed)", "gm", "cwmed", "mean"])
-def test_equals_the_algorithm_written_by_hand(rule) -> None:
+@pytest.mark.parametrize(
+    ("rule", "memory"),
+    [
+        *[(rule, 0.0) for rule in ("ctma(gm)", "ctma(cwmed)", "gm", "cwmed", "mean")],
+        *[(rule, 0.8) for rule in ("ctma(gm)", "ctma(cwmed)", "caf")],
+    ],
+)
+def test_equals_the_algorithm_written_by_hand(rule, memory) -> None:
     """Dahan & Levy, NeurIPS 2024, Algorithm 2, with the cap, from the same arrivals."""
     n, f, steps, eta, share = 5, 1, 60, 0.05, 0.4
     seconds = (1.0, 1.31, 1.73, 2.17, 0.77)
@@ -89,6 +95,7 @@ def test_equals_the_algorithm_written_by_hand(rule) -> None:
         num_malicious_nodes=f,
         max_share=share,
         updates_per_round=steps,
+        memory=memory,
     )
     grid = ArrivalGrid(app(), n, FixedDurations(seconds))
     result = strategy.start(grid, arrays(np.zeros(12)), 1)
@@ -97,6 +104,7 @@ def test_equals_the_algorithm_written_by_hand(rule) -> None:
     due = np.array(seconds)
     at, last = [x] * n, [None] * n
     d, counts, asked = np.zeros((n, 12)), np.zeros(n), np.ones(n, int)
+    past = np.zeros((n, 12))
     counted = 0
     while counted < steps:
         i = int(np.argmin(due))
@@ -107,12 +115,17 @@ def test_equals_the_algorithm_written_by_hand(rule) -> None:
             gradient = gradient + 0.75 * (d[i] - (last[i] - TARGET + noise))
         d[i], last[i] = gradient, at[i]
         counts[i] += 1
+        past[i] = memory * past[i] + (1 - memory) * d[i]
         counted += 1
         enough = f <= share * (counts > 0).sum()
         if enough:
             weights = _cut(counts, share)
             held = np.sort(weights)[::-1][:f].sum() / weights.sum()
-            w = w - eta * parse_aggregator(rule)(d, f=float(held), weights=weights)
+            if memory:
+                mean = _beside_its_past(rule, d, past, counts, memory, held, weights)
+            else:
+                mean = parse_aggregator(rule)(d, f=float(held), weights=weights)
+            w = w - eta * mean
             x = x + 0.1 * (w - x)
         below = counts <= _cut(counts, share) + 1e-9 if enough else counts == 0
         for j in np.flatnonzero(np.isinf(due) & below):  # who is above the cap waits
@@ -120,6 +133,18 @@ def test_equals_the_algorithm_written_by_hand(rule) -> None:
             asked[j] += 1
             due[j] = now + seconds[j]
     np.testing.assert_allclose(result.arrays["x"].numpy(), x, atol=1e-8)
+
+
+def _beside_its_past(rule, d, past, counts, beta, held, weights):
+    """The clipped mean of the rows, weighed beside their averages."""
+    remembered = past / np.maximum(1 - beta**counts, 1e-9)[:, None]
+    k = np.median(counts[counts > 0])
+    noise = (1 - beta) / (1 + beta) * (1 + beta**k) / (1 - beta**k)
+    judged = np.hstack([remembered, noise**0.5 * d])
+    c = parse_aggregator(rule).weigh(judged, float(held), weights)
+    norms = np.linalg.norm(d, axis=1)
+    limit = 2 * np.median(norms[np.abs(c) > 1e-9])
+    return (c * np.minimum(1, limit / np.maximum(norms, 1e-300))) @ d
 
 
 def _cut(counts: np.ndarray, share: float) -> np.ndarray:

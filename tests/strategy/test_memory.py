@@ -14,6 +14,7 @@ from flwr_ctma.strategy.round.memory import (
     NodeMemory,
     clip_factors,
     solve_remembered,
+    weigh_nodes,
 )
 
 WIDTH = 6
@@ -198,6 +199,23 @@ def test_a_sleeper_moves_the_model_by_its_weight_times_two_norms_at_most():
     limit = 2 * np.median(np.linalg.norm(strike, axis=1))
     honest = strike[1:].sum(axis=0) / 5
     assert np.linalg.norm(vector - honest) <= limit / 5 + 1e-9
+
+
+def test_a_node_that_turns_loses_its_weight_in_that_round():
+    """Its past alone would keep it: forty honest rounds outweigh one lie."""
+    rng, rule = np.random.default_rng(2), parse_aggregator("nnm(gm)")
+    memory = NodeMemory(0.99)
+    for _ in range(40):
+        rows = Updates.of(rng.normal(0.1, 1, (9, 500)))
+        weights = weigh_nodes(rule, memory, range(9), rows, Budget(9, 4))
+    assert weights[:4].sum() > 0.2
+    strike = rng.normal(0.1, 1, (9, 500))
+    strike[:4] = rng.normal(-2, 0.3, (4, 500))
+    rows = Updates.of(strike)
+    weights = weigh_nodes(rule, memory, range(9), rows, Budget(9, 4))
+    np.testing.assert_allclose(weights[:4], 0, atol=1e-12)
+    remembered = np.array([held[0] for held in memory.state_dict()["rows"].values()])
+    assert rule.weigh(remembered, f=4)[:4].sum() > 0.2
 
 
 def test_a_model_of_another_size_is_refused():

@@ -11,11 +11,13 @@ from flwr.app import MetricRecord
 from numpy.typing import NDArray
 
 from flwr_ctma.aggregators import Aggregator, Budget, CwTM
+from flwr_ctma.aggregators.base import Combination, Point
 from flwr_ctma.engine.incremental import IncrementalStack
 from flwr_ctma.engine.updates import Updates
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.schema import Reply, ReplySchema
 from flwr_ctma.strategy.asynchronous.weighting import ClientWeighting, capped
+from flwr_ctma.strategy.round.memory import clip_factors, share_of_noise, weigh_beside
 
 __all__ = ["Client", "ClientUpdates"]
 
@@ -66,6 +68,8 @@ class ClientUpdates:
     max_share : float | None
         The most that any f clients may hold; half-way from f/n to 1/2 if None.
     client_weighting : ClientWeighting
+    memory : float (default: 0.0)
+        β of the average of each client's updates that the rule sees as well; 0: none.
 
     Attributes
     ----------
@@ -73,8 +77,9 @@ class ClientUpdates:
         Nodes that are connected; all others have no weight until they are back.
     clients : dict of Client by node
         All nodes that have a row, in the order of their rows.
-    latest : dict of IncrementalStack by "rows" and "buffers"
-        Latest updates of the measured parameters, and of running statistics.
+    latest : dict of IncrementalStack by "rows", "buffers" and "past"
+        Latest updates of the measured parameters, and of running statistics; averages
+        of the former, with a memory.
     steps : int
         Steps of the server.
     share : float
@@ -89,6 +94,7 @@ class ClientUpdates:
     f: int | float
     max_share: float | None
     client_weighting: ClientWeighting
+    memory: float = 0.0
     present: set[int] = field(default_factory=set)
     clients: dict[int, Client] = field(default_factory=dict)
     latest: dict[str, IncrementalStack] = field(default_factory=dict)
@@ -138,10 +144,30 @@ class ClientUpdates:
         client.metrics = reply.metrics
         for name, positions in _parts(model).items():
             update = model.updates([reply], positions).combine(np.ones(1))
-            if name not in self.latest:
-                self.latest[name] = IncrementalStack(len(self.clients), update)
-            self._grow()
-            self.latest[name].replace(client.row, update)
+            self._enter(name, client, update)
+            if name == "rows" and self.memory:
+                self._enter("past", client, self._remembered(client, update))
+
+    def _enter(self, name: str, client: Client, row: Sequence[NDArray[Any]]) -> None:
+        if name not in self.latest:
+            self.latest[name] = IncrementalStack(len(self.clients), row)
+        self._grow()
+        self.latest[name].replace(client.row, row)
+
+    def _remembered(
+        self, client: Client, update: Sequence[NDArray[Any]]
+    ) -> Sequence[NDArray[Any]]:
+        """Return the average of a client's updates with a new one, as in `NodeMemory`.
+
+        A client's first update is its average, whatever its row was before.
+        """
+        if client.delivered == 1:
+            return update
+        step = (1 - self.memory) / (1 - self.memory**client.delivered)
+        held = [layer.rows[client.row] for layer in self.latest["past"].layers]
+        return [
+            v + v.dtype.type(step) * (u - v) for v, u in zip(held, update, strict=True)
+        ]
 
     def set_present(self, present: Set[int]) -> set[int]:
         """Note which nodes are connected; return those that are forgotten for good."""
@@ -232,11 +258,22 @@ class ClientUpdates:
         average: dict[int, NDArray[Any]] = {}
         for name, positions in _parts(model).items():
             rows = Updates(self.latest[name])
-            point = (rule if name == "rows" else CwTM()).solve(rows, budget)
-            if name == "rows":
+            if name == "buffers":
+                point = CwTM().solve(rows, budget)
+            else:
+                point = self._solve(rule, rows, budget)
                 self._without_weight = self._nodes_without(point.weights())
             average.update(zip(positions, point.vector(rows.stack), strict=True))
         return average
+
+    def _solve(self, rule: Aggregator, rows: Updates, budget: Budget) -> Point:
+        """Let the rule weigh the latest updates, beside the past with a memory."""
+        if not self.memory:
+            return rule.solve(rows, budget)
+        known = [client.delivered for client in self.clients.values() if client.count]
+        scale = share_of_noise(self.memory, known)
+        weights = weigh_beside(rule, Updates(self.latest["past"]), rows, scale, budget)
+        return Combination(weights * clip_factors(rows, weights))
 
     def trimmed(self, nodes: Iterable[int]) -> list[int]:
         """Return those of some nodes whose updates had no weight in the last step.

@@ -28,6 +28,7 @@ from flwr_ctma.strategy.asynchronous.weighting import (
     parse_client_weighting,
 )
 from flwr_ctma.strategy.compatibility import resolve_aggregator
+from flwr_ctma.strategy.round.memory import check_memory
 from flwr_ctma.strategy.wrappers.base import Evaluate, HookedStrategy
 from flwr_ctma.tracking.detectors import (
     Detector,
@@ -86,7 +87,9 @@ class AsyncRobustStrategy(HookedStrategy):
         excluded, and only if more than 2f are left. A node that appeals starts with a
         count of 0.
     memory : float (default: 0.0)
-        0 alone: the server keeps one row of each client here, and memory takes another.
+        β in [0, 1). If above 0, the rule sees an average of each client's updates
+        beside the latest one, as in `RobustStrategy`. It takes one row more of each
+        client. The rule must weigh whole clients, as ctma, gm, caf and nnm(gm) do.
 
     Raises
     ------
@@ -145,13 +148,6 @@ class AsyncRobustStrategy(HookedStrategy):
         exclusion: Exclusion | None = None,
         memory: float = 0.0,
     ) -> None:
-        if memory != 0:
-            raise parameter_error(
-                "memory",
-                "0 in asynchronous training, whose clients average in their momenta",
-                memory,
-                "Use `RobustStrategy(…, memory=0.99)`, in rounds.",
-            )
         if not isinstance(step, AnyTimeSGD):
             raise parameter_error(
                 "step",
@@ -169,7 +165,12 @@ class AsyncRobustStrategy(HookedStrategy):
                 )
         if isinstance(client_weighting, str):
             client_weighting = parse_client_weighting(client_weighting)
-        self.clients = ClientUpdates(num_malicious_nodes, max_share, client_weighting)
+        self.aggregator = resolve_aggregator(aggregator, weighted=True)
+        check_memory(memory, self.aggregator)
+        self.memory = memory
+        self.clients = ClientUpdates(
+            num_malicious_nodes, max_share, client_weighting, memory
+        )
         if updates_per_round is not None:
             _check_count("updates_per_round", updates_per_round)
         _check_count("min_available_nodes", min_available_nodes)
@@ -178,7 +179,6 @@ class AsyncRobustStrategy(HookedStrategy):
         if not isinstance(reply_limit, ReplyLimit):
             raise parameter_error("reply_limit", "a `ReplyLimit`", reply_limit)
         self.step = step
-        self.aggregator = resolve_aggregator(aggregator, weighted=True)
         self.num_malicious_nodes = self.clients.f
         self.updates_per_round = updates_per_round
         self.max_seconds = max_seconds
@@ -206,13 +206,17 @@ class AsyncRobustStrategy(HookedStrategy):
             "\t│\t├── Largest share of the weight: %s",
             clients.max_share or "auto",
         )
+        if self.memory:
+            log(INFO, "\t│\t├── Memory: %g", self.memory)
         log(INFO, "\t│\t└── Client weighting: %s", clients.client_weighting)
         self.step.summary()
 
     def prepare_grid(self, grid: Grid, num_rounds: int) -> Grid:
         """Forget the nodes and the time of a run before; a checkpoint is read later."""
         known = self.clients
-        self.clients = ClientUpdates(known.f, known.max_share, known.client_weighting)
+        self.clients = ClientUpdates(
+            known.f, known.max_share, known.client_weighting, known.memory
+        )
         self._pending = PendingMessages(self.constant_keys)
         self._elapsed, self._began = 0.0, math.nan
         return grid

@@ -25,15 +25,18 @@ from flwr_ctma.aggregators.base import Combination
 from flwr_ctma.engine import threads
 from flwr_ctma.engine.cpu import CpuStack
 from flwr_ctma.engine.layer import Layer
-from flwr_ctma.engine.stack import Float64
+from flwr_ctma.engine.stack import Float64, Moments
 from flwr_ctma.engine.updates import Updates
 from flwr_ctma.errors import parameter_error
 
 __all__ = [
     "NodeMemory",
+    "check_memory",
     "check_weighs_clients",
     "clip_factors",
+    "share_of_noise",
     "solve_remembered",
+    "weigh_beside",
     "weigh_nodes",
 ]
 
@@ -132,27 +135,9 @@ class NodeMemory:
         ]
         return Updates(CpuStack(layers), updates.mixing, updates.reference)
 
-    def share_of_noise(self, nodes: Iterable[int]) -> float:
-        r"""Return the standard deviation of what is remembered, in that of one update.
-
-        The weights of k independent updates in an average of bias freed, squared and
-        added, give::
-
-            (1 − β)/(1 + β) · (1 + β^k)/(1 − β^k)
-
-        k is the median count of the nodes.
-
-        Examples
-        --------
-        >>> memory = NodeMemory(0.6)
-        >>> for _ in range(20):
-        ...     remembered = memory.remember([7], Updates.of(np.ones((1, 1))))
-        >>> round(memory.share_of_noise([7]), 3)  # (1 − 0.6)/(1 + 0.6) = 1/4
-        0.5
-        """
-        counts = [self._memories[node].count for node in nodes]
-        fading, beta = self.beta ** float(np.median(counts)), self.beta
-        return float(np.sqrt((1 - beta) / (1 + beta) * (1 + fading) / (1 - fading)))
+    def counts(self, nodes: Iterable[int]) -> list[int]:
+        """Return the number of updates that each of some nodes has sent."""
+        return [self._memories[node].count for node in nodes]
 
     def forget_all_but(self, nodes: Iterable[int]) -> None:
         """Forget the nodes that are not among these."""
@@ -214,7 +199,26 @@ def weigh_nodes(
     present: Updates,
     budget: Budget,
 ) -> Float64:
-    """Enter the present rows, and let a rule weigh the nodes by their past and present.
+    """Enter the present rows, and let a rule weigh the nodes by past and present.
+
+    Raises
+    ------
+    ValueError
+        As `weigh_beside` does.
+    """
+    remembered = memory.remember(nodes, present)
+    scale = share_of_noise(memory.beta, memory.counts(nodes))
+    return weigh_beside(rule, remembered, present, scale, budget)
+
+
+def weigh_beside(
+    rule: Aggregator,
+    remembered: Updates,
+    present: Updates,
+    scale: float,
+    budget: Budget,
+) -> Float64:
+    """Return the weights that a rule gives nodes by their past and present.
 
     The rule sees what is remembered of each node beside its present row, in columns of
     their own. The present is scaled down to the noise of what is remembered: that is
@@ -225,21 +229,37 @@ def weigh_nodes(
     ValueError
         As the rule does, or if it gives clients no weights.
     """
-    remembered = memory.remember(nodes, present)
-    scale = memory.share_of_noise(nodes)
-    weights = rule.solve(_beside(remembered, present, scale), budget).weights()
+    past, now = remembered.stack, present.stack
+    if not isinstance(past, CpuStack) or not isinstance(now, CpuStack):
+        raise TypeError("Rows are remembered on the CPU")
+    layers = [*past.layers, *(replace(layer, scale=scale) for layer in now.layers)]
+    both = CpuStack(layers)
+    if now.has_moments and now.moments.pivot is None and past.moments.pivot is None:
+        products = past.moments.products + scale**2 * now.moments.products
+        vars(both)["moments"] = Moments(products)
+    rows = Updates(both, present.mixing, present.reference)
+    weights = rule.solve(rows, budget).weights()
     if weights is None:
         raise _weighs_no_clients(rule)
     return weights.copy()
 
 
-def _beside(remembered: Updates, present: Updates, scale: float) -> Updates:
-    """Return rows that hold what is remembered and, times a scale, what came."""
-    past, now = remembered.stack, present.stack
-    if not isinstance(past, CpuStack) or not isinstance(now, CpuStack):
-        raise TypeError("Rows are remembered on the CPU")
-    layers = [*past.layers, *(replace(layer, scale=scale) for layer in now.layers)]
-    return Updates(CpuStack(layers), present.mixing, present.reference)
+def share_of_noise(beta: float, counts: Sequence[int]) -> float:
+    r"""Return the standard deviation of what is remembered, in that of one update.
+
+    It is that of an average of k independent updates with weights β^(k−j), where k is
+    the median count of the nodes::
+
+        √((1 − β)/(1 + β) · (1 + β^k)/(1 − β^k))
+
+    Examples
+    --------
+    >>> share_of_noise(0.6, [20, 1, 30])  # √(0.4/1.6)
+    0.5000...
+    """
+    fading = beta ** float(np.median(counts))
+    share = (1 - beta) / (1 + beta) * (1 + fading) / (1 - fading)
+    return float(np.sqrt(share))
 
 
 def clip_factors(present: Updates, weights: Float64) -> Float64:
@@ -264,8 +284,16 @@ def clip_factors(present: Updates, weights: Float64) -> Float64:
     norms = np.sqrt(present.stack.deviations(zero, present.mixing))
     counted = norms[np.abs(weights) > 1e-9]
     limit = _CLIP * float(np.median(counted)) if counted.size else 0.0
-    factors: Float64 = np.minimum(1.0, limit / np.maximum(norms, np.finfo(float).tiny))
+    factors: Float64 = limit / np.maximum(norms, max(limit, np.finfo(float).tiny))
     return factors
+
+
+def check_memory(beta: float, rule: Aggregator) -> None:
+    """Raise a ValueError if β is not in [0, 1), or the rule weighs no clients."""
+    if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta < 1:
+        raise parameter_error("memory", "a number in [0, 1)", beta)
+    if beta:
+        check_weighs_clients(rule)
 
 
 def check_weighs_clients(rule: Aggregator) -> None:
