@@ -3,7 +3,7 @@
     python -m tests.benchmark.compare                     all rules, 17 rows of 1e6
     python -m tests.benchmark.compare --n 100 --f 20 --peers
     python -m tests.benchmark.compare --messages          from Flower's messages on
-    OMP_NUM_THREADS=1 python -m tests.benchmark.compare --cpu    seconds of the CPU
+    python -m tests.benchmark.compare --cpu               seconds of the CPU
     python -m tests.benchmark.compare --scaling out.png   by n and by d
 
 A pass is the weighted sum `w @ X` in float32: no rule that reads all rows is faster.
@@ -21,6 +21,7 @@ import logging
 import multiprocessing
 import random
 import time
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 
@@ -28,6 +29,7 @@ import numpy as np
 
 from flwr_ctma import parse_aggregator
 from flwr_ctma.engine.kernels.network import network
+from flwr_ctma.engine.threads import one_blas_thread
 from tests.benchmark.peers import peers
 
 GRAM = ("ctma(gm)", "nnm(ctma(gm))", "ctma(nnm(gm))", "krum", "multikrum", "nnm(gm)")
@@ -260,7 +262,8 @@ def main():
     elif args.messages:
         messages(args)
     else:
-        table(args)
+        with one_blas_thread() if args.cpu else nullcontext():
+            table(args)
 
 
 if __name__ == "__main__":
