@@ -19,7 +19,7 @@ __all__ = ["RayGrid"]
 Bytes = NDArray[np.uint8]
 
 _NICENESS = "RAY_worker_niceness"
-_START = 120  # seconds for the actors to start
+_START = 300  # seconds for the actors to start, which import the app
 
 
 class RayGrid(InProcessGrid):
@@ -45,7 +45,7 @@ class RayGrid(InProcessGrid):
     ValueError
         If `workers` is less than 1, or more than Ray has CPUs.
     RuntimeError
-        If the actors do not start in two minutes, or one dies.
+        If the actors do not start in five minutes, or one dies.
 
     Notes
     -----

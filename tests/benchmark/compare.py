@@ -3,6 +3,7 @@
     python -m tests.benchmark.compare                     all rules, 17 rows of 1e6
     python -m tests.benchmark.compare --n 100 --f 20 --peers
     python -m tests.benchmark.compare --messages          from Flower's messages on
+    python -m tests.benchmark.compare --cpu               seconds of the CPU
     python -m tests.benchmark.compare --scaling out.png   by n and by d
 
 A pass is the weighted sum `w @ X` in float32: no rule that reads all rows is faster.
@@ -12,6 +13,7 @@ fastest call over the fastest pass, and the 10th to the 90th percentile of the r
 neighbours. Limit: the readings of the rows that a rule needs, plus its
 arithmetic at the peak of the cores, which a large matrix product measures. Memory: the
 growth of a fresh process at its peak, result included, over the size of the rows.
+With --cpu, times are those of the CPU, which other processes stretch little.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import logging
 import multiprocessing
 import random
 import time
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 
@@ -26,6 +29,7 @@ import numpy as np
 
 from flwr_ctma import parse_aggregator
 from flwr_ctma.engine.kernels.network import network
+from flwr_ctma.engine.threads import one_blas_thread
 from tests.benchmark.peers import peers
 
 GRAM = ("ctma(gm)", "nnm(ctma(gm))", "ctma(nnm(gm))", "krum", "multikrum", "nnm(gm)")
@@ -37,6 +41,7 @@ OTHERS = (
 )
 OURS = "flwr-ctma"
 SLOW = 2.0  # seconds, after which a call is not repeated
+CLOCK = time.perf_counter
 
 
 def rows(n, d):
@@ -101,9 +106,9 @@ def interleave(calls, floor, rounds, seed=0):
 
 
 def seconds(call):
-    start = time.perf_counter()
+    start = CLOCK()
     call()
-    return time.perf_counter() - start
+    return CLOCK() - start
 
 
 def summary(times):
@@ -245,15 +250,20 @@ def main():
     parser.add_argument("--peers", action="store_true", help="other libraries too")
     parser.add_argument("--memory", action="store_true", help="peak memory too")
     parser.add_argument("--messages", action="store_true", help="from messages on")
+    parser.add_argument("--cpu", action="store_true", help="CPU time of all threads")
     parser.add_argument("--scaling", metavar="PNG", help="plot time by n and by d")
     parser.add_argument("--largest", type=int, default=7, help="log10 of the largest d")
     args = parser.parse_args()
+    if args.cpu:
+        global CLOCK
+        CLOCK = time.process_time
     if args.scaling:
         scaling(args)
     elif args.messages:
         messages(args)
     else:
-        table(args)
+        with one_blas_thread() if args.cpu else nullcontext():
+            table(args)
 
 
 if __name__ == "__main__":
