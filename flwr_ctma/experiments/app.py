@@ -118,7 +118,7 @@ class FlowerApp(App):
     @cached_property
     def _tools(self) -> dict[str, Any]:
         try:
-            tools = dict(get_project_config(self.path)["tool"])
+            tools = dict(get_project_config(self.path.resolve())["tool"])
             dict(tools["flwr"]["app"])
             return tools
         except (OSError, ValueError, LookupError, TypeError) as error:
