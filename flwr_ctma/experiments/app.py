@@ -119,7 +119,7 @@ class FlowerApp(App):
     @cached_property
     def _tools(self) -> dict[str, Any]:
         try:
-            tools = dict(get_project_config(self.path)["tool"])
+            tools = dict(get_project_config(self.path.resolve())["tool"])
             dict(tools["flwr"]["app"])
             return tools
         except (OSError, ValueError, LookupError, TypeError) as error:
@@ -144,9 +144,16 @@ class FlowerApp(App):
 
     def check(self, run_config: Mapping[str, Any]) -> None:
         """Check values with the function that the `pyproject.toml` names, if any."""
-        own = self._tools.get("flwr-ctma", {})
-        if "check" in own:
-            load_app(own["check"], LoadServerAppError, self.path)(run_config)
+        name = self._tools.get("flwr-ctma", {}).get("check")
+        if name is None:
+            return
+        try:
+            check = load_app(name, LoadServerAppError, self.path)
+        except (LoadServerAppError, ImportError) as error:
+            expected = "a function of the app, written `module:function`"
+            reason = f"{' '.join(str(error).split())}."
+            raise parameter_error("check", expected, name, reason) from error
+        check(run_config)
 
     def load(self) -> tuple[ServerApp, ClientApp]:
         """Import the components that the `pyproject.toml` names."""

@@ -59,10 +59,11 @@ then fails from ε = (n - 2f)/f = 0.12 on. Use nnm(cwmed), or sample more nodes.
     if f == 0:
         return
     if any(isinstance(part, CTMA) for part in iter_rules(rule)) and f / n > _CTMA_SHARE:
+        kept = "the liar" if f == 1 else f"all {f} liars if they are alike"
         yield (
-            f"f/n = {f / n:.2f} is above {_CTMA_SHARE}: CTMA may keep all {f} liars if "
-            f"they are alike. Under IPM it then fails from ε = (n - 2f)/f = "
-            f"{(n - 2 * f) / f:.2g} on. Use nnm(cwmed), or sample more nodes."
+            f"f/n = {f / n:.2f} is above {_CTMA_SHARE}: CTMA may keep {kept}. Under "
+            f"IPM it then fails from ε = (n - 2f)/f = {(n - 2 * f) / f:.2g} on. Use "
+            "nnm(cwmed), or sample more nodes."
         )
     if rule.kappa(n, f) == inf:
         yield f"{rule} is not robust: a single liar may move the result anywhere."

@@ -173,6 +173,14 @@ def test_the_check_of_the_app_comes_before_the_first_run(words, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_check_that_is_not_there_is_a_sentence(tmp_path):
+    project = (ROOT / "examples" / "quickstart-numpy" / "pyproject.toml").read_text()
+    check = '[tool.flwr-ctma]\ncheck = "no_such_module:check"\n'
+    (tmp_path / "pyproject.toml").write_text(project + check)
+    with pytest.raises(ValueError, match="Found `check = 'no_such_module:check'`"):
+        FlowerApp(tmp_path).check({})
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
