@@ -91,7 +91,9 @@ class FlatNetwork:
         is computed together with the gradients of other clients.
         """
         losses, found = zip(*map(self._gradient, batches), strict=True)
-        gradient: Tensor = sum(found[1:], start=found[0]) / len(found)
+        gradient: Tensor = found[0]
+        if len(found) > 1:
+            gradient = sum(found[1:], start=gradient) / len(found)
         if clip_norm > 0:
             norm = torch.linalg.vector_norm(gradient)
             gradient *= (clip_norm / (norm + 1e-6)).clamp(max=1)

@@ -2,8 +2,8 @@
 
 Clients that received the same model share the forward pass and the gradients of the
 activations: their batches form one large batch. Networks with different weights become
-groups of channels of one network. Networks of other layers, such as a transformer, are
-mapped over their weights.
+groups of channels of one network. Networks of compiled blocks need neither. Networks of
+other layers, such as a transformer, are mapped over their weights.
 """
 
 from collections import defaultdict
@@ -22,8 +22,9 @@ from clients.task import Examples
 
 __all__ = ["GradientRequest", "architecture_of", "gradients", "parameter_views"]
 
-# Pixels of the images of one call: the activations of groups stay in the cache, and
-# those of common weights in little memory.
+# Pixels of the images of one call: the activations of blocks and of groups stay in the
+# cache, and those of common weights in little memory.
+_BLOCK_PIXELS = 65_536
 _PIXELS = 32_768
 _COMMON_PIXELS = 524_288
 # Numbers below a kernel, up to which a product is faster than a convolution.
@@ -87,12 +88,22 @@ def gradients(requests: Sequence[GradientRequest]) -> list[tuple[float, Tensor]]
         groups[key].append(i)
     found: dict[int, tuple[float, Tensor]] = {}
     for members in groups.values():
-        alike = _has_common_weights([requests[i] for i in members])
-        most = _COMMON_PIXELS if alike else _PIXELS
+        most = _most_pixels([requests[i] for i in members])
         for some in _split(members, requests[members[0]].batch.images, most):
             answers = _group_gradients([requests[i] for i in some])
             found |= zip(some, answers, strict=True)
     return [found[i] for i in range(len(requests))]
+
+
+def _most_pixels(requests: Sequence[GradientRequest]) -> int:
+    """Return the pixels of one call."""
+    if _are_blocks(requests[0]):
+        return _BLOCK_PIXELS
+    return _COMMON_PIXELS if _has_common_weights(requests) else _PIXELS
+
+
+def _are_blocks(request: GradientRequest) -> bool:
+    return blocks.are_blocks(request.model, request.weights.device)
 
 
 def _split(members: list[int], images: Tensor, most_pixels: int) -> list[list[int]]:
@@ -107,7 +118,7 @@ def _group_gradients(
     requests: Sequence[GradientRequest],
 ) -> list[tuple[float, Tensor]]:
     first = requests[0]
-    if blocks.are_blocks(first.model, first.weights.device):
+    if _are_blocks(first):
         weights = torch.stack([request.weights.detach() for request in requests])
         images = torch.stack([request.batch.images for request in requests])
         if blocks.are_moderate(weights, images):

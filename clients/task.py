@@ -19,8 +19,6 @@ from datasets import (
     disable_progress_bars,
     load_dataset,
 )
-from flwr_datasets.partitioner import DirichletPartitioner, IidPartitioner, Partitioner
-from sklearn.datasets import load_breast_cancer, load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -116,17 +114,20 @@ def _dealt(
     source: Source, alpha: float | None, seed: int, num_partitions: int
 ) -> Callable[[int], Examples]:
     """Deal out the data; each partition is decoded once, however many there are."""
-    train = _splits(source)["train"]
-    partitioner: Partitioner
-    if alpha is None:
-        partitioner = IidPartitioner(num_partitions)
-    else:
-        _, label = _columns(train)
-        partitioner = DirichletPartitioner(
-            num_partitions, label, alpha, min_partition_size=1, seed=seed
+    train = _splits(source)["train"].shuffle(seed=seed)
+    if alpha is None:  # as `IidPartitioner` does; its package imports one for plots
+        return cache(
+            lambda partition: _decoded(
+                train.shard(num_partitions, partition, contiguous=True)
+            )
         )
-    # IidPartitioner deals out contiguous blocks, so the order must be random before.
-    partitioner.dataset = train.shuffle(seed=seed)
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    _, label = _columns(train)
+    partitioner = DirichletPartitioner(
+        num_partitions, label, alpha, min_partition_size=1, seed=seed
+    )
+    partitioner.dataset = train
     return cache(lambda partition: _decoded(partitioner.load_partition(partition)))
 
 
@@ -163,6 +164,8 @@ def _loaded(dataset: str) -> DatasetDict:
 
 def _digits() -> Dataset:
     """Return scikit-learn's handwritten digits, of 8 × 8 pixels."""
+    from sklearn.datasets import load_digits  # takes a second to import
+
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
     features = Features({"image": Image(), "label": ClassLabel(num_classes=10)})
@@ -177,6 +180,8 @@ def _cancer() -> Dataset:
     Features are scaled to [-1, 1] by the ranges that the data set's description
     publishes: no client has to say anything about its own data.
     """
+    from sklearn.datasets import load_breast_cancer
+
     found = load_breast_cancer()
     published = re.findall(r"\): +([\d.]+) +([\d.]+)$", found.DESCR, re.MULTILINE)
     low, high = np.array(published, dtype=float).T

@@ -160,7 +160,10 @@ class Mu2SGD(Optimizer):
                 param_group[name],
                 "Groups differ in `lr` and `weight_decay` alone.",
             )
-        super().add_param_group(param_group)
+        # Without the decorator that imports torch's compiler, which takes longer than
+        # many a simulation.
+        add = torch.optim.Optimizer.add_param_group
+        getattr(add, "__wrapped__", add)(self, param_group)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, the groups, and schedule, clip and radius.
