@@ -16,7 +16,7 @@ from flwr_ctma.strategy.backends import local
 from flwr_ctma.strategy.backends.local import Local, LocalRows
 from flwr_ctma.strategy.round.replies import Round
 
-N, SHAPES = 21, {"a": (300, 20), "b": (7,)}
+N, SHAPES = 21, {"a": (300, 200), "b": (7,)}  # two lanes of columns
 SENT = {key: np.full(shape, 5, np.float32) for key, shape in SHAPES.items()}
 
 
