@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
@@ -9,13 +10,15 @@ from flwr.serverapp.strategy import FedAdam, FedAvg
 from flwr_ctma.aggregators import Budget, Krum, parse_aggregator
 from flwr_ctma.engine.updates import Layer, Updates
 from flwr_ctma.simulation.grid import InProcessGrid
-from flwr_ctma.strategy import Checkpointed, RobustStrategy
+from flwr_ctma.strategy import Audited, Checkpointed, RobustStrategy
+from flwr_ctma.strategy.replay import replay
 from flwr_ctma.strategy.round.memory import (
     NodeMemory,
     clip_factors,
     solve_remembered,
     weigh_nodes,
 )
+from flwr_ctma.tracking.audit import read_trail
 
 WIDTH = 6
 START = ArrayRecord(
@@ -140,6 +143,16 @@ def test_a_resumed_run_has_the_same_bits(tmp_path, rule):
     run(rule, rounds=2, inside=inside(), folder=tmp_path / "b")
     _, resumed = run(rule, rounds=4, inside=inside(), folder=tmp_path / "b")
     assert resumed == whole
+
+
+def test_an_audited_run_is_recomputed_to_the_bit(tmp_path):
+    """The strategy is built from the trail alone, with its memory."""
+    inside = FedAvg(fraction_evaluate=0.0, min_available_nodes=7)
+    robust = RobustStrategy(inside, "caf", num_malicious_nodes=2, memory=0.9)
+    file, key = tmp_path / "trail.jsonl", Ed25519PrivateKey.generate()
+    audited = Audited(robust, file, key, keep_replies=True)
+    audited.start(InProcessGrid(app, 7), START, num_rounds=4)
+    assert replay(file, read_trail(file)) == 4
 
 
 def test_nodes_that_have_left_are_forgotten():
