@@ -54,7 +54,7 @@ def compare(
     app: options.AppArgument = ".",
     aggregator: Annotated[
         list[str], typer.Option(help="Rule, or `fedavg` for none. Repeatable.")
-    ] = ["fedavg", "ctma(gm)"],  # noqa: B006, typer copies it
+    ] = ["fedavg", "ctma(gm)", "caf"],  # noqa: B006, typer copies it
     attack: Annotated[
         list[str],
         typer.Option(

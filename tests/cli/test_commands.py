@@ -60,7 +60,7 @@ def test_comparison_shows_a_table_and_leaves_a_folder(tmp_path):
     assert (tmp_path / "run" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     rows = list(csv.DictReader((tmp_path / "run" / "rounds.csv").open()))
     assert len(rows) == 2 * 3
-    assert {row["aggregator"] for row in rows} == {"fedavg", "ctma(gm)"}
+    assert {row["aggregator"] for row in rows} == {"fedavg", "ctma(gm)", "caf"}
     last = {row["aggregator"]: row for row in rows}
     assert last["fedavg"]["malicious-kept"] == "1"
     (robust,) = (tmp_path / "run").glob("ctma-gm_*/rounds.jsonl")
