@@ -54,12 +54,12 @@ def test_comparison_shows_a_table_and_leaves_a_folder(tmp_path):
         *("--attack", "nonfinite"),
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^\[1/2\] \S+: accuracy 0\.\d+ after \d+ s", done.stdout, re.M)
-    assert "[2/2] " in done.stdout
+    assert re.search(r"^\[1/3\] \S+: accuracy 0\.\d+ after \d+ s", done.stdout, re.M)
+    assert "[3/3] " in done.stdout
     assert "1 of 5 clients malicious: nonfinite, iid" in done.stdout
     assert (tmp_path / "run" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     rows = list(csv.DictReader((tmp_path / "run" / "rounds.csv").open()))
-    assert len(rows) == 2 * 3
+    assert len(rows) == 3 * 3
     assert {row["aggregator"] for row in rows} == {"fedavg", "ctma(gm)", "caf"}
     last = {row["aggregator"]: row for row in rows}
     assert last["fedavg"]["malicious-kept"] == "1"
@@ -70,7 +70,7 @@ def test_comparison_shows_a_table_and_leaves_a_folder(tmp_path):
         *("--engine", "in-process", "--partitioner", "iid", "--seed", "1"),
         *("--attack", "nonfinite"),
     )
-    assert again.returncode == 0 and "[1/2]" not in again.stdout
+    assert again.returncode == 0 and "[1/3]" not in again.stdout
     assert "1 of 5 clients malicious: nonfinite, iid" in again.stdout
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["run-config"]["num-nodes"] == 5
