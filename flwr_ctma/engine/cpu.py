@@ -66,6 +66,8 @@ class CpuStack(Stack):
 
         def strip(span: Span) -> Strip:
             k, a, b = span
+            if layers[k].scale != 1.0:
+                return Strip.of(self._block(*span))
             return Strip(layers[k].rows, a, b, layers[k].dtype, layers[k].origin)
 
         return self._sum_products(self.n, rows, self._long_lanes(), strip)
