@@ -228,7 +228,7 @@ def metric_values(lines: Sequence[Mapping[str, Any]], metric: str) -> list[float
         name.removeprefix("clients-")
         for line in trained
         for name, value in line.items()
-        if isinstance(value, float)
+        if isinstance(value, float) and not name.endswith("seconds")  # of the run
     }
     expected = f"a metric that the app reports: {', '.join(sorted(names))}"
     raise parameter_error("metric", expected, metric)

@@ -188,7 +188,7 @@ def test_check_that_is_not_there_is_a_sentence(tmp_path):
         (("compare", str(ROOT), "-c", "seed=3", "--seed", "1"), "Write `--seed`"),
         (("sweep", "grid.toml", str(ROOT), "-c", "seed=3"), "Change `seed` in grid"),
         (("tournament", str(ROOT), "-c", "num-nodes=5"), "The options `--num-nodes`"),
-        (("benchmark", "quick", str(ROOT), "-c", "seed=77"), "Change `seed` in the"),
+        (("benchmark", "quick", str(ROOT), "-c", "seed=77"), "Change the suite"),
         (("simulate", str(ROOT), "--num-nodes", "4", "-c", "num-nodes=5"), "sets it"),
     ],
 )
@@ -212,7 +212,7 @@ def test_command_is_suggested_once():
 def test_dry_run_in_ray_makes_no_estimate(tmp_path):
     done = compare(tmp_path / "run", "--dry-run", "--json")
     planned = json.loads(done.stdout)
-    assert (len(planned["runs"]), planned["seconds"]) == (4, None)
+    assert (len(planned["runs"]), planned["seconds"]) == (6, None)
     assert "`--engine in-process` has an estimate" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -470,7 +470,7 @@ def test_sweep_takes_an_app_without_our_keys(tmp_path, monkeypatch):
     dry = CliRunner().invoke(app, [*words, "--dry-run", "--json"])
     assert dry.exit_code == 0, dry.stderr
     assert len(json.loads(dry.stdout)["runs"]) == 2
-    assert re.search(r"2 runs to run: about 0:\d\d:\d\d with", dry.stderr)
+    assert re.search(r"2 runs left: about 0:\d\d:\d\d in", dry.stderr)
     assert not Path("runs").exists()
     found = CliRunner().invoke(app, [*words, "--json", "--quiet", "--workers", "1"])
     assert found.exit_code == 0, found.stderr

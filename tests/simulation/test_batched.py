@@ -85,7 +85,8 @@ def test_command_line_option_selects_the_batched_grid(tmp_path, monkeypatch):
         seen.append((num_nodes, run_config["seed"], kind))
 
     monkeypatch.setattr(FlowerApp, "simulate", played)
-    words = ["simulate", str(APP.path), "--num-nodes", "3", "-c", "seed=7"]
+    words = ["simulate", str(APP.path), "--num-nodes", "3"]
+    words += ["-c", "seed=7 num-malicious-nodes=1"]
     for options in ([], [*Batched.options]):
         done = CliRunner().invoke(command_line, [*words, *options])
         assert done.exit_code == 0, done.output

@@ -99,7 +99,8 @@ def test_cpus_that_other_actors_hold_are_not_waited_for(grid, monkeypatch):
 def test_an_actor_that_dies_ends_the_run_with_a_sentence(grid):
     ray.kill(grid._workers[0])
     with pytest.raises(RuntimeError, match="A Ray actor with clients died"):
-        ask(grid)
+        for _ in range(100):  # it may answer some calls before it dies
+            ask(grid)
 
 
 def test_a_grid_stops_the_ray_that_it_started():
