@@ -32,7 +32,8 @@ class Advice:
     entry : Mapping[str, Any]
         What the benchmark measured for the rule; see `summarize`.
     others : sequence of str
-        Rules whose interval in the worst attack overlaps the rule's.
+        Rules whose interval in the worst attack overlaps the rule's, with the memory
+        that they had.
     command : str
         The command that measured it.
     seeds : int
@@ -171,10 +172,15 @@ def advise(
         malicious,
         min_sample_size(num_nodes, malicious, rounds=_ROUNDS),
         best,
-        [one["rule"] for one in rest if _overlap(best["loss"], one["loss"])],
+        [_name(one) for one in rest if _overlap(best["loss"], one["loss"])],
         content["command"],
         len(best["seeds"]),
     )
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    memory = entry["memory"]
+    return f"{entry['rule']} with memory {memory:g}" if memory else str(entry["rule"])
 
 
 def _share(entry: Mapping[str, Any]) -> float:

@@ -192,8 +192,9 @@ def _memory(one: Mapping[str, Any]) -> str:
 
 
 def _regime(one: Mapping[str, Any], with_share: bool = True) -> str:
-    varied = ("local-steps", "alpha", "fraction-train")
-    more = [f"{key} {one['regime'][key]:g}" for key in varied if key in one["regime"]]
+    varied = ("optimizer", "local-steps", "alpha", "fraction-train")
+    found = {key: one["regime"][key] for key in varied if key in one["regime"]}
+    more = [f"{k} {v if isinstance(v, str) else f'{v:g}'}" for k, v in found.items()]
     words = [f"steps on the {one['steps']}", f"data {one['data']}", *more]
     words += [f"{one['malicious']} of {one['num-nodes']}"] * with_share
     return ", ".join(words)

@@ -41,8 +41,8 @@ def line_styles(labels: Sequence[str]) -> dict[str, LineStyle]:
     """Return a style for each label.
 
     Common rules have fixed styles; the averages that others are compared with are grey.
-    Every other label gets a style from its hash, or the next free one if an earlier
-    label of the figure has that style.
+    Every other label gets a style from its hash, or the next one whose colour, or else
+    whose style, no earlier label of the figure has.
 
     Examples
     --------
@@ -66,5 +66,8 @@ def line_styles(labels: Sequence[str]) -> dict[str, LineStyle]:
             ) % len(every)
             free = [*every[start:], *every[:start]]
             used = set(found.values())
-            found[label] = next((one for one in free if one not in used), free[0])
+            colours = {one.colour for one in used}
+            unlike = [one for one in free if one.colour not in colours]
+            unlike += [one for one in free if one not in used]
+            found[label] = (unlike or free)[0]
     return {label: found[label] for label in labels}
