@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flwr_ctma.cli import options
-from flwr_ctma.cli.runs import collect_runs, print_failures, refuse_unused
+from flwr_ctma.cli.runs import collect_runs, print_failures
 from flwr_ctma.cli.screen import Screen, errors_as_sentences
 from flwr_ctma.experiments.app import parse_app
 from flwr_ctma.experiments.benchmark import Suite, chosen_rates, summarize
@@ -34,7 +34,7 @@ def benchmark(
         typer.Argument(
             help="TOML file with regimes, rules, attacks and seeds, "
             "or a suite of the package: `quick` (minutes), `digits`, `tabular`, "
-            "`transformer`, `sampled`, `local-steps` or `full` (days)."
+            "`transformer`, `sampled`, `memory`, `local-steps` or `full` (days)."
         ),
     ] = "quick",
     app: options.AppArgument = ".",
@@ -67,8 +67,6 @@ def benchmark(
         root = output or Path("runs") / f"benchmark-{plan.name}"
         kind = options.grid_type(batched)
         tuning = plan.sweep(plan.tuning_runs())
-        every = [run.config for run in [*tuning.runs, *plan.runs({})]]
-        refuse_unused(run_config, every, "Change `{key}` in the suite.")
         if dry_run:
             rates = chosen_rates(plan, tuning.saved(root))
             left = tuning.unfinished(root)

@@ -25,7 +25,7 @@ from flwr_ctma.aggregators.base import Combination
 from flwr_ctma.engine import threads
 from flwr_ctma.engine.cpu import CpuStack
 from flwr_ctma.engine.layer import Layer
-from flwr_ctma.engine.stack import Float64, Moments
+from flwr_ctma.engine.stack import Float64
 from flwr_ctma.engine.updates import Updates
 from flwr_ctma.errors import parameter_error
 
@@ -236,7 +236,7 @@ def weigh_beside(
     both = CpuStack(layers)
     if now.has_moments and now.moments.pivot is None and past.moments.pivot is None:
         products = past.moments.products + scale**2 * now.moments.products
-        vars(both)["moments"] = Moments(products)
+        both.use_products(products)
     rows = Updates(both, present.mixing, present.reference)
     weights = rule.solve(rows, budget).weights()
     if weights is None:
