@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from clients.blocks import outputs
 from clients.config import RunConfig
+from clients.partitions import Partitioner
 from flwr_ctma.errors import parameter_error
 
 __all__ = [
@@ -70,9 +71,9 @@ class Examples:
 
 def load_train(config: RunConfig, partition: int, num_partitions: int) -> Examples:
     """Load the examples of one client."""
-    alpha = config.alpha if config.partitioner == "dirichlet" else None
     source = (config.dataset, config.evaluate_on)
-    return _dealt(source, alpha, config.seed, num_partitions)(partition)
+    dealt = _dealt(source, config.dealing, config.seed, num_partitions)
+    return dealt(partition)
 
 
 def load_held_out(config: RunConfig) -> Examples:
@@ -111,24 +112,13 @@ def _held_out(source: Source) -> Examples:
 
 @lru_cache(maxsize=4)
 def _dealt(
-    source: Source, alpha: float | None, seed: int, num_partitions: int
+    source: Source, partitioner: Partitioner, seed: int, num_partitions: int
 ) -> Callable[[int], Examples]:
     """Deal out the data; each partition is decoded once, however many there are."""
     train = _splits(source)["train"].shuffle(seed=seed)
-    if alpha is None:  # as `IidPartitioner` does; its package imports one for plots
-        return cache(
-            lambda partition: _decoded(
-                train.shard(num_partitions, partition, contiguous=True)
-            )
-        )
-    from flwr_datasets.partitioner import DirichletPartitioner
-
     _, label = _columns(train)
-    partitioner = DirichletPartitioner(
-        num_partitions, label, alpha, min_partition_size=1, seed=seed
-    )
-    partitioner.dataset = train
-    return cache(lambda partition: _decoded(partitioner.load_partition(partition)))
+    deal = partitioner.deal(train, label, num_partitions, seed)
+    return cache(lambda partition: _decoded(deal(partition)))
 
 
 @lru_cache(maxsize=1)
