@@ -23,7 +23,7 @@ def advise(
         str,
         typer.Option(
             help="`clients`: clients train between rounds, as with FedAvg. "
-            "`server`: clients send a gradient, and the server takes the step."
+            "`server`: clients send a momentum, and the server takes the step."
         ),
     ] = "clients",
     data: Annotated[
@@ -34,8 +34,8 @@ def advise(
 ) -> None:
     """Name a rule for an app, with what it was measured to lose.
 
-    The numbers are results of `flwr-ctma benchmark digits`, which the package ships. A
-    regime that was not measured is an error.
+    The numbers are results of `flwr-ctma benchmark digits` and `server-steps`, which
+    the package ships. A regime that was not measured is an error.
     """
     screen = Screen(quiet, json)
     with errors_as_sentences():

@@ -13,7 +13,7 @@ from flwr_ctma.sampling import min_sample_size
 __all__ = ["Advice", "advise", "shipped_results"]
 
 _ROUNDS = 500
-_FILE = Path(__file__).parent / "suites" / "digits.json"
+_FOLDER = Path(__file__).parent / "suites"
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,20 @@ class Advice:
         }
 
 
-def shipped_results() -> dict[str, Any]:
-    """Return the results of the suite `digits` that the package ships."""
-    found: dict[str, Any] = json.loads(_FILE.read_text(encoding="utf-8"))
+def shipped_results() -> list[dict[str, Any]]:
+    """Return the results of the suites `digits` and `server-steps`.
+
+    Each is an object of `summarize` with the `command` that measured it.
+    """
+    found = []
+    for name in ("digits", "server-steps"):
+        content = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+        found += [{**one, "command": content["command"]} for one in content["results"]]
     return found
 
 
 def advise(
-    content: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
     num_nodes: int,
     malicious: int,
     steps: str = "clients",
@@ -89,8 +95,8 @@ def advise(
 
     Parameters
     ----------
-    content : Mapping[str, Any]
-        Results of a benchmark.
+    results : sequence of Mapping[str, Any]
+        What benchmarks measured; see `shipped_results`.
     num_nodes : int
         Clients of the app.
     malicious : int
@@ -121,17 +127,11 @@ def advise(
         expected = f"at least 1 and less than half of {num_nodes} clients"
         remedy = "No rule withstands a malicious half."
         raise parameter_error("malicious", expected, malicious, remedy)
-    known = [
-        one
-        for one in content["results"]
-        if (one["steps"], one["data"]) == (steps, data)
-    ]
+    known = [one for one in results if (one["steps"], one["data"]) == (steps, data)]
     if not known:
         measured = " or ".join(
             f"`--steps {one} --data {other}`"
-            for one, other in sorted(
-                {(one["steps"], one["data"]) for one in content["results"]}
-            )
+            for one, other in sorted({(one["steps"], one["data"]) for one in results})
         )
         remedy = "For others, compare rules in your app with `flwr-ctma tournament`."
         found = f"{steps}, with data = {data}"
@@ -173,7 +173,7 @@ def advise(
         min_sample_size(num_nodes, malicious, rounds=_ROUNDS),
         best,
         [_name(one) for one in rest if _overlap(best["loss"], one["loss"])],
-        content["command"],
+        best["command"],
         len(best["seeds"]),
     )
 

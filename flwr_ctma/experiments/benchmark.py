@@ -26,11 +26,15 @@ _KEYS = {
     "seeds": "a list of different whole numbers of at least 0",
     "regimes": "an array of tables of run-config keys, written `[[regimes]]`",
     "tuning": "a table with the lists learning-rate, attacks and seeds",
+    "reference": "a rule that is not in `rules`",
     "run-config": "a table of run-config keys and values",
     "metric": "the name of a metric",
     "last": "a whole number of at least 1",
 }
-_OPTIONAL: Mapping[str, Any] = {"run-config": {}, "metric": "accuracy", "last": 3}
+_OPTIONAL: Mapping[str, Any] = {
+    **{"run-config": {}, "metric": "accuracy", "last": 3},
+    "reference": None,
+}
 _SCALAR = (bool, int, float, str)
 # Keys of the run-config that the suite itself sets in each run.
 _SET_BY_SUITE = ("attack", "seed", "learning-rate", "evaluate-on")
@@ -68,6 +72,9 @@ class Suite:
         A share; larger is better.
     last : int (default: 3)
         A run's value is the mean of the last so many evaluations.
+    reference : Mapping[str, Any] | None (default: None)
+        A rule that runs without an attack alone, also in its trials. Losses are
+        measured against it; if None, against the first of the rules.
     """
 
     name: str
@@ -80,6 +87,7 @@ class Suite:
     common: Values
     metric: str = "accuracy"
     last: int = 3
+    reference: Values | None = None
 
     @classmethod
     def read(cls, file: str, app: App, *overrides: str) -> "Suite":
@@ -109,12 +117,10 @@ class Suite:
                 path.stem,
                 app,
                 [point for one in found["regimes"] for point in product(one)],
-                [
-                    {"aggregator": r} if isinstance(r, str) else r
-                    for r in found["rules"]
-                ],
+                [_rule(one) for one in found["rules"]],
                 *(found["attacks"], found["seeds"], found["tuning"], config),
                 *(found["metric"], found["last"]),
+                found["reference"] and _rule(found["reference"]),
             )
             suite._check_overrides(merge_overrides(*overrides))
             suite._check_duplicates()
@@ -126,7 +132,7 @@ class Suite:
 
     def _check_overrides(self, given: Values) -> None:
         """Refuse a key that the suite would silently overwrite."""
-        points = [*self.regimes, *self.rules]
+        points = [*self.regimes, *self._all_rules]
         own = {key for point in points for key in point}.union(_SET_BY_SUITE)
         for key in own.intersection(given):
             remedy = "Change the suite: copy its TOML file, and name the copy."
@@ -135,7 +141,7 @@ class Suite:
 
     def _check_duplicates(self) -> None:
         """Refuse entries that are equal, also where their spelling differs."""
-        rules = [self.app.run_config(self.common, rule) for rule in self.rules]
+        rules = [self.app.run_config(self.common, rule) for rule in self._all_rules]
         regimes = [self.app.run_config(self.common, one) for one in self.regimes]
         for name, values in (
             ("rules", rules),
@@ -143,7 +149,8 @@ class Suite:
             ("attacks", self.attacks),
             *((f"tuning.{key}", values) for key, values in self.tuning.items()),
         ):
-            spelt = {"rules": self.rules, "regimes": self.regimes}.get(name, values)
+            own = {"rules": self._all_rules, "regimes": self.regimes}
+            spelt = own.get(name, values)
             for i, value in enumerate(values):
                 if value in values[:i]:
                     raise parameter_error(name, "a list without duplicates", spelt[i])
@@ -156,9 +163,9 @@ class Suite:
                 {"learning-rate": rate, "evaluate-on": "validation"},
             )
             for seed in self.tuning["seeds"]
-            for attack in self.tuning["attacks"]
             for regime in self.regimes
-            for rule in self.rules
+            for rule in self._all_rules
+            for attack in self._attacks(rule, self.tuning["attacks"])
             for rate in self.tuning["learning-rate"]
         ]
 
@@ -172,9 +179,18 @@ class Suite:
             )
             for regime in self.regimes
             for seed in self.seeds
-            for attack in self.attacks
-            for rule in self.rules
+            for rule in self._all_rules
+            for attack in self._attacks(rule, self.attacks)
         ]
+
+    @property
+    def _all_rules(self) -> list[Values]:
+        return (
+            [*self.rules] if self.reference is None else [self.reference, *self.rules]
+        )
+
+    def _attacks(self, rule: Values, attacks: Sequence[str]) -> Sequence[str]:
+        return ["none"] if rule is self.reference else attacks
 
     def _planned(
         self, regime: Values, rule: Values, attack: str, seed: int, more: Values
@@ -219,9 +235,10 @@ def summarize(
     """Return a JSON object for each rule in each regime.
 
     `scores` has the values by attack, in the order of the seeds; `unattacked` and
-    `worst` have mean and 95 % bootstrap interval. `cost` is the loss without an attack
-    against the suite's first rule, `loss` that in the worst attack against the first
-    rule without an attack; both are paired by seed. `upload-bytes` is what a client
+    `worst` have mean and 95 % bootstrap interval. `reference` is the value of the
+    suite's reference, or of its first rule, without an attack. `cost` is the loss
+    against it without an attack, `loss` that in the worst attack; both are paired by
+    seed. `upload-bytes` is what a client
     sends in a round, and `aggregation-seconds` the CPU time of the aggregation without
     an attack. A seed of a regime counts once all
     its rules and attacks have ended. A run that failed or diverged has the value 0.
@@ -247,7 +264,13 @@ def _entries(
     table: Mapping[str, Mapping[str, Mapping[int, FinishedRun]]],
 ) -> Iterator[dict[str, Any]]:
     rows = [table.get(cell(regime, rule), {}) for rule in suite.rules]
+    base = (
+        rows[0]
+        if suite.reference is None
+        else table.get(cell(regime, suite.reference), {})
+    )
     runs = [row.get(attack, {}) for row in rows for attack in suite.attacks]
+    runs.append(base.get("none", {}))
     seeds = [s for s in suite.seeds if all(s in by_seed for by_seed in runs)]
     if not seeds:
         return
@@ -258,6 +281,7 @@ def _entries(
         ]
     )
     unattacked = values[:, :, suite.attacks.index("none")]
+    reference = np.array([_value(base["none"][s], suite) for s in seeds])
     for i, (rule, row) in enumerate(zip(suite.rules, rows, strict=True)):
         peaceful = [row["none"][s] for s in seeds]  # the rest aggregate and attack
         config = suite.app.run_config(suite.common, regime, rule)
@@ -273,10 +297,11 @@ def _entries(
             "learning-rate": rates[cell(regime, rule)],
             "learning-rates": sorted(suite.tuning["learning-rate"]),
             "seeds": seeds,
+            "reference": _summary(reference),
             "unattacked": _summary(unattacked[i]),
             "worst": {"attack": worst} | _summary(values[i], _lowest),
-            "cost": _summary(unattacked[0] - unattacked[i]),
-            "loss": _summary(unattacked[0][:, None] - values[i], _highest),
+            "cost": _summary(reference - unattacked[i]),
+            "loss": _summary(reference[:, None] - values[i], _highest),
             "upload-bytes": _upload(peaceful),
             "aggregation-seconds": _aggregation(peaceful),
             "scores": {
@@ -332,12 +357,16 @@ def _value(one: FinishedRun, suite: Suite) -> float:
 def _split(suite: Suite, point: Values) -> tuple[Values, Values]:
     """Return the regime and the rule of a run."""
     for regime in suite.regimes:
-        for rule in suite.rules:
+        for rule in suite._all_rules:
             own = {**regime, **rule}
             size = len(point) - 3 - ("evaluate-on" in point)
             if own.items() <= point.items() and len(own) == size:
                 return regime, rule
     raise AssertionError(point)
+
+
+def _rule(spelt: str | Values) -> Values:
+    return {"aggregator": spelt} if isinstance(spelt, str) else spelt
 
 
 def _check(content: Values) -> None:
@@ -351,7 +380,8 @@ def _check(content: Values) -> None:
         value = content.get(name, _OPTIONAL.get(name))
         if not _CHECKS[name](value):
             raise parameter_error(name, expected, value)
-    for table in (*content["regimes"], *content["rules"], content.get("run-config")):
+    tables = (*content["regimes"], *content["rules"])
+    for table in (*tables, content.get("reference"), content.get("run-config")):
         for name in _SET_BY_SUITE:
             if isinstance(table, dict) and name in table:
                 expected = f"a table without `{name}`, which the suite sets in each run"
@@ -388,6 +418,12 @@ def _is_config(value: Any) -> bool:
     )
 
 
+def _is_rule(value: Any) -> bool:
+    return isinstance(value, str) or (
+        _is_config(value) and isinstance(value.get("aggregator"), str)
+    )
+
+
 def _is_regime(value: Any) -> bool:
     return (
         isinstance(value, dict)
@@ -400,13 +436,8 @@ def _is_regime(value: Any) -> bool:
 
 
 _CHECKS: Mapping[str, Any] = {
-    "rules": lambda value: _is_list(
-        value,
-        lambda one: (
-            isinstance(one, str)
-            or (_is_config(one) and isinstance(one.get("aggregator"), str))
-        ),
-    ),
+    "rules": lambda value: _is_list(value, _is_rule),
+    "reference": lambda value: value is None or _is_rule(value),
     "attacks": lambda value: (
         _is_list(value, lambda one: isinstance(one, str)) and "none" in value
     ),
