@@ -33,8 +33,9 @@ def benchmark(
         str,
         typer.Argument(
             help="TOML file with regimes, rules, attacks and seeds, "
-            "or a suite of the package: `quick` (minutes), `digits`, `tabular`, "
-            "`transformer`, `sampled`, `memory`, `local-steps` or `full` (days)."
+            "or a suite of the package: `quick` (minutes), `digits`, `data`, "
+            "`local-steps`, `server-steps`, `tabular`, `transformer`, `sampled`, "
+            "`memory`, `memory-mnist` or `full` (days)."
         ),
     ] = "quick",
     app: options.AppArgument = ".",

@@ -54,7 +54,7 @@ def caveats(rule: Aggregator, n: int, f: int) -> Iterator[str]:
     >>> for caveat in caveats(parse_aggregator("ctma(gm)"), n=17, f=8):
     ...     print(caveat)
     f/n = 0.47 is above 0.3: CTMA may keep all 8 liars if they are alike. Under IPM it \
-then fails from ε = (n - 2f)/f = 0.12 on. Use nnm(cwmed), or sample more nodes.
+then fails from ε = (n - 2f)/f = 0.12 on. Use caf, or sample more nodes.
     """
     if f == 0:
         return
@@ -63,7 +63,7 @@ then fails from ε = (n - 2f)/f = 0.12 on. Use nnm(cwmed), or sample more nodes.
         yield (
             f"f/n = {f / n:.2f} is above {_CTMA_SHARE}: CTMA may keep {kept}. Under "
             f"IPM it then fails from ε = (n - 2f)/f = {(n - 2 * f) / f:.2g} on. Use "
-            "nnm(cwmed), or sample more nodes."
+            "caf, or sample more nodes."
         )
     if rule.kappa(n, f) == inf:
         yield f"{rule} is not robust: a single liar may move the result anywhere."

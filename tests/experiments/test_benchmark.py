@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flwr_ctma.cli import app
+from flwr_ctma.experiments import advice
 from flwr_ctma.experiments.advice import advise, shipped_results
 from flwr_ctma.experiments.app import FlowerApp
 from flwr_ctma.experiments.benchmark import Suite, chosen_rates, summarize
@@ -18,7 +19,8 @@ from flwr_ctma.report.render import can_render, write_chart
 
 ROOT = Path(__file__).parents[2]
 APP = FlowerApp(ROOT)
-FILES = sorted((ROOT / "docs/results").glob("*.json"))
+SUITES = Path(advice.__file__).parent / "suites"
+FILES = sorted([*(ROOT / "docs/results").glob("*.json"), *SUITES.glob("*.json")])
 SMALL = """
 last = 1
 seeds = [1, 2]
@@ -122,6 +124,35 @@ def test_losses_are_paired_by_seed_and_against_the_first_rule(suite):
     assert gm["memory"] == 0.5
 
 
+def test_reference_runs_without_attack_alone_and_losses_are_against_it(suite):
+    text = SMALL.replace('"mean", ', "", 1).replace(
+        "last = 1", 'last = 1\nreference = "mean"', 1
+    )
+    plan = Suite.read(suite(text), APP)
+    for runs in (plan.tuning_runs(), plan.runs({})):
+        attacks = {r.config["attack"] for r in runs if r.point["aggregator"] == "mean"}
+        assert attacks == {"none"}
+    assert "none" not in {
+        r.config["attack"]
+        for r in plan.tuning_runs()
+        if r.point["aggregator"] != "mean"
+    }
+
+    def accuracy(config):
+        own = 0.1 if config["aggregator"] == "gm" else 0.0
+        return 0.8 - own - (0.0 if config["attack"] == "none" else 0.2)
+
+    rates = chosen_rates(plan, [])
+    finished = ended(plan.runs(rates), accuracy)
+    entries = summarize(plan, rates, finished)
+    assert [one["rule"] for one in entries] == ["gm", "gm"]
+    one = entries[0]
+    assert one["reference"]["mean"] == 0.8
+    assert (one["cost"]["mean"], one["loss"]["mean"]) == (0.1, 0.3)
+    without = [r for r in finished if r.run.config["aggregator"] != "mean"]
+    assert summarize(plan, rates, without) == []
+
+
 def test_seed_that_has_not_ended_under_all_rules_does_not_count(suite):
     plan = Suite.read(suite(), APP)
     rates = chosen_rates(plan, [])
@@ -181,6 +212,8 @@ def test_suite_runs_from_end_to_end_and_resumes(suite, tmp_path):
         ('["none", "ipm"]', '["none", "imp"]', "Did you mean `ipm`"),
         ('"mean", ', '"maen", ', "Did you mean `mean`"),
         ('"mean", ', "{ memory = 0.5 }, ", "`rules` should be a list of rules"),
+        ("last = 1", "reference = 1", "`reference` should be a rule"),
+        ("last = 1", "reference = 'mean'", "`rules` should be a list without dup"),
         ("num-nodes = 5", "num-nods = 5", "Did you mean `num-nodes`"),
         ("num-nodes = 5", "num-nodes = []", "`regimes` should be an array of tables"),
         ("learning-rate = [0.3, 0.1]", "learning-rate = [0]", "`tuning` should be"),
@@ -188,7 +221,7 @@ def test_suite_runs_from_end_to_end_and_resumes(suite, tmp_path):
         ("num-nodes = 5", "seed = 5", "a table without `seed`"),
         ("memory = 0.5", "learning-rate = 0.5", "without `learning-rate`"),
         ("batch-size = 4", "evaluate-on = 'validation'", "without `evaluate-on`"),
-        ("last = 1", "last = ", "a TOML file, or one of digits, full, local-steps"),
+        ("last = 1", "last = ", "a TOML file, or one of data, digits, full"),
         ('"mean", ', '"mean", "mean", ', "`rules` should be a list without duplicates"),
         ("memory = 0.5 }", "memory = 0.0 }, 'gm'", "a list without duplicates"),
         ('"ipm"]\nrules', '"ipm", "ipm"]\nrules', "`attacks` should be a list without"),
