@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from clients.optimizers import Optimization, parse_optimizer
+from clients.partitions import Partitioner, parse_partitioner
 from flwr_ctma import parse_aggregator
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.errors import did_you_mean, parameter_error
@@ -82,7 +83,8 @@ class RunConfig:
         `digits`, `breast-cancer`, a name on the Hugging Face Hub, or a local folder in
         its layout.
     partitioner : str
-        `iid` or `dirichlet`.
+        `iid`, `dirichlet`, or sorted by class: `shards(per_client=2)`,
+        `similarity(gamma=0.5)`.
     alpha : float
         Concentration of the Dirichlet partitioner; a small one makes clients differ.
     model : str
@@ -150,7 +152,7 @@ class RunConfig:
     assumed_malicious_nodes: Annotated[int, _must_be("at least -1", lambda x: x >= -1)]
     attack: Annotated[str, _spelling(parse_attack)]
     dataset: Annotated[str, _must_be(_DATASET, _is_dataset)]
-    partitioner: Annotated[str, _one_of("iid", "dirichlet")]
+    partitioner: Annotated[str, _spelling(parse_partitioner)]
     alpha: Annotated[float, _POSITIVE]
     model: Annotated[str, _one_of("small", "paper", "mlp", "transformer")]
     optimizer: Annotated[str, _spelling(parse_optimizer)]
@@ -274,6 +276,11 @@ class RunConfig:
     def optimization(self) -> Optimization:
         """The optimizer that `optimizer` spells."""
         return parse_optimizer(self.optimizer)
+
+    @cached_property
+    def dealing(self) -> Partitioner:
+        """The partitioner that `partitioner` and `alpha` spell."""
+        return parse_partitioner(self.partitioner, self.alpha)
 
     def evaluates(self, server_round: int) -> bool:
         """Return whether the server evaluates the model after this round."""

@@ -14,6 +14,7 @@ from clients.blocks import outputs
 from clients.bundled import BUNDLED, split
 from clients.config import RunConfig
 from clients.examples import Examples
+from clients.partitions import Partitioner
 from flwr_ctma.errors import parameter_error
 
 __all__ = [
@@ -30,8 +31,8 @@ _VALIDATION_SHARE = 0.1
 Source = tuple[str, str]
 """A dataset, and which of its examples no client has: `test` or `validation`."""
 
-Deal = tuple[Source, float | None, int, int]
-"""A source, alpha (None for equal shares), a seed, and the number of partitions."""
+Deal = tuple[Source, Partitioner, int, int]
+"""A source, how it is dealt out, a seed, and the number of partitions."""
 
 
 class Collection(Protocol):
@@ -50,9 +51,9 @@ class Collection(Protocol):
 
 def load_train(config: RunConfig, partition: int, num_partitions: int) -> Examples:
     """Load the examples of one client."""
-    alpha = config.alpha if config.partitioner == "dirichlet" else None
     source = (config.dataset, config.evaluate_on)
-    return _partitions((source, alpha, config.seed, num_partitions))(partition)
+    deal = (source, config.dealing, config.seed, num_partitions)
+    return _partitions(deal)(partition)
 
 
 def load_held_out(config: RunConfig) -> Examples:
@@ -106,27 +107,16 @@ def _partitions(deal: Deal) -> Callable[[int], Examples]:
 @lru_cache(maxsize=64)  # seeds of a sweep take turns, and positions are small
 def _dealt(deal: Deal) -> list[Tensor]:
     """Deal out the training data: the positions of the examples of each client."""
-    (dataset, held_out), alpha, seed, num_partitions = deal
+    (dataset, held_out), partitioner, seed, num_partitions = deal
     train, _ = _loaded(dataset)
-    dealt = torch.arange(len(train))
+    order = torch.arange(len(train))
     if held_out == "validation":
-        dealt = _validation_and_rest(len(train))[1]
-    dealt = dealt[torch.from_numpy(np.random.default_rng(seed).permutation(len(dealt)))]
-    if alpha is None:  # as `IidPartitioner` does
-        return list(torch.tensor_split(dealt, num_partitions))
-    # Both packages take most of a second to import.
-    from datasets import Dataset
-    from flwr_datasets.partitioner import DirichletPartitioner
-
-    partitioner = DirichletPartitioner(
-        num_partitions, "label", alpha, min_partition_size=1, seed=seed
-    )
-    partitioner.dataset = Dataset.from_dict(
-        {"label": train.labels[dealt].numpy(), "position": dealt.numpy()}
-    )
+        order = _validation_and_rest(len(train))[1]
+    order = order[torch.from_numpy(np.random.default_rng(seed).permutation(len(order)))]
+    labels = train.labels[order].numpy()
     return [
-        torch.tensor(partitioner.load_partition(i)["position"][:])
-        for i in range(num_partitions)
+        order[torch.from_numpy(positions)]
+        for positions in partitioner.deal(labels, num_partitions, seed)
     ]
 
 

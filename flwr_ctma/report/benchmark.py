@@ -195,7 +195,10 @@ def _regime(one: Mapping[str, Any], with_share: bool = True) -> str:
     varied = ("optimizer", "local-steps", "alpha", "fraction-train")
     found = {key: one["regime"][key] for key in varied if key in one["regime"]}
     more = [f"{k} {v if isinstance(v, str) else f'{v:g}'}" for k, v in found.items()]
-    words = [f"steps on the {one['steps']}", f"data {one['data']}", *more]
+    partitioner = str(one["regime"].get("partitioner", "iid"))
+    sorted_by_class = [partitioner] * (partitioner not in ("iid", "dirichlet"))
+    words = [f"steps on the {one['steps']}", f"data {one['data']}"]
+    words += [*sorted_by_class, *more]
     words += [f"{one['malicious']} of {one['num-nodes']}"] * with_share
     return ", ".join(words)
 

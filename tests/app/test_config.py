@@ -27,7 +27,7 @@ def test_first_partitions_are_malicious():
         ('aggregator="ctma(kurm)"', "krum"),
         ('aggregator="ctma"', "base"),
         ('attack="sinflip"', "signflip"),
-        ('partitioner="natural"', "iid, dirichlet"),
+        ('partitioner="natural"', "dirichlet, iid"),
         ('model="resnet"', "small, paper, mlp, transformer"),
         ('optimizer="adam"', "mu2, momentum, sgd"),
         ('optimizer="mu2(flored)"', "floored"),
