@@ -110,6 +110,21 @@ def test_run_on_bundled_data_imports_no_package_of_data():
     assert done.returncode == 0, done.stderr
 
 
+def test_check_of_a_run_config_needs_no_torch():
+    """A command that starts processes checks the values, and trains nothing itself."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from flwr_ctma.experiments.app import FlowerApp\n"
+        f"app = FlowerApp(Path({str(APP.path)!r}))\n"
+        "app.check(app.run_config())\n"
+        "sys.exit(' '.join({'torch', 'datasets'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def images_on_disk(folder):
     """Write 12 colour images, and return their pixels."""
     features = Features({"image": Image(), "label": ClassLabel(num_classes=3)})
