@@ -6,85 +6,28 @@ received model minus the vector d, along which the server steps.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Protocol, cast
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, cast
 
 from flwr_ctma.errors import parameter_error
-from flwr_ctma.optim.mu2sgd import Mu2SGD
 from flwr_ctma.optim.schedules import Fixed, Floored, Paper, Schedule, Unaveraged
-from flwr_ctma.optim.state import HasState
 from flwr_ctma.spec import check_fields, parse, spell
+
+# To check a run-config needs no torch, which takes more than a second to import.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clients.vector_sgd import Optimizer
 
 __all__ = [
     "Momentum",
     "Mu2",
     "Optimization",
-    "Optimizer",
     "PlainSGD",
-    "VectorSGD",
     "parse_optimizer",
 ]
-
-
-class Optimizer(HasState, Protocol):
-    """An optimizer with a state, which steps with a closure."""
-
-    def step(self, closure: Callable[[], Any]) -> Any:
-        """Compute the gradient, take a step, and return the loss."""
-
-
-class VectorSGD:
-    """SGD with damped momentum for one vector: m ← β m + (1 - β) g.
-
-    It equals `torch.optim.SGD` with `momentum=β` and `dampening=β`. torch's optimizers
-    import its compiler, which takes longer than many a simulation.
-
-    Parameters
-    ----------
-    x : Tensor
-        The vector.
-    lr : float
-        Learning rate.
-    beta : float (default: 0.0)
-        β; with 0 the optimizer has no state.
-    weight_decay : float (default: 0.0)
-        λ: λx is added to the gradient.
-
-    Examples
-    --------
-    >>> x = torch.tensor([2.0])
-    >>> x.grad = torch.tensor([1.0])
-    >>> VectorSGD(x, lr=0.5).step(lambda: 0.0), x
-    (0.0, tensor([1.5000]))
-    """
-
-    def __init__(
-        self, x: Tensor, lr: float, beta: float = 0.0, weight_decay: float = 0.0
-    ) -> None:
-        self.param_groups = [{"params": [x]}]
-        self.state: dict[Tensor, dict[str, Tensor]] = {}
-        self._x, self._lr, self._beta, self._weight_decay = x, lr, beta, weight_decay
-
-    def step(self, closure: Callable[[], Any]) -> Any:
-        """Call the closure, which sets the gradient, and take a step."""
-        loss, x = closure(), self._x
-        with torch.no_grad():
-            direction = cast(Tensor, x.grad)
-            if self._weight_decay:
-                direction = direction.add(x, alpha=self._weight_decay)
-            if self._beta and x in self.state:
-                momentum = self.state[x]["momentum"]
-                momentum.mul_(self._beta).add_(direction, alpha=1 - self._beta)
-                direction = momentum
-            elif self._beta:
-                self.state[x] = {"momentum": direction.clone()}
-            x.sub_(direction, alpha=self._lr)
-        return loss
 
 
 class Optimization(ABC):
@@ -106,12 +49,12 @@ class Optimization(ABC):
 
     @abstractmethod
     def local(
-        self, x: Tensor, buffers: Iterable[Tensor], lr: float, weight_decay: float
-    ) -> Optimizer:
+        self, x: "Tensor", buffers: "Iterable[Tensor]", lr: float, weight_decay: float
+    ) -> "Optimizer":
         """Build the optimizer for steps on the client; x holds all weights."""
 
     @abstractmethod
-    def vector(self, x: Tensor, buffers: Iterable[Tensor]) -> Optimizer:
+    def vector(self, x: "Tensor", buffers: "Iterable[Tensor]") -> "Optimizer":
         """Build the optimizer whose one step leaves x - d."""
 
     def __str__(self) -> str:
@@ -146,9 +89,11 @@ class Mu2(Optimization):
             raise parameter_error("radius", "greater than 0", self.radius)
 
     def local(
-        self, x: Tensor, buffers: Iterable[Tensor], lr: float, weight_decay: float
-    ) -> Optimizer:
+        self, x: "Tensor", buffers: "Iterable[Tensor]", lr: float, weight_decay: float
+    ) -> "Optimizer":
         """Build Mu2SGD, with iterate and average on the client."""
+        from flwr_ctma.optim.mu2sgd import Mu2SGD
+
         return Mu2SGD(
             [x],
             lr,
@@ -158,8 +103,10 @@ class Mu2(Optimization):
             buffers=buffers,
         )
 
-    def vector(self, x: Tensor, buffers: Iterable[Tensor]) -> Optimizer:
+    def vector(self, x: "Tensor", buffers: "Iterable[Tensor]") -> "Optimizer":
         """Build the corrected momentum at this client's last query point."""
+        from flwr_ctma.optim.mu2sgd import Mu2SGD
+
         schedule = Unaveraged(self.schedule)
         return Mu2SGD([x], 1.0, schedule, buffers=buffers)
 
@@ -189,12 +136,14 @@ class Momentum(Optimization):
             raise parameter_error("beta", "in [0, 1)", self.beta)
 
     def local(
-        self, x: Tensor, buffers: Iterable[Tensor], lr: float, weight_decay: float
-    ) -> Optimizer:
+        self, x: "Tensor", buffers: "Iterable[Tensor]", lr: float, weight_decay: float
+    ) -> "Optimizer":
         """Build SGD with damped momentum."""
+        from clients.vector_sgd import VectorSGD
+
         return VectorSGD(x, lr, self.beta, weight_decay)
 
-    def vector(self, x: Tensor, buffers: Iterable[Tensor]) -> Optimizer:
+    def vector(self, x: "Tensor", buffers: "Iterable[Tensor]") -> "Optimizer":
         """Build the optimizer with steps of size 1; the server decays the weights."""
         return self.local(x, buffers, 1.0, weight_decay=0.0)
 
@@ -210,12 +159,14 @@ class PlainSGD(Optimization):
     """
 
     def local(
-        self, x: Tensor, buffers: Iterable[Tensor], lr: float, weight_decay: float
-    ) -> Optimizer:
+        self, x: "Tensor", buffers: "Iterable[Tensor]", lr: float, weight_decay: float
+    ) -> "Optimizer":
         """Build SGD without momentum."""
+        from clients.vector_sgd import VectorSGD
+
         return VectorSGD(x, lr, weight_decay=weight_decay)
 
-    def vector(self, x: Tensor, buffers: Iterable[Tensor]) -> Optimizer:
+    def vector(self, x: "Tensor", buffers: "Iterable[Tensor]") -> "Optimizer":
         """Build the optimizer with steps of size 1; the server decays the weights."""
         return self.local(x, buffers, 1.0, weight_decay=0.0)
 

@@ -1,11 +1,10 @@
 """How the training data are dealt out to the clients."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 import numpy as np
-from datasets import Dataset
 from numpy.typing import NDArray
 
 from flwr_ctma.errors import parameter_error
@@ -20,25 +19,24 @@ __all__ = [
     "parse_partitioner",
 ]
 
-Deal = Callable[[int], Dataset]
-"""Return the examples of a partition."""
+Labels = NDArray[np.int64]
+Positions = NDArray[np.intp]
 
 
 class Partitioner(Hashable, Protocol):
     """A way to deal out shuffled training data."""
 
-    def deal(self, train: Dataset, label: str, num_partitions: int, seed: int) -> Deal:
-        """Return a function from partition to examples; `label` names the classes."""
+    def deal(self, labels: Labels, num_partitions: int, seed: int) -> list[Positions]:
+        """Return the positions of each client's examples, given all labels."""
 
 
 @dataclass(frozen=True)
 class Iid:
     """Equal shares of the shuffled examples."""
 
-    # As `IidPartitioner` does, whose package imports one for plots.
-    def deal(self, train: Dataset, label: str, num_partitions: int, seed: int) -> Deal:
-        """Return a function from partition to examples."""
-        return lambda i: train.shard(num_partitions, i, contiguous=True)
+    def deal(self, labels: Labels, num_partitions: int, seed: int) -> list[Positions]:
+        """Return the positions of each client's examples."""
+        return np.array_split(np.arange(len(labels)), num_partitions)
 
 
 @dataclass(frozen=True)
@@ -53,15 +51,20 @@ class Dirichlet:
 
     alpha: float
 
-    def deal(self, train: Dataset, label: str, num_partitions: int, seed: int) -> Deal:
-        """Return a function from partition to examples."""
+    def deal(self, labels: Labels, num_partitions: int, seed: int) -> list[Positions]:
+        """Return the positions of each client's examples."""
+        # Both packages take most of a second to import.
+        from datasets import Dataset
         from flwr_datasets.partitioner import DirichletPartitioner
 
         partitioner = DirichletPartitioner(
-            num_partitions, label, self.alpha, min_partition_size=1, seed=seed
+            num_partitions, "label", self.alpha, min_partition_size=1, seed=seed
         )
-        partitioner.dataset = train
-        return cast(Deal, partitioner.load_partition)
+        columns = {"label": labels, "position": np.arange(len(labels))}
+        partitioner.dataset = Dataset.from_dict(columns).with_format("numpy")
+        return [
+            partitioner.load_partition(i)["position"][:] for i in range(num_partitions)
+        ]
 
 
 @dataclass(frozen=True)
@@ -87,21 +90,22 @@ class Shards:
         if self.per_client < 1:
             raise parameter_error("per_client", "at least 1", self.per_client)
 
-    def deal(self, train: Dataset, label: str, num_partitions: int, seed: int) -> Deal:
-        """Return a function from partition to examples."""
+    def deal(self, labels: Labels, num_partitions: int, seed: int) -> list[Positions]:
+        """Return the positions of each client's examples."""
         count = num_partitions * self.per_client
-        if len(train) < count:
+        if len(labels) < count:
             raise parameter_error(
                 "per_client",
-                f"at most {len(train) // num_partitions} where {num_partitions} "
-                f"clients share {len(train)} examples",
+                f"at most {len(labels) // num_partitions} where {num_partitions} "
+                f"clients share {len(labels)} examples",
                 self.per_client,
             )
-        pieces = np.array_split(_by_class(train, label), count)
+        pieces = np.array_split(_by_class(labels), count)
         order = np.random.default_rng(seed).permutation(count)
-        return lambda i: train.select(
+        return [
             np.concatenate([pieces[j] for j in order[i::num_partitions]])
-        )
+            for i in range(num_partitions)
+        ]
 
 
 @dataclass(frozen=True)
@@ -128,17 +132,17 @@ class Similarity:
             remedy = "`iid` deals out all examples alike."
             raise parameter_error("gamma", "in [0, 1)", self.gamma, remedy)
 
-    def deal(self, train: Dataset, label: str, num_partitions: int, seed: int) -> Deal:
-        """Return a function from partition to examples."""
-        alike = round(self.gamma * len(train))
-        rest = alike + _by_class(train.select(range(alike, len(train))), label)
+    def deal(self, labels: Labels, num_partitions: int, seed: int) -> list[Positions]:
+        """Return the positions of each client's examples."""
+        alike = round(self.gamma * len(labels))
+        rest = alike + _by_class(labels[alike:])
         shares = [np.array_split(x, num_partitions) for x in (np.arange(alike), rest)]
-        return lambda i: train.select(np.concatenate([share[i] for share in shares]))
+        return [np.concatenate(share) for share in zip(*shares, strict=True)]
 
 
-def _by_class(train: Dataset, label: str) -> NDArray[np.intp]:
-    """Return the indices of examples, sorted by class."""
-    return np.argsort(train[label], kind="stable")
+def _by_class(labels: Labels) -> Positions:
+    """Return the positions of examples, sorted by class."""
+    return np.argsort(labels, kind="stable")
 
 
 _PARTITIONERS = {"iid": Iid, "shards": Shards, "similarity": Similarity}

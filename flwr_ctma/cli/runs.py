@@ -10,7 +10,7 @@ from flwr_ctma.cli.progress import RunProgress
 from flwr_ctma.cli.screen import Screen
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.experiments.app import merge_overrides
-from flwr_ctma.experiments.estimate import estimate_seconds, num_rounds_of
+from flwr_ctma.experiments.estimate import num_rounds_of
 from flwr_ctma.experiments.sweep import Sweep, SweepProgress
 from flwr_ctma.experiments.sweep_results import FinishedRun
 from flwr_ctma.simulation.grid import InProcessGrid
@@ -73,7 +73,7 @@ def show_plan(
     if kind is None:
         screen.print(f"{len(left)} runs left. `--engine in-process` has an estimate.")
     elif dry_run or len(left) >= MANY_RUNS:
-        seconds = estimate_seconds(plan.trials(left, kind), workers)
+        seconds = plan.estimate(root, workers, kind)
         screen.estimate(len(left), "runs", seconds, workers)
     if dry_run:
         for run in left:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flwr_ctma.cli import options
-from flwr_ctma.cli.runs import collect_runs, finish, refuse_unused, show_plan
+from flwr_ctma.cli.runs import collect_runs, finish, show_plan
 from flwr_ctma.cli.screen import Screen, errors_as_sentences
 from flwr_ctma.cli.tables import score_table
 from flwr_ctma.experiments.app import num_nodes_for, parse_app
@@ -52,8 +52,6 @@ def sweep(
     root = output or Path("runs") / file.stem
     with errors_as_sentences():
         plan = Sweep.read(file, parse_app(app), *run_config)
-        remedy = f"Change `{{key}}` in {file}."
-        refuse_unused(run_config, [run.config for run in plan.runs], remedy)
         kind = options.grid_type(batched)
         show_plan(plan, root, screen, workers, kind, dry_run)
         states = plan.run(root, workers, kind)

@@ -13,7 +13,6 @@ from flwr_ctma.cli.runs import MANY_RUNS, refuse_unused
 from flwr_ctma.cli.screen import Screen, errors_as_sentences
 from flwr_ctma.cli.tables import ledger_table, score_table
 from flwr_ctma.experiments.app import parse_app
-from flwr_ctma.experiments.estimate import estimate_seconds
 from flwr_ctma.experiments.match import match_config
 from flwr_ctma.experiments.scores import mean_scores, worst, worst_case_interval
 from flwr_ctma.experiments.tournament import (
@@ -80,7 +79,7 @@ def tournament(
         left = planned.unfinished(plan, output)
         seconds = None
         if dry_run or len(left) >= MANY_RUNS:
-            seconds = estimate_seconds(planned.trials(left, kind), workers)
+            seconds = planned.estimate(plan, output, workers, kind)
             screen.estimate(len(left), "matches", seconds, workers)
         if dry_run:
             screen.print(

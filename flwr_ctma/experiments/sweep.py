@@ -20,8 +20,14 @@ from flwr.serverapp.strategy import Strategy
 from flwr_ctma.aggregators import parse_aggregator
 from flwr_ctma.attacks import parse_attack
 from flwr_ctma.errors import did_you_mean, parameter_error
-from flwr_ctma.experiments.app import App, num_nodes_for
-from flwr_ctma.experiments.estimate import ROUNDS_KEY, Trial, num_rounds_of
+from flwr_ctma.experiments.app import App, merge_overrides, num_nodes_for
+from flwr_ctma.experiments.estimate import (
+    ROUNDS_KEY,
+    Trial,
+    estimate_seconds,
+    makespan,
+    num_rounds_of,
+)
 from flwr_ctma.experiments.interposition import fixed_sampling, wrapped_strategies
 from flwr_ctma.experiments.processes import describe
 from flwr_ctma.experiments.sweep_results import (
@@ -94,8 +100,9 @@ class Sweep:
         Raises
         ------
         ValueError
-            For a file that is no such plan, a key that the app does not have, and an
-            unknown rule or attack. The sentence names the file and the key.
+            For a file that is no such plan, a key that the app does not have, an
+            unknown rule or attack, and an override of a key that every run sets. The
+            sentence names the file and the key.
         """
         plan = _Plan(file)
         common = plan.scalars("run-config")
@@ -109,6 +116,14 @@ class Sweep:
         if not points:
             expected = "a TOML file whose `axes` or `include` hold at least one run"
             raise parameter_error("file", expected, str(file))
+        for key, value in merge_overrides(*overrides).items():
+            if all(key in point for point in points):
+                raise parameter_error(
+                    "run-config",
+                    f"without `{key}`, which the runs set",
+                    f"{key}={value}",
+                    f"Change `{key}` in {file}.",
+                )
         keys = dict.fromkeys(key for point in points for key in point)
         runs = []
         for point in points:
@@ -165,6 +180,22 @@ class Sweep:
                         if future.running()
                     )
                     yield SweepProgress(rounds + active, ended)
+
+    def estimate(
+        self, folder: Path, workers: int, kind: type[InProcessGrid] = InProcessGrid
+    ) -> float | None:
+        """Return the seconds that the unfinished runs take in so many processes.
+
+        If the folder holds finished runs, a round of a client takes as long as in
+        these; otherwise some runs are tried. None if nothing is known.
+        """
+        left = self.unfinished(folder)
+        saved = self.saved(folder)
+        if not saved:
+            return estimate_seconds(self.trials(left, kind), workers)
+        spent = sum(one.seconds for one in saved)
+        each = spent / sum(one.run.num_client_rounds for one in saved)
+        return makespan((each * run.num_client_rounds for run in left), workers)
 
     def trials(
         self, runs: Sequence[PlannedRun], kind: type[InProcessGrid] = InProcessGrid

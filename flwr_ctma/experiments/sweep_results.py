@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from flwr_ctma.experiments.app import num_nodes_for
 from flwr_ctma.experiments.csv_table import write_csv
 from flwr_ctma.experiments.estimate import num_rounds_of
 from flwr_ctma.experiments.intervals import tail_mean
@@ -68,6 +69,11 @@ class PlannedRun:
     def num_rounds(self) -> int:
         """Number of rounds; 1 if the app does not say."""
         return num_rounds_of(self.config) or 1
+
+    @property
+    def num_client_rounds(self) -> int:
+        """Number of rounds times number of clients; the time grows with it."""
+        return self.num_rounds * num_nodes_for(self.config)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +17,13 @@ from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.experiments.app import parse_app
 from flwr_ctma.experiments.csv_table import write_csv
-from flwr_ctma.experiments.estimate import ROUNDS_KEY, Trial, num_rounds_of
+from flwr_ctma.experiments.estimate import (
+    ROUNDS_KEY,
+    Trial,
+    estimate_seconds,
+    makespan,
+    num_rounds_of,
+)
 from flwr_ctma.experiments.match import (
     Match,
     MatchResult,
@@ -152,6 +159,25 @@ class Tournament:
         return run_match(
             *(match, app, self.run_config, self.num_nodes, self.metric, self.last, kind)
         )
+
+    def estimate(
+        self,
+        plan: Sequence[Match],
+        folder: Path,
+        workers: int,
+        kind: type[InProcessGrid] = InProcessGrid,
+    ) -> float | None:
+        """Return the seconds that the unfinished matches take in so many processes.
+
+        If the folder holds finished matches, the others take as long on average;
+        otherwise some matches are tried. None without a number of rounds.
+        """
+        left = self.unfinished(plan, folder)
+        saved = _without_crashes(folder / "matches.jsonl").values()
+        known = [one.seconds for one in saved if one.status == "finished"]
+        if not known:
+            return estimate_seconds(self.trials(left, kind), workers)
+        return makespan([statistics.fmean(known)] * len(left), workers)
 
     def trials(
         self, plan: Sequence[Match], kind: type[InProcessGrid] = InProcessGrid

@@ -9,6 +9,7 @@ import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from logging import WARNING
 from pathlib import Path
@@ -68,6 +69,7 @@ class RunFolder:
         return [line for line in lines if line is not None]
 
 
+@cache  # read again in each run of a sweep, it would take a tenth of a short run
 def _versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}

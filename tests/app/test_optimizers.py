@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clients.optimizers import VectorSGD
+from clients.vector_sgd import VectorSGD
 from flwr_ctma.optim.state import load_state_record, state_record
 
 

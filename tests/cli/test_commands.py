@@ -138,7 +138,7 @@ def test_only_the_first_run_ends_the_others_if_it_cannot_begin(tmp_path):
         (("-c", 'optimizer="adam"'), "one of mu2, momentum, sgd"),
         (("-c", "num-server-rounds=0"), "Found `num-server-rounds = 0`"),
         (("-c", "num-malicious-nodes='1'"), "`num-malicious-nodes` should be of type"),
-        (("--partitioner", "foo"), "one of iid, dirichlet"),
+        (("--partitioner", "foo"), "one of dirichlet, iid"),
         (("--seed", "-1"), "`seed` should be in [0, 2**32)"),
     ],
 )

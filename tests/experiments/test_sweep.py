@@ -15,6 +15,7 @@ from flwr_ctma.experiments.sweep_results import (
     final_scores,
     mark_finished,
 )
+from flwr_ctma.tracking.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 APP = FlowerApp(ROOT)
@@ -68,12 +69,22 @@ def test_all_combinations_but_those_excluded_and_what_is_included(plan):
 
 def test_what_is_given_counts_before_the_file_and_after_the_grid(plan):
     file = plan("[axes]\nseed = [1, 2]\n")
-    sweep = Sweep.read(file, APP, "batch-size=8 num-nodes=7 seed=9")
+    sweep = Sweep.read(file, APP, "batch-size=8 num-nodes=7")
     configs = [run.config for run in sweep.runs]
     assert [c["seed"] for c in configs] == [1, 2]
     assert {(c["batch-size"], c["num-nodes"], c["local-steps"]) for c in configs} == {
         (8, 7, 1)
     }
+
+
+def test_value_that_no_run_would_have_is_refused(plan):
+    file = plan("[axes]\nseed = [1, 2]\n")
+    for seed in (1, 9):  # also 1, which the run with seed 2 would lose
+        with pytest.raises(ValueError, match=r"without `seed`.*`seed` in .*plan\.toml"):
+            Sweep.read(file, APP, f"batch-size=8 seed={seed}")
+    file = plan("[axes]\nseed = [1, 2]\n[[include]]\nbatch-size = 16\n")
+    runs = Sweep.read(file, APP, "seed=9").runs  # the included run has no seed
+    assert [run.config["seed"] for run in runs] == [1, 2, 9]
 
 
 def test_folder_tells_the_configuration(plan):
@@ -138,6 +149,20 @@ def test_damaged_file_costs_one_run(plan, tmp_path, damage):
     assert [one.run for one in sweep.saved(tmp_path)] == [sweep.runs[1]]
     (tmp_path / sweep.runs[1].name / "rounds.jsonl").write_text('{"round"\n{}\n')
     assert sweep.unfinished(tmp_path) == [*sweep.runs]
+
+
+def test_resumed_sweep_is_estimated_from_its_finished_runs(plan, tmp_path, monkeypatch):
+    """Nothing is tried anew; a round of a client takes 0.25 seconds here."""
+    monkeypatch.setattr(Sweep, "trials", None)
+    rounds = '[axes]\n"num-server-rounds" = [2, 4, 6]\n"num-nodes" = [5, 10]'
+    sweep = Sweep.read(plan(rounds), APP)
+    sizes = [2 * 5, 2 * 10, 4 * 5, 4 * 10, 6 * 5, 6 * 10]
+    for run, size in zip(sweep.runs[:3], sizes[:3], strict=True):
+        (tmp_path / run.name).mkdir()
+        RunFolder(tmp_path / run.name).append({"round": 1})
+        mark_finished(tmp_path / run.name, size / 4, "")
+    assert sweep.estimate(tmp_path, workers=1) == sum(sizes[3:]) / 4
+    assert sweep.estimate(tmp_path, workers=2) == (30 + 60) / 4  # beside the 40
 
 
 def sweep_command(file, output):

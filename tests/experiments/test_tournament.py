@@ -203,6 +203,8 @@ def test_a_tournament_goes_on_where_it_was_stopped(tournament, tmp_path) -> None
     first = dict(tournament.run(plan[:1], folder, workers=1))
     with (folder / "matches.jsonl").open("a") as file:
         file.write('{"aggregator": "half a li')
+    seconds = tournament.estimate(plan, folder, workers=1)
+    assert seconds == first[plan[0]].seconds  # no match is tried for it
     both = dict(tournament.run(plan, folder, workers=2))
     assert both[plan[0]] == first[plan[0]]
     assert set(both) == set(plan)
