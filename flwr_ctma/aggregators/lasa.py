@@ -21,7 +21,7 @@ __all__ = ["LASA"]
 # Columns that are computed at a time.
 _WIDTH = 2**15
 # Numbers of a row that are sorted to find where a rank is, about.
-_SAMPLE = 2**12
+_SAMPLE = 2**13
 # Values whose distance exceeds a limit by less, relative to them, are within it.
 _ROUNDING = 1e-9
 
@@ -156,7 +156,7 @@ def _of_rank(values: Array, rank: int) -> Any:
     A sample gives two values that most often have it between them, with few others.
     """
     sample = np.sort(values[:: 1 + len(values) // _SAMPLE])
-    place, spread = rank * len(sample) // len(values), 2 * int(len(sample) ** 0.5)
+    place, spread = rank * len(sample) // len(values), int(1.5 * len(sample) ** 0.5)
     low = sample[max(0, place - spread)]
     high = sample[min(len(sample) - 1, place + spread)]
     between = values[(values >= low) & (values <= high)]

@@ -158,11 +158,14 @@ class _Concatenation(Point):
 
     def influence(self, stack: Stack) -> Float64:
         """Return the mean of the influence in the layers, weighted by their widths."""
-        found = zip(self.parts, self.points, strict=True)
-        shares = [point.influence(part.stack) for part, point in found]
-        widths = [len(layer) for layer in self._vector]
-        mean: Float64 = np.average(shares, axis=0, weights=widths)
-        return mean
+        total, width = np.zeros(stack.n), 0
+        for part, point, layer in zip(
+            self.parts, self.points, self._vector, strict=True
+        ):
+            if len(layer):
+                total += len(layer) * point.influence(part.stack)
+                width += len(layer)
+        return total / width
 
 
 def concatenated(parts: Sequence[Updates], points: Sequence[Point]) -> Point:

@@ -169,7 +169,7 @@ def test_aggregate_returns_influence_and_distances_of_rows(rule, data):
     assert found.distances == pytest.approx(apart, rel=1e-6, abs=1e-6)
 
 
-COLUMNWISE = ("cwmed", "cwtm", "meamed", "bulyan")
+COLUMNWISE = ("cwmed", "cwtm", "meamed", "bulyan", "lasa")
 
 
 def weighs_rows(rule):
