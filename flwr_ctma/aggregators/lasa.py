@@ -160,7 +160,7 @@ def _of_rank(values: Array, rank: int) -> Any:
     low = sample[max(0, place - spread)]
     high = sample[min(len(sample) - 1, place + spread)]
     between = values[(values >= low) & (values <= high)]
-    left = rank - np.count_nonzero(values < low)
+    left = rank - int(np.count_nonzero(values < low))
     if not 0 <= left < len(between):
         between, left = values, rank
     between.partition(left)
@@ -187,9 +187,10 @@ def _sums(row: Vector, least: float) -> Float64:
 
 def _left(block: Array, least: Any) -> Array:
     """Return 1 for each number that reaches the threshold, else 0, in its dtype."""
-    left = np.abs(block)
+    left: Array = np.abs(block)
     # NumPy writes floats at once; a product with booleans converts them in small parts.
-    return np.greater_equal(left, least, out=left, casting="unsafe")
+    np.greater_equal(left, least, out=left, casting="unsafe")
+    return left
 
 
 def _ordinary(values: Float64, radius: float) -> Any:
