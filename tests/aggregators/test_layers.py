@@ -168,6 +168,31 @@ def test_lasa_counts_all_rows_of_a_layer_where_no_row_passes():
     np.testing.assert_allclose(found, o.lasa(x, 1, 0.0, 1.0, 0.1, (1, 1)))
 
 
+def test_lasa_takes_norms_that_are_equal_up_to_rounding_for_equal():
+    x = np.random.default_rng(0).standard_normal((N, 50))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    found = module.LASA(sparsity=0.0, lambda_n=1e-3, lambda_s=99.0)(x, F)
+    np.testing.assert_allclose(found, x.mean(axis=0), atol=1e-12)
+
+
+def test_lasa_of_a_majority_of_zeros_is_zero():
+    x = np.zeros((5, 6))
+    x[0] = 1.0
+    for rows in (x, x[1:]):
+        found = parse_aggregator("lasa").aggregate(rows, 1)
+        np.testing.assert_array_equal(found.vector, 0.0)
+        assert np.isfinite(found.distances).all()
+
+
+def test_influence_in_lasa_is_of_the_numbers_that_are_left():
+    """Half of each row is left, and the last row is cut to half of its length."""
+    x = np.tile([1.0, 0.1, -1.0, 0.1], (4, 5))
+    x[3] *= 2.0
+    rule = module.LASA(sparsity=0.5, lambda_n=9.0, lambda_s=9.0)
+    found = rule.aggregate(x, 1).influence
+    np.testing.assert_allclose(found, np.array([1, 1, 1, 0.5]) * 0.5 / 4)
+
+
 @few
 @given(st.integers(0, 10**6), st.sampled_from(["normal", "ties", "sorted", "stripes"]))
 def test_value_of_a_rank_is_that_of_sorting(seed, kind):
