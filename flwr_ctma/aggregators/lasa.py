@@ -143,26 +143,37 @@ def _threshold(row: Vector, sparsity: float) -> float:
     dropped = min(floor(round(sparsity * size, 9)), size - 1)
     if not dropped:
         return 0.0
-    magnitudes = np.empty(size, np.result_type(*row))
-    np.concatenate(row, out=magnitudes)
     coarsest = min((layer.dtype for layer in row), key=lambda dtype: dtype.itemsize)
-    least = coarsest.type(_of_rank(np.abs(magnitudes, out=magnitudes), dropped))
+    least = coarsest.type(_magnitude_of_rank(row, dropped))
     return float(least * coarsest.type(1 - 8 * np.finfo(coarsest).eps))
 
 
-def _of_rank(values: Array, rank: int) -> Any:
-    """Return the value of a rank, from 0 upwards; the values may be reordered.
+def _magnitude_of_rank(row: Vector, rank: int) -> Any:
+    """Return the magnitude of a rank, from 0 upwards.
 
-    A sample gives two values that most often have it between them, with few others.
+    A sample gives two magnitudes that most often have it between them, with few others.
     """
-    sample = np.sort(values[:: 1 + len(values) // _SAMPLE])
-    place, spread = rank * len(sample) // len(values), int(1.5 * len(sample) ** 0.5)
+    size = sum(map(len, row))
+    step = 1 + size // _SAMPLE
+    sample = np.sort(np.abs(np.concatenate([layer[::step] for layer in row])))
+    place, spread = rank * len(sample) // size, int(1.5 * len(sample) ** 0.5)
     low = sample[max(0, place - spread)]
     high = sample[min(len(sample) - 1, place + spread)]
-    between = values[(values >= low) & (values <= high)]
-    left = rank - int(np.count_nonzero(values < low))
+
+    def part(span: tuple[int, int]) -> tuple[int, Array]:
+        k, a = span
+        magnitudes = np.abs(row[k][a : a + _WIDTH])
+        between = magnitudes >= low
+        below = len(magnitudes) - int(np.count_nonzero(between))
+        between &= magnitudes <= high
+        return below, magnitudes[between]
+
+    found = threads.run(part, _spans(row))
+    between = np.concatenate([part for _, part in found])
+    left = rank - sum(below for below, _ in found)
     if not 0 <= left < len(between):
-        between, left = values, rank
+        between, left = np.concatenate(row), rank
+        np.abs(between, out=between)
     between.partition(left)
     return between[left]
 
@@ -178,11 +189,15 @@ def _sums(row: Vector, least: float) -> Float64:
         signs = np.count_nonzero(x > 0), np.count_nonzero(x < 0)
         return np.array([whole, x @ x, *signs])
 
-    spans = [(k, a) for k, x in enumerate(row) for a in range(0, len(x), _WIDTH)]
+    spans = _spans(row)
     sums = np.zeros((len(row), 4))
     for (k, _), found in zip(spans, threads.run(part, spans), strict=True):
         sums[k] += found
     return sums
+
+
+def _spans(row: Vector) -> list[tuple[int, int]]:
+    return [(k, a) for k, x in enumerate(row) for a in range(0, len(x), _WIDTH)]
 
 
 def _left(block: Array, least: Any) -> Array:
