@@ -36,9 +36,12 @@ class LASA(Aggregator, name="lasa"):
 
         ρ_i = ½ (1 + Σ_j sgn(x_ij) / Σ_j |sgn(x_ij)|),    ½ if all are 0
 
-    Row i counts if |m_i − median(m)| ≤ λ_n · std(m) and |ρ_i − median(ρ)| ≤ λ_s ·
-    std(ρ). The result in the layer is the mean of the clipped, sparse rows that count,
-    or of all if none does.
+    and counts if both are near the medians::
+
+        |m_i − median(m)| ≤ λ_n · std(m),    |ρ_i − median(ρ)| ≤ λ_s · std(ρ)
+
+    The result in the layer is the mean of the clipped, sparse rows that count, or of
+    all if none does.
 
     A matrix or a tensor is one layer. Rows are read one by one, whole; with the backend
     "ray" they come back to this process. Rows have no weights, and clients count in
@@ -63,7 +66,8 @@ class LASA(Aggregator, name="lasa"):
     -----
     The authors' code leaves arrays of one dimension, such as biases, dense. A row whose
     layer is all 0 has no purity there, and the code then filters nobody in the layer;
-    here its purity is ½.
+    here its purity is ½. Attacks that search against the rule in use see the model as
+    one layer.
 
     References
     ----------

@@ -22,6 +22,10 @@ class Layerwise(MetaAggregator, name="layerwise"):
     ----------
     base : Aggregator
 
+    Notes
+    -----
+    Attacks that search against the rule in use see the model as one layer.
+
     References
     ----------
     García-Márquez, Rodríguez-Barroso, Luzón and Herrera, "Improving (α, f)-Byzantine
