@@ -41,6 +41,8 @@ from flwr_ctma.aggregators.geometric_median import GeometricMedian
 from flwr_ctma.aggregators.hierarchical import Hierarchical
 from flwr_ctma.aggregators.huber import Huber
 from flwr_ctma.aggregators.krum import Krum, MultiKrum
+from flwr_ctma.aggregators.lasa import LASA
+from flwr_ctma.aggregators.layerwise import Layerwise
 from flwr_ctma.aggregators.mda import MDA
 from flwr_ctma.aggregators.meamed import MeaMed
 from flwr_ctma.aggregators.mean import Mean
@@ -59,6 +61,7 @@ __all__ = [
     "CGE",
     "CTMA",
     "FLAME",
+    "LASA",
     "MDA",
     "NNM",
     "RULES",
@@ -80,6 +83,7 @@ __all__ = [
     "Hierarchical",
     "Huber",
     "Krum",
+    "Layerwise",
     "MeaMed",
     "Mean",
     "Medoid",

@@ -13,7 +13,7 @@ from flwr_ctma.aggregators.points import Combination, CoordinateWise, Point
 from flwr_ctma.engine.build import like
 from flwr_ctma.engine.stack import Float64, Vector
 from flwr_ctma.engine.threads import one_blas_thread
-from flwr_ctma.engine.updates import Updates
+from flwr_ctma.engine.updates import Layer, Updates
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.spec import check_fields, spell
 
@@ -346,7 +346,9 @@ def needs_products(rule: Aggregator) -> bool:
     if any(part.needs_reference or part.in_groups for part in iter_rules(rule)):
         return False
     n = max(3, rule.min_rows(1))
-    rows = Updates.of(np.random.default_rng(0).random((n, 3), np.float32))
+    x = np.random.default_rng(0).random((n, 3), np.float32)
+    # Two layers: products of each layer are not those of the rows.
+    rows = Updates.of([Layer(x[:, :2]), Layer(x[:, 2:])])
     try:
         rule.solve(rows, Budget(n, 1))
     except ValueError:  # f = 1 of n is not for this rule

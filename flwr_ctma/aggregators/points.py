@@ -1,6 +1,7 @@
 """Points: the vectors that rules find, computed only when they are needed."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +20,7 @@ from flwr_ctma.engine.stack import (
 )
 from flwr_ctma.engine.updates import Updates
 
-__all__ = ["Combination", "CoordinateWise", "Point"]
+__all__ = ["Combination", "CoordinateWise", "Point", "concatenated"]
 
 
 class Point(ABC):
@@ -133,3 +134,40 @@ class CoordinateWise(Point):
         return self.rows.to_stack_coefficients(
             stack.shares(self.kernel, self.rows.mixing)
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Concatenation(Point):
+    """A vector that was found layer by layer."""
+
+    parts: Sequence[Updates]
+    points: Sequence[Point]
+
+    @cached_property
+    def _vector(self) -> Vector:
+        found = zip(self.parts, self.points, strict=True)
+        return [layer for part, point in found for layer in point.vector(part.stack)]
+
+    def vector(self, stack: Stack) -> Vector:
+        """Return the vectors of all layers."""
+        return self._vector
+
+    def squared_distances(self, rows: Updates) -> Float64:
+        """Measure the distances in one more visit."""
+        return rows.stack.deviations(self._vector, rows.mixing)
+
+    def influence(self, stack: Stack) -> Float64:
+        """Return the mean of the influence in the layers, weighted by their widths."""
+        total, width = np.zeros(stack.n), 0
+        for part, point, layer in zip(
+            self.parts, self.points, self._vector, strict=True
+        ):
+            if len(layer):
+                total += len(layer) * point.influence(part.stack)
+                width += len(layer)
+        return total / width
+
+
+def concatenated(parts: Sequence[Updates], points: Sequence[Point]) -> Point:
+    """Return the point that is `points[k]` in layer k of rows that were split."""
+    return points[0] if len(points) == 1 else _Concatenation(parts, points)

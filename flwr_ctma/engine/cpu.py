@@ -274,6 +274,12 @@ class CpuStack(Stack):
             ]
         )
 
+    def split(self) -> Sequence["CpuStack"]:
+        """Return a stack for each layer, without a copy of the rows."""
+        if len(self.layers) == 1:
+            return [self]
+        return [CpuStack([replace(layer, measured=True)]) for layer in self.layers]
+
     def from_vectors(self, vectors: Sequence[Vector]) -> "CpuStack":
         """Return a stack of vectors, with the same layers."""
         return CpuStack(

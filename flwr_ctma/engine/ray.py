@@ -161,6 +161,10 @@ class ShardedStack(Stack):
             self._pool.take(i, taken._key, self._key, rows)
         return taken
 
+    def split(self) -> Sequence[CpuStack]:
+        """Return a stack for each layer, in this process."""
+        return self._local.split()
+
     def from_vectors(self, vectors: Sequence[Vector]) -> CpuStack:
         """Vectors as rows in this process."""
         return self._local.from_vectors(vectors)

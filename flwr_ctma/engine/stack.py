@@ -148,6 +148,10 @@ class Stack(ABC):
         """Return a stack of some of the rows, without moving them elsewhere."""
 
     @abstractmethod
+    def split(self) -> "Sequence[Stack]":
+        """Return a stack for each layer, which counts in its own distances."""
+
+    @abstractmethod
     def from_vectors(self, vectors: Sequence[Vector]) -> "Stack":
         """Return a stack of vectors that were computed from these rows."""
 

@@ -131,6 +131,10 @@ class TorchStack(Stack):
         """Return a copy of some of the rows."""
         return TorchStack(self.rows[torch.as_tensor(rows, device=self.rows.device)])
 
+    def split(self) -> "list[TorchStack]":
+        """Return this stack: a tensor is one layer."""
+        return [self]
+
     def from_vectors(self, vectors: Sequence[Vector]) -> "TorchStack":
         """Return a stack of vectors."""
         return TorchStack(torch.stack([vector[0] for vector in vectors]))

@@ -124,6 +124,11 @@ class Updates:
             place = int(np.searchsorted(kept, self.reference))
         return Updates(self.stack.take(kept), mixing[:, kept], place), kept
 
+    def split(self) -> list["Updates"]:
+        """Return these rows in each layer, with the same mixing and reference."""
+        stacks = self.stack.split()
+        return [Updates(stack, self.mixing, self.reference) for stack in stacks]
+
     def from_vectors(self, vectors: Sequence[Vector]) -> "Updates":
         """Return vectors computed from these rows as rows, with the same reference."""
         if self.reference is None:

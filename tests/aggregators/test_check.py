@@ -85,7 +85,7 @@ def test_rules_inside_a_rule_are_iterated_from_the_outside_in():
 @pytest.mark.parametrize("rule", everyone(lambda rule: not rule.referenced))
 def test_coefficients_make_the_vector_unless_coordinates_differ(rule):
     found = rule.value.weigh(ROWS, f=1)
-    columnwise = ("cwmed", "cwtm", "meamed", "bulyan")
+    columnwise = ("cwmed", "cwtm", "meamed", "bulyan", "lasa")
     innermost = [str(part).partition("(")[0] for part in iter_rules(rule.value)]
     if found is None:
         assert set(innermost) & set(columnwise)

@@ -33,6 +33,7 @@ KNOWN = {
     "nnm(krum)": 8 / 3 * (1 + (9.6**0.5 + 3**0.5) ** 2 / 3),
     "ctma(nnm(cwmed))": 8 / 3 * (1 + 80 / 9),
     "nnm(ctma(cwmed))": 8 / 3 * (1 + 32 / 3),
+    "layerwise(cwtm)": 4.5,
     "ctma(ctma(gm))": 8 / 3 * (1 + 32 / 9),
     "arc(gm)": 16,
     "arc(ctma(cwmed))": ((8 / 3 * 4) ** 0.5 + 1) ** 2,

@@ -36,7 +36,7 @@ GRAM = ("ctma(gm)", "nnm(ctma(gm))", "ctma(nnm(gm))", "krum", "multikrum", "nnm(
 RANKS = ("cwmed", "ctma(cwmed)", "cwtm", "meamed")
 OTHERS = (
     *("mean", "gm", "mda", "smea", "monna", "caf", "dnc", "cge", "cclip", "fltrust"),
-    *("zeno(mean)", "sampleddnc"),
+    *("zeno(mean)", "sampleddnc", "signguard", "lasa"),
     *("nnm(cwmed)", "ctma(nnm(cwmed))", "bucketing(cwmed)", "arc(ctma(gm))", "bulyan"),
 )
 OURS = "flwr-ctma"

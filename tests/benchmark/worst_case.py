@@ -18,7 +18,10 @@ from flwr_ctma import parse_aggregator
 from flwr_ctma.aggregators import RULES, iter_rules
 
 SIZES = ((17, 8), (20, 9), (60, 25), (1000, 300), (1000, 490))
-META = ("ctma", "nnm", "arc", "bucketing", "distinct", "normbound", "zeno")
+META = (
+    *("ctma", "nnm", "arc", "bucketing", "distinct", "normbound", "zeno"),
+    "layerwise",
+)
 BASE = "gm"
 
 

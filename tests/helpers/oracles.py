@@ -334,6 +334,25 @@ def signguard(x, f, shortest=0.1, longest=3.0):
     return sum(kept, 0 * x[0]) / max(1, len(kept))
 
 
+def lasa(x, f, sparsity=0.3, lambda_n=1.0, lambda_s=1.0, widths=None):
+    d, x = x.shape[1], clip(x, lower_median(x))
+    for row in x:
+        row[abs(row) < sorted(abs(row))[int(sparsity * d + 1e-9)]] = 0.0
+    found = []
+    for layer in np.split(x, np.cumsum(widths or [d])[:-1], axis=1):
+        long = ordinary([norm(row) for row in layer], lambda_n)
+        sums = [(np.sign(row).sum(), abs(np.sign(row)).sum()) for row in layer]
+        signs = ordinary([0.5 * (1 + s / (a or 1)) for s, a in sums], lambda_s)
+        found.append(layer[sorted(long & signs) or range(len(x))].mean(axis=0))
+    return np.concatenate(found)
+
+
+def ordinary(values, radius):
+    v = np.array(values)
+    limit = radius * v.std() + 1e-9 * max(abs(v))
+    return {i for i in range(len(v)) if abs(v[i] - np.median(v)) <= limit}
+
+
 def within(points, centre, width):
     return points[norm(points - centre, axis=1) <= width]
 

@@ -52,6 +52,8 @@ class Rule:
         The smallest n for which the rule is defined with f.
     weighted, referenced : bool
         Whether it takes weights, and a reference.
+    layered : bool
+        Whether it depends on the layers into which the columns are cut.
     flat : bool
         Whether it has several answers for a few rows on a line, as a median has.
     exempt : mapping
@@ -64,6 +66,7 @@ class Rule:
     least: Callable[[int], int] = lambda f: 2 * f + 1
     weighted: bool = False
     referenced: bool = False
+    layered: bool = False
     flat: bool = False
     exempt: Mapping[str, str] = field(default_factory=dict)
 
@@ -132,8 +135,8 @@ COPIES = {"bounded": "near copies that are honest are taken for colluders"}
 AT_ONCE = dict.fromkeys(
     ["majority", "bounded"], "a lie far away hides a nearer one from the direction"
 )
-SIGNS = {
-    "majority": "rows of honest signs and norms are kept",
+ALIKE = {"majority": "rows of honest signs and norms are kept"}
+SIGNS = ALIKE | {
     "permutation": "of clusters of the same size the first is taken",
 }
 PULLS = {"majority": "every row pulls, though no farther than its limit"}
@@ -424,6 +427,30 @@ TABLE = [
         o.signguard,
         (2.265768, 1.655015, -0.547834),
         exempt=NORMS | SCALED | SIGNS | MEAN,
+    ),
+    Rule(
+        "lasa",
+        o.lasa,
+        (2.218917, 1.146249, -0.080528),
+        layered=True,
+        exempt=NORMS | SCALED | ALIKE | MEAN,
+    ),
+    Rule(
+        "lasa(sparsity=0.5, lambda-n=2.0, lambda-s=0.8)",
+        partial(o.lasa, sparsity=0.5, lambda_n=2.0, lambda_s=0.8),
+        (1.441954, 0.642695, -1.356106),
+        layered=True,
+        exempt=NORMS | SCALED | ALIKE | MEAN,
+    ),
+    Rule(
+        "layerwise(krum)", o.krum, (1.9, 2.1, -2.0), of_krum, layered=True, exempt=MEAN
+    ),
+    Rule(
+        "layerwise(ctma(cwmed))",
+        partial(o.ctma, o.cwmed),
+        (1.5, 0.811111, -1.344444),
+        weighted=True,
+        layered=True,
     ),
     Rule(
         "flame",

@@ -174,7 +174,10 @@ def test_products_that_are_early_change_no_bit(rule, monkeypatch):
     np.testing.assert_array_equal(found, backwards)
 
 
-@pytest.mark.parametrize("rule", ["cwtm", "ctma(cwmed)", "hierarchical(ctma(gm))"])
+@pytest.mark.parametrize(
+    "rule",
+    ["cwtm", "ctma(cwmed)", "hierarchical(ctma(gm))", "lasa", "layerwise(krum)"],
+)
 def test_a_rule_without_inner_products_of_all_rows_costs_nothing_early(
     rule, monkeypatch
 ):

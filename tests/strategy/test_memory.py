@@ -238,7 +238,13 @@ def test_a_model_of_another_size_is_refused():
         memory.remember([1], Updates.of(np.ones((1, 4))))
 
 
-@pytest.mark.parametrize("rule", ["cwmed", "nnm(cwtm)", "bulyan", "hierarchical(gm)"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *("cwmed", "nnm(cwtm)", "bulyan", "hierarchical(gm)"),
+        *("lasa", "layerwise(gm)", "nnm(layerwise(ctma(gm)))"),
+    ],
+)
 def test_rules_that_weigh_no_clients_are_refused(rule):
     with pytest.raises(ValueError, match="`aggregator` should be a rule that weighs"):
         RobustStrategy(FedAvg(), rule, num_malicious_nodes=1, memory=0.5)

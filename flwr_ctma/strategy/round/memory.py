@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from flwr_ctma.aggregators import (
     CTMA,
+    LASA,
     Aggregator,
     Budget,
     Bulyan,
     CwMed,
     CwTM,
     Hierarchical,
+    Layerwise,
     MeaMed,
     MetaAggregator,
 )
@@ -297,7 +299,7 @@ def check_memory(beta: float, rule: Aggregator) -> None:
 
 
 def check_weighs_clients(rule: Aggregator) -> None:
-    """Raise a ValueError for a rule that works coordinate by coordinate.
+    """Raise a ValueError for a rule that works by coordinate, or by layer.
 
     It gives clients no weights that could be applied to other rows of theirs.
 
@@ -311,9 +313,11 @@ def check_weighs_clients(rule: Aggregator) -> None:
 beside `memory`. Found `aggregator = 'nnm(cwmed)'`. Use caf, nnm(gm) or gm.
     """
     inner = rule
-    while isinstance(inner, MetaAggregator) and not isinstance(inner, CTMA):
+    while isinstance(inner, MetaAggregator) and not isinstance(inner, CTMA | Layerwise):
         inner = inner.base
-    if isinstance(inner, CwMed | CwTM | MeaMed | Bulyan | Hierarchical):
+    if isinstance(
+        inner, CwMed | CwTM | MeaMed | Bulyan | Hierarchical | Layerwise | LASA
+    ):
         raise _weighs_no_clients(rule)
 
 
