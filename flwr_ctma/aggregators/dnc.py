@@ -21,7 +21,7 @@ class DnC(Aggregator, name="dnc"):
     to save time; this form is deterministic and uses all coordinates, through the
     (n, n) Gram matrix. Each of the f rounds takes at most 64 products with an (n, n)
     matrix: 6 s of a CPU for the slowest rows known at n = 1000. Rows have no weights,
-    because it is rows that are dropped. No κ is known.
+    because it is rows that are dropped.
 
     References
     ----------
@@ -34,6 +34,23 @@ class DnC(Aggregator, name="dnc"):
     >>> DnC()(np.array([[1.0], [2.0], [3.0], [99.0]]), f=1)
     array([2.])
     """
+
+    def kappa(self, n: int, f: int) -> float:
+        """Bound the error, even with the largest eigenvalue of S for its variance λ.
+
+        If no row of S is dropped, all others are, and the error is 0. Otherwise take
+        the first step that drops one: S has lost nothing, and b ≤ f other rows are
+        left. Along the top direction let L be the mean of these, counted from mean_S.
+        The mean of all m = n − f + b rows is at bL/m. So the other rows are
+        (n − f)|L|/m from it on average, and the row of S that is dropped, the farthest
+        of all, is at most √((n − f)λ) + b|L|/m from it: |L| is at most
+        m√((n − f)λ)/(n − f − b). So all rows are within
+        M = √((n − f)λ)(n − f)/(n − f − b) of it, and the sum of squares in any
+        direction is at most mM². Two sets of n − f of these rows, S and those of the
+        result, have means within √(bM²/(n − f)) of the mean of all. The sum of both,
+        squared, is largest for b = f.
+        """
+        return 4 * f * ((n - f) / (n - 2 * f)) ** 2
 
     def _point(self, rows: Updates, budget: Budget) -> Combination:
         gram, n = rows.centred_gram(), budget.n

@@ -24,10 +24,11 @@ class SampledDnC(Aggregator, name="sampleddnc"):
     the largest ⟨x_i − μ, v⟩² fail. The result is the mean of the rows that pass in all
     iterations, or if there are none, in most of them; the paper leaves that open.
 
-    The k rows fail at once, along one direction: a liar far away moves μ and v, so that
-    a nearer one may pass in place of an honest row. `dnc` finds μ and v anew for each
-    row that it drops, in all coordinates. Rows are read one by one, whole; with the
-    backend "ray" they come back to this process. Rows have no weights. No κ is known.
+    The k rows fail at once, along one direction. With two liars there is no κ: one at
+    (0, B²) turns v to the second axis, and one at (B, t), for a t near the honest
+    values, passes in place of an honest row, however large B is. `dnc` finds μ and v
+    anew for each row that it drops, in all coordinates. Rows are read one by one,
+    whole; with the backend "ray" they come back to this process. Rows have no weights.
 
     Parameters
     ----------

@@ -142,8 +142,8 @@ def test_kappa_is_the_product_of_both_levels():
     within, across = 6 * 1 / 1 * (1 + 1 / 1), 4 * (1 + 1 / 1) ** 2
     assert rule.kappa(9, 2) == pytest.approx((1 + within) * (1 + across) * 7 / 4)
     assert rule.kappa(8, 2) is None
-    assert parse_aggregator("hierarchical(dnc, cwmed, size=3)").kappa(9, 2) is None
-    assert parse_aggregator("hierarchical(cwmed, dnc, size=3)").kappa(9, 2) is None
+    assert parse_aggregator("hierarchical(cge, cwmed, size=3)").kappa(9, 2) is None
+    assert parse_aggregator("hierarchical(cwmed, cge, size=3)").kappa(9, 2) is None
     assert parse_aggregator("hierarchical(cwmed)").kappa(17, 3) == CwMed().kappa(17, 3)
 
 

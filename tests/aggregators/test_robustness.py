@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from flwr_ctma import parse_aggregator
-from flwr_ctma.aggregators import CAF, SMEA
+from flwr_ctma.aggregators import CAF, SMEA, Bulyan, DnC, SampledDnC
 
 # κ for (n, f) = (8, 2), where f/(n − 2f) = 1/2 and f/(n − f) = 1/3, by hand.
 KNOWN = {
@@ -35,6 +35,7 @@ KNOWN = {
     "nnm(ctma(cwmed))": 8 / 3 * (1 + 32 / 3),
     "layerwise(cwtm)": 4.5,
     "ctma(ctma(gm))": 8 / 3 * (1 + 32 / 9),
+    "dnc": 4 * 2 * (6 / 4) ** 2,
     "arc(gm)": 16,
     "arc(ctma(cwmed))": ((8 / 3 * 4) ** 0.5 + 1) ** 2,
     "ctma(arc(gm))": 8 / 3 * (1 + 16 / 3),
@@ -61,7 +62,7 @@ class Bench:
         honest = x[self.subsets]
         means = honest.mean(axis=1)
         apart = honest - means[:, None]
-        if isinstance(self.rule, CAF | SMEA):
+        if isinstance(self.rule, CAF | SMEA | DnC):
             spread = np.linalg.norm(apart, ord=2, axis=(1, 2)) ** 2 / (self.n - self.f)
         else:
             spread = (apart**2).sum(axis=(1, 2)) / (self.n - self.f)
@@ -107,12 +108,14 @@ def sizes(spec):
         return [(6, 1), (10, 2), (11, 2), (14, 3)]
     if "hierarchical" in spec:
         return [(3, 1), (6, 1), (7, 1), (9, 2)]
+    if spec == "bulyan":
+        return [(7, 1), (8, 1), (11, 2)]
     if "krum" in spec:
         return [(7, 2), (9, 3)]
     return [(3, 1), (5, 2), (8, 3), (9, 2)]
 
 
-@pytest.mark.parametrize("spec", [*KNOWN, "caf"])
+@pytest.mark.parametrize("spec", [*KNOWN, "caf", "bulyan"])
 def test_error_of_every_sample_is_within_kappa(spec):
     for n, f in sizes(spec):
         bench = Bench(spec, n, f)
@@ -126,6 +129,12 @@ def test_error_of_every_sample_is_within_kappa(spec):
 @pytest.mark.parametrize("spec", KNOWN)
 def test_kappa_is_that_by_hand(spec):
     assert parse_aggregator(spec).kappa(8, 2) == pytest.approx(KNOWN[spec])
+
+
+def test_kappa_of_bulyan_is_that_by_hand():
+    assert Bulyan().kappa(11, 2) == pytest.approx((6**0.5 + (7 * 9 / 5) ** 0.5) ** 2)
+    assert Bulyan().kappa(11, 0) == 0
+    assert Bulyan().kappa(8, 2) is None  # undefined there
 
 
 @pytest.mark.parametrize(("n", "f"), [(3, 1), (17, 3), (17, 8), (100, 30)])
@@ -142,7 +151,7 @@ def test_kappa_of_caf_is_the_worst_over_all_weights_that_the_filter_took(n, f):
     assert max(roots) ** 2 <= CAF().kappa(n, f) <= 1.02 * max(roots) ** 2
 
 
-@pytest.mark.parametrize("spec", [*KNOWN, "caf"])
+@pytest.mark.parametrize("spec", [*KNOWN, "caf", "bulyan"])
 def test_kappa_is_at_least_the_lower_bound(spec):
     """κ ≥ f/(n − 2f) for every rule (Allouah et al., AISTATS 2023, Proposition 6)."""
     for n, f in [(5, 2), (17, 3), (17, 5), (17, 8), (100, 20)]:
@@ -158,7 +167,22 @@ def test_error_of_the_mean_is_unbounded():
     assert bench.rule.kappa(17, 1) == np.inf
 
 
-@pytest.mark.parametrize("spec", ["cge", "dnc", "fltrust", "ctma(cge)", "nnm(dnc)"])
+@pytest.mark.parametrize("size", [1e3, 1e5])
+def test_two_liars_break_rows_that_fail_at_once_but_not_one_by_one(size):
+    honest = np.random.default_rng(0).standard_normal((15, 2))
+    errors = {SampledDnC(): 0.0, DnC(): 0.0}
+    for second in np.linspace(-3, 3, 121):
+        x = np.vstack([honest, [[0, size**2], [size, second]]])
+        for rule, worst in errors.items():
+            error = np.linalg.norm(rule(x, f=2) - honest.mean(axis=0))
+            errors[rule] = max(worst, error)
+    assert errors[SampledDnC()] > 0.9 * size / 15
+    assert errors[DnC()] < 1e-6
+
+
+@pytest.mark.parametrize(
+    "spec", ["cge", "fltrust", "sampleddnc", "ctma(cge)", "nnm(sampleddnc)"]
+)
 def test_kappa_is_none_where_no_bound_is_known(spec):
     assert parse_aggregator(spec).kappa(17, 3) is None
 
