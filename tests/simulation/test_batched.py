@@ -1,6 +1,7 @@
 """A batched simulation gives the results of one that runs client by client."""
 
 import copy
+import os
 import threading
 from pathlib import Path
 
@@ -148,6 +149,27 @@ def test_gradients_and_statistics_are_those_of_each(monkeypatch, device, pixels)
         buffers = zip(one.model.buffers(), other.model.buffers(), strict=True)
         for mine, its in buffers:
             torch.testing.assert_close(mine, its)
+
+
+def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch):
+    monkeypatch.setattr(stacked, "_PIXELS", 600)  # parts of one client
+    found, seen = [], []
+
+    def noted(requests, compute=stacked._group_gradients):
+        seen.append(threading.get_ident())
+        if os.environ["FLWR_CTMA_NUM_THREADS"] == "2":
+            both.wait(timeout=10)
+        return compute(requests)
+
+    monkeypatch.setattr(stacked, "_group_gradients", noted)
+    both = threading.Barrier(2)
+    for count in ("1", "2"):
+        monkeypatch.setenv("FLWR_CTMA_NUM_THREADS", count)
+        seen.clear()
+        found.append(gradients(requests()))
+        assert len(set(seen)) == int(count) and len(seen) == 6
+    for (loss, gradient), (other_loss, other) in zip(*found, strict=True):
+        assert loss == other_loss and torch.equal(gradient, other)
 
 
 def plain_network(seed, channels=2):
