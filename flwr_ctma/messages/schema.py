@@ -15,6 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from flwr_ctma.compat import make_record
 from flwr_ctma.engine.updates import Layer, Updates
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages import npy
@@ -217,7 +218,7 @@ class ReplySchema:
         moved = self.by_key(
             {i: self._layers[i].origin + vector for i, vector in update.items()}
         )
-        return ArrayRecord(
+        return make_record(
             {
                 t.key: t.write(moved[t.key]) if t.key in moved else t.sent
                 for t in self._tensors
@@ -268,7 +269,7 @@ class ReplySchema:
                 settled[t.key] = robust[t.key]
             elif t.key in settled and settled[t.key].dtype != t.dtype.name:
                 settled[t.key] = t.write(numbers(settled[t.key]))
-        return ArrayRecord(settled)
+        return make_record(settled)
 
     def _difference(self, found: Collection[str]) -> str:
         missing = [key for key in self._keys if key not in found]

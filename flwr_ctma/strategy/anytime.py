@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
-from flwr_ctma.compat import log
+from flwr_ctma.compat import log, make_record
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.arrays import numbers, records_of, to_array
 from flwr_ctma.messages.schema import BUFFER_KEYS
@@ -156,7 +156,7 @@ class AnyTimeSGD(FedAvg):
             name: to_array(np.asarray(x[name] + gamma * lead[name], x[name].dtype))
             for name in x
         }
-        return ArrayRecord({**average, **moved})
+        return make_record({**average, **moved})
 
     def _check_model(self, arrays: ArrayRecord) -> None:
         """Raise a ValueError if the lead is that of another model."""
