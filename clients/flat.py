@@ -14,6 +14,7 @@ from clients.stacked import (
     parameter_views,
 )
 from clients.task import Examples
+from flwr_ctma.compat import make_record
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.arrays import numbers, to_array
 from flwr_ctma.simulation.batched import run_batched
@@ -79,10 +80,9 @@ class FlatNetwork:
 
     def record(self) -> ArrayRecord:
         """Return the model as a record."""
-        record = ArrayRecord()
-        for name, tensor in self._state.items():
-            record[name] = to_array(tensor.cpu().numpy())
-        return record
+        return make_record(
+            {name: to_array(x.cpu().numpy()) for name, x in self._state.items()}
+        )
 
     def evaluate(self, batches: Sequence[Examples], clip_norm: float) -> float:
         """Return the mean loss of batches, and set `weights.grad` to its gradient.

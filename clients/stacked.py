@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clients import blocks
 from clients.task import Examples
+from flwr_ctma.engine import threads
 
 __all__ = ["GradientRequest", "architecture_of", "gradients", "parameter_views"]
 
@@ -79,19 +80,32 @@ def parameter_views(vector: Tensor, parameters: Sequence[Tensor]) -> list[Tensor
 
 def gradients(requests: Sequence[GradientRequest]) -> list[tuple[float, Tensor]]:
     """Return for each request the mean loss of the batch and its gradient, (d,)."""
-    torch.set_num_threads(1)  # of the thread that calls this
     groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for i, request in enumerate(requests):
         images = request.batch.images
         alone = i if request.architecture is None else None
         key = (request.architecture, images.shape, images.device, alone)
         groups[key].append(i)
+    parts = [
+        part
+        for members in groups.values()
+        for part in _split(
+            members,
+            requests[members[0]].batch.images,
+            _most_pixels([requests[i] for i in members]),
+        )
+    ]
+
+    def compute(part: list[int]) -> list[tuple[float, Tensor]]:
+        return _group_gradients([requests[i] for i in part])
+
+    # Parts do not depend on the cores, and so neither do bits. `_mapped` sets a switch
+    # of torch that all threads share.
+    alike = all(_are_layers_supported(request.model) for request in requests)
+    answers = threads.run(compute, parts) if alike else map(compute, parts)
     found: dict[int, tuple[float, Tensor]] = {}
-    for members in groups.values():
-        most = _most_pixels([requests[i] for i in members])
-        for some in _split(members, requests[members[0]].batch.images, most):
-            answers = _group_gradients([requests[i] for i in some])
-            found |= zip(some, answers, strict=True)
+    for part, some in zip(parts, answers, strict=True):
+        found |= zip(part, some, strict=True)
     return [found[i] for i in range(len(requests))]
 
 
@@ -117,6 +131,7 @@ def _split(members: list[int], images: Tensor, most_pixels: int) -> list[list[in
 def _group_gradients(
     requests: Sequence[GradientRequest],
 ) -> list[tuple[float, Tensor]]:
+    torch.set_num_threads(1)  # of the thread that calls this
     first = requests[0]
     if _are_blocks(first):
         weights = torch.stack([request.weights.detach() for request in requests])

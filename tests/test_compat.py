@@ -1,7 +1,8 @@
 """compat: each private name of Flower's does on this version what it is used for."""
 
+import numpy as np
 import pytest
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
 from flwr_ctma import compat
@@ -47,6 +48,15 @@ def test_error_reply_answers_its_message():
     reply = compat.error_reply("abc", compat.ErrorCode.UNKNOWN, "lost")
     assert reply.has_error() and reply.metadata.reply_to_message_id == "abc"
     assert reply.error == Error(0, "lost")
+
+
+def test_record_is_that_of_its_constructor():
+    arrays = {name: Array(np.full(2, float(i))) for i, name in enumerate("ab")}
+    record = compat.make_record(arrays)
+    assert record == ArrayRecord({**arrays})
+    assert record.object_id == ArrayRecord({**arrays}).object_id
+    del arrays["a"]
+    assert list(record) == ["a", "b"]
 
 
 def test_object_head_is_read():

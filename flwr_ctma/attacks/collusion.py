@@ -65,20 +65,19 @@ class ObservedReply:
         if self.marked:
             reply = messages.replace(reply, {MALICIOUS: None})
         self.reply, self.message = reply, message
-        self._sent = messages.sent_numbers(message) if sent is None else sent
+        self.sent = messages.sent_numbers(message) if sent is None else sent
 
     @cached_property
     def layout(self) -> Layout:
         """Names, shapes and dtypes of the arrays of the update."""
         return tuple(
-            (*name, update.shape, update.dtype)
-            for name, update in self._updates.items()
+            (*name, array.shape, array.dtype) for name, array in self._arrays.items()
         )
 
     @cached_property
-    def _updates(self) -> dict[tuple[str, str], NDArray[Any]]:
+    def _arrays(self) -> dict[tuple[str, str], NDArray[Any]]:
         try:
-            return messages.updates(self.reply, self._sent)
+            return messages.float_arrays(self.reply)
         except Exception:  # a malformed reply, in whatever way, is no update
             return {}
 
@@ -92,7 +91,7 @@ class ObservedReply:
     def model(self) -> NDArray[Any]:
         """The model that the server sent, as a row in the layout of the update."""
         arrays = [
-            messages.sent_array(self._sent, record, key, np.empty(shape, dtype)).ravel()
+            messages.sent_array(self.sent, record, key, np.empty(shape, dtype)).ravel()
             for record, key, shape, dtype in self.layout
         ]
         return np.concatenate(arrays)
@@ -106,31 +105,36 @@ class ObservedReply:
             ]
         )
 
-    def pop_update(self) -> list[NDArray[Any]]:
-        """Return the update, array by array, and drop it: models are large."""
-        update = [self._updates[record, key].ravel() for record, key, *_ in self.layout]
-        self._updates = {}
-        return update
+    def write_update(self, row: NDArray[Any], model: NDArray[Any]) -> None:
+        """Write the update as a row: the arrays less the model."""
+        arrays = [array.ravel() for array in self._arrays.values()]
+        # An attacker may well want the overflow.
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.concatenate(arrays, out=row, casting="unsafe")
+            row -= model
 
     def replace_update(self, row: NDArray[Any]) -> None:
         """Put another update in the reply."""
-        ends = np.cumsum([math.prod(shape) for _, _, shape, _ in self.layout])
-        pieces = zip(np.split(row, ends[:-1]), self.layout, strict=True)
-        changed = {
-            (record, key): piece.reshape(shape)
-            for piece, (record, key, shape, _) in pieces
-        }
-        self.reply = messages.set_updates(self.reply, self._sent, changed)
+        with np.errstate(over="ignore", invalid="ignore"):
+            arrays = self.model + row
+            ends = np.cumsum([math.prod(shape) for _, _, shape, _ in self.layout])
+            pieces = zip(np.split(arrays, ends[:-1]), self.layout, strict=True)
+            changed = {
+                (record, key): piece.reshape(shape).astype(dtype, copy=False)
+                for piece, (record, key, shape, dtype) in pieces
+            }
+        self.reply = messages.set_arrays(self.reply, changed)
 
 
 def stack(replies: Sequence[ObservedReply]) -> NDArray[Any]:
-    """Return the updates of replies as rows; the replies drop them."""
-    layout = replies[0].layout
+    """Return the updates of replies as rows."""
+    layout, sent, model = replies[0].layout, replies[0].sent, replies[0].model
     dtype = np.result_type(np.float32, *(kind for _, _, _, kind in layout))
-    size = sum(math.prod(shape) for _, _, shape, _ in layout)
-    rows = np.empty((len(replies), size), dtype)
+    rows = np.empty((len(replies), model.size), dtype)
     for row, reply in zip(rows, replies, strict=True):
-        np.concatenate(reply.pop_update(), out=row, casting="unsafe")
+        if reply.sent is not sent:
+            sent, model = reply.sent, reply.model
+        reply.write_update(row, model)
     return rows
 
 

@@ -19,12 +19,14 @@ __all__ = [
     "WEIGHT",
     "Record",
     "Sent",
+    "float_arrays",
     "map_metrics",
     "map_updates",
     "replace",
     "sent_array",
     "sent_numbers",
     "server_round",
+    "set_arrays",
     "set_updates",
     "updates",
 ]
@@ -77,21 +79,28 @@ def sent_numbers(message: Message) -> Sent:
     }
 
 
+def float_arrays(reply: Message) -> dict[tuple[str, str], NDArray[Any]]:
+    """View the floating-point arrays of a reply, by names of record and array."""
+    return {
+        (record, key): model
+        for record, arrays in records_of(reply.content, ArrayRecord).items()
+        for key, array in arrays.items()
+        if (model := numbers(array)).dtype.kind == "f"
+    }
+
+
 def updates(reply: Message, sent: Sent) -> dict[tuple[str, str], NDArray[Any]]:
     """Return the difference of a reply to the message, by names of record and array.
 
     Floating-point arrays only. An array without a counterpart in the message (for
     example a client's momentum) is itself the update.
     """
-    found = {}
     # An attacker may well want the overflow.
     with np.errstate(over="ignore", invalid="ignore"):
-        for record, arrays in records_of(reply.content, ArrayRecord).items():
-            for key, array in arrays.items():
-                model = numbers(array)
-                if model.dtype.kind == "f":
-                    found[record, key] = model - sent_array(sent, record, key, model)
-    return found
+        return {
+            name: model - sent_array(sent, *name, model)
+            for name, model in float_arrays(reply).items()
+        }
 
 
 def map_updates(
@@ -111,15 +120,26 @@ def set_updates(
     """Replace updates of a reply; dtypes stay the same."""
     if reply is None or not reply.has_content():
         return reply
-    records = {
-        name: record.copy()
-        for name, record in records_of(reply.content, ArrayRecord).items()
-    }
+    records = records_of(reply.content, ArrayRecord)
+    arrays = {}
     with np.errstate(over="ignore", invalid="ignore"):
         for (record, key), update in changed.items():
             own = numbers(records[record][key])
             model = sent_array(sent, record, key, own) + update
-            records[record][key] = to_array(np.asarray(model, own.dtype))
+            arrays[record, key] = np.asarray(model, own.dtype)
+    return set_arrays(reply, arrays)
+
+
+def set_arrays(
+    reply: Message, changed: Mapping[tuple[str, str], NDArray[Any]]
+) -> Message:
+    """Replace arrays of a reply."""
+    records = {
+        name: record.copy()
+        for name, record in records_of(reply.content, ArrayRecord).items()
+    }
+    for (record, key), array in changed.items():
+        records[record][key] = to_array(array)
     return replace(reply, records)
 
 

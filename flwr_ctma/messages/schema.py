@@ -1,12 +1,13 @@
 """Flower replies ⇄ updates: the form of a reply, and views of its arrays.
 
 A reply is inspected on its own against the model that was sent. The arrays of a good
-reply are viewed in place, not copied; a bad reply becomes a `Rejection` with a reason.
-Nothing is unpickled, and no memory is allocated because a header asks for it.
+reply are viewed in place, not copied, unless the model is small; a bad reply becomes a
+`Rejection` with a reason. Nothing is unpickled, and no memory is allocated because a
+header asks for it.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from flwr_ctma.compat import make_record
 from flwr_ctma.engine.updates import Layer, Updates
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages import npy
@@ -27,6 +29,9 @@ BUFFER_KEYS = ("running_mean", "running_var", "num_batches_tracked")
 
 # Squared norms beyond this are nearer to float32's overflow than to any model.
 _LARGEST_SQUARE = 1e36
+# Bytes of a model whose tensors are joined to layers: up to this size, it takes longer
+# to visit a tensor on its own than to copy it.
+_SMALL = 2**20
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Reply:
     name : str
         The name of the record of metrics.
     rows : tuple of one-dimensional arrays
-        A flat view of each tensor of the model; none in a reply to evaluation.
+        The layers of the model, see `ReplySchema`; none in a reply to evaluation.
     """
 
     metrics: MetricRecord
@@ -76,11 +81,15 @@ class Reply:
         Sums of floats depend on their order. Node ids are drawn anew for every run, and
         replies arrive in any order, so that neither can give the same bits twice.
         """
-        return b"".join(row[:: 1 + row.size // 100].tobytes() for row in self.rows)
+        return b"".join(row[:: 1 + row.size // 1000].tobytes() for row in self.rows)
 
 
 class ReplySchema:
     """The names, shapes and dtypes of the arrays that were sent, as replies need them.
+
+    Rules see layers. A layer is a tensor of the model, viewed in place; or, in a model
+    of at most 1 MiB, all tensors of one dtype that are treated alike, side by side in a
+    copy: a round of such a model takes a time that goes with the number of its layers.
 
     Parameters
     ----------
@@ -96,9 +105,9 @@ class ReplySchema:
     Attributes
     ----------
     measured : tuple[int, ...]
-        Positions of the arrays that count in distances.
+        Positions of the layers that count in distances.
     buffers : tuple[int, ...]
-        Positions of the arrays that are aggregated and do not count in distances.
+        Positions of the layers that are aggregated and do not count in distances.
 
     Raises
     ------
@@ -131,19 +140,23 @@ class ReplySchema:
             if isinstance(names, str) or not all(isinstance(n, str) for n in names):
                 raise parameter_error(name, "a collection of strings", names)
         self._tensors = tuple(
-            _Tensor.of(key, array, key.rpartition(".")[2] in constant_keys)
+            _Tensor.of(key, array, _last(key) in constant_keys)
             for key, array in sent.items()
         )
         self._keys = dict.fromkeys(sent).keys()
-        counts = [
-            t.dtype.kind == "f" and t.key.rpartition(".")[2] not in buffer_keys
-            for t in self._tensors
-        ]
-        full = [
-            i for i, t in enumerate(self._tensors) if t.origin.size and not t.constant
-        ]
-        self.measured = tuple(i for i in full if counts[i])
-        self.buffers = tuple(i for i in full if not counts[i])
+        grouped: dict[tuple[bool, Any], list[_Tensor]] = {}
+        is_small = sum(t.origin.nbytes for t in self._tensors) <= _SMALL
+        for t in self._tensors:
+            if not t.constant:
+                counts = t.dtype.kind == "f" and _last(t.key) not in buffer_keys
+                alike = (counts, t.dtype) if is_small else (counts, t.key)
+                grouped.setdefault(alike, []).append(t)
+        self._layers = tuple(
+            _Layer.of(tensors, counts) for (counts, _), tensors in grouped.items()
+        )
+        full = [i for i, layer in enumerate(self._layers) if layer.origin.size]
+        self.measured = tuple(i for i in full if self._layers[i].counts)
+        self.buffers = tuple(i for i in full if not self._layers[i].counts)
         if not self.measured:
             raise parameter_error(
                 "arrays",
@@ -166,7 +179,7 @@ class ReplySchema:
             if arrays.keys() != self._keys:
                 raise _Reject("keys", self._difference(arrays.keys()))
             with np.errstate(over="ignore", invalid="ignore"):
-                rows = tuple(t.read(arrays[t.key]) for t in self._tensors)
+                rows = tuple(layer.read(arrays) for layer in self._layers)
         except _Reject as reject:
             return reject.rejection
         return Reply(metrics, name, rows)
@@ -177,32 +190,38 @@ class ReplySchema:
         positions: Sequence[int],
         reference: Sequence[NDArray[Any]] | None = None,
     ) -> Updates:
-        """Stack the replies' rows of some tensors, relative to what was sent."""
+        """Stack the replies' rows of some layers, relative to what was sent."""
         layers = [
-            Layer([reply.rows[i] for reply in replies], self._tensors[i].origin)
+            Layer([reply.rows[i] for reply in replies], self._layers[i].origin)
             for i in positions
         ]
         return Updates.of(layers, reference)
 
-    @property
-    def measured_keys(self) -> list[str]:
-        """Names of the measured tensors."""
-        return [self._tensors[i].key for i in self.measured]
+    def by_key(self, update: Mapping[int, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return an update, by position of the layer, as flat tensors by name."""
+        return {
+            tensor.key: part
+            for i, vector in update.items()
+            for tensor, part in self._layers[i].split(vector)
+        }
 
     def origin(self, positions: Sequence[int]) -> list[NDArray[Any]]:
-        """Return some tensors of the model that was sent, flat."""
-        return [self._tensors[i].origin for i in positions]
+        """Return some layers of the model that was sent."""
+        return [self._layers[i].origin for i in positions]
 
     def write(self, update: Mapping[int, NDArray[Any]]) -> ArrayRecord:
-        """Add an update, by position of the tensor, to what was sent.
+        """Add an update, by position of the layer, to what was sent.
 
         Keys, order, shapes and dtypes are those sent. Integers are rounded; what a
         dtype cannot hold is clipped to its range.
         """
-        return ArrayRecord(
+        moved = self.by_key(
+            {i: self._layers[i].origin + vector for i, vector in update.items()}
+        )
+        return make_record(
             {
-                t.key: t.write(t.origin + update[i]) if i in update else t.sent
-                for i, t in enumerate(self._tensors)
+                t.key: t.write(moved[t.key]) if t.key in moved else t.sent
+                for t in self._tensors
             }
         )
 
@@ -244,12 +263,13 @@ class ReplySchema:
         that was sent.
         """
         settled = dict(optimised.items())
-        for i, t in enumerate(self._tensors):
-            if i in self.buffers or t.constant:
+        aggregated = {t.key for i in self.buffers for t in self._layers[i].tensors}
+        for t in self._tensors:
+            if t.key in aggregated or t.constant:
                 settled[t.key] = robust[t.key]
             elif t.key in settled and settled[t.key].dtype != t.dtype.name:
                 settled[t.key] = t.write(numbers(settled[t.key]))
-        return ArrayRecord(settled)
+        return make_record(settled)
 
     def _difference(self, found: Collection[str]) -> str:
         missing = [key for key in self._keys if key not in found]
@@ -324,18 +344,13 @@ class _Tensor:
         native = values.astype(values.dtype.newbyteorder("="), copy=False)
         return cls(key, dtype.newbyteorder("="), shape, native, sent, constant)
 
-    def read(self, array: Array) -> NDArray[Any]:
+    def view(self, array: Array) -> NDArray[Any]:
         """View a client's array, flat; it must have this shape and a fitting dtype."""
-        if self.constant:
-            return self.origin[:0]
         row = _view(self.key, array, self.shape).flat
         if row.dtype != self.origin.dtype:
             if row.dtype.kind == "f" != self.dtype.kind:
                 raise _Reject("dtype", f"{quote(self.key)} is {row.dtype}")
             row = row.astype(self.origin.dtype)
-        if not _usable(row):
-            size = "too large" if np.isfinite(row).all() else "not finite"
-            raise _Reject(size.replace(" ", "-"), f"{quote(self.key)} is {size}")
         return row
 
     def write(self, values: NDArray[Any]) -> Array:
@@ -346,6 +361,47 @@ class _Tensor:
             whole = np.rint(values) if self.dtype.kind in "iu" else values
             values = whole.clip(*_range(self.dtype)).astype(self.dtype)
         return to_array(np.asarray(values).reshape(self.shape))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Tensors of the model, side by side."""
+
+    tensors: tuple[_Tensor, ...]
+    counts: bool  # in distances
+    origin: NDArray[Any]
+
+    @classmethod
+    def of(cls, tensors: Sequence[_Tensor], counts: bool) -> "_Layer":
+        """Join tensors of one dtype."""
+        return cls(tuple(tensors), counts, _joined([t.origin for t in tensors]))
+
+    def read(self, arrays: ArrayRecord) -> NDArray[Any]:
+        """Return this layer of a reply, of numbers that a rule can use."""
+        parts = [t.view(arrays[t.key]) for t in self.tensors]
+        row = _joined(parts)
+        if not _usable(row):
+            wrong = (i for i, part in enumerate(parts) if not _usable(part))
+            key = self.tensors[next(wrong, 0)].key
+            size = "too large" if np.isfinite(row).all() else "not finite"
+            raise _Reject(size.replace(" ", "-"), f"{quote(key)} is {size}")
+        return row
+
+    def split(self, row: NDArray[Any]) -> Iterator[tuple[_Tensor, NDArray[Any]]]:
+        """Yield each tensor, and its part of a row."""
+        end = 0
+        for tensor in self.tensors:
+            begin, end = end, end + tensor.origin.size
+            yield tensor, row[begin:end]
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _last(key: str) -> str:
+    """Return the part of a key after its last dot."""
+    return key.rpartition(".")[2]
 
 
 def _view(key: str, array: Array, shape: tuple[int, ...] | None = None) -> npy.Numbers:

@@ -10,7 +10,7 @@ import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
-from flwr_ctma.compat import log
+from flwr_ctma.compat import log, make_record
 from flwr_ctma.messages import npy
 from flwr_ctma.messages.arrays import to_array
 
@@ -53,13 +53,13 @@ def state_record(optimizer: HasState) -> ArrayRecord:
     True
     """
     kind = type(optimizer).__name__
-    record = ArrayRecord()
+    arrays = {}
     for index, x in enumerate(_parameters(optimizer)):
         for name, value in optimizer.state.get(x, {}).items():
             if isinstance(value, Tensor):
                 kept = value.detach().cpu().to(_kept_as(value.dtype))
-                record[f"{kind}.{index}.{name}"] = to_array(kept.numpy())
-    return record
+                arrays[f"{kind}.{index}.{name}"] = to_array(kept.numpy())
+    return make_record(arrays)
 
 
 def load_state_record(optimizer: HasState, record: ArrayRecord | None) -> bool:

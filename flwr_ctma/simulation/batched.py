@@ -1,21 +1,20 @@
 """Run the clients of a round concurrently, and batch what they compute."""
 
-import threading
+import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import partial
 from logging import WARNING
-from queue import SimpleQueue
 from typing import Any, TypeVar, cast
 
 from flwr.app import Message
+from greenlet import getcurrent, greenlet
 
 from flwr_ctma.compat import log
 from flwr_ctma.simulation.grid import InProcessGrid
 
 __all__ = ["BatchedGrid", "run_batched"]
 
-_MAX_THREADS = 64  # one for each client
+_MAX_CLIENTS = 64  # at a time: each holds a model
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
@@ -49,19 +48,20 @@ def run_batched(
     >>> run_batched(lambda numbers: [2 * number for number in numbers], 4)
     8
     """
-    turn: _Turn | None = getattr(_current, "turn", None)
-    if turn is None:
+    turn = getcurrent()
+    if not isinstance(turn, _Turn):
         return compute([request])[0]
-    return cast(Answer, turn.call((compute, request)))
+    return cast(Answer, turn.pause((compute, request)))
 
 
 class BatchedGrid(InProcessGrid):
     """An InProcessGrid that computes the `run_batched` calls of its clients in batches.
 
-    Each client of a round has a thread. Only one thread runs at any time, always in the
-    same order: client code need not be thread-safe, and the same seed gives the same
-    result. A client that ends, raises or never calls `run_batched` delays no other
-    client. Batched results equal those computed one by one, up to rounding.
+    Each client of a round has a stack of its own, a greenlet, in the caller's thread.
+    One client runs at any time, always in the same order: client code need not be
+    thread-safe, and the same seed gives the same result. A client that ends, raises or
+    never calls `run_batched` delays no other client. Batched results equal those
+    computed one by one, up to rounding.
 
     Parameters
     ----------
@@ -90,10 +90,6 @@ class BatchedGrid(InProcessGrid):
     [3, 3, 3]
     """
 
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(min(len(self._contexts), _MAX_THREADS), "client")
-
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Run the clients, up to 64 of them concurrently."""
         pushed: list[str] = []
@@ -101,66 +97,51 @@ class BatchedGrid(InProcessGrid):
             for some in _waves(messages):
                 ids = [self._number(message) for message in some]
                 tasks = [partial(self._answer, message) for message in some]
-                replies = _run_in_turns(tasks, self._pool)
+                replies = _run_in_turns(tasks)
                 for key, reply in zip(ids, replies, strict=True):
                     self._keep(key, reply)
                 pushed += ids
         return pushed
 
 
-class _Turn:
-    """A task in its own thread, which pauses at every call of `run_batched`.
+class _Turn(greenlet):  # type: ignore[misc]
+    """A task with a stack of its own, which pauses at every call of `run_batched`.
 
-    Answers are functions that the task's thread calls, so that exceptions are raised
-    there.
+    Answers are functions that the task calls, so that exceptions are raised there.
     """
 
-    def __init__(self, task: Callable[[], Any]) -> None:
-        self._task = task
-        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
-        self.answers: SimpleQueue[Callable[[], Any]] = SimpleQueue()
-
-    def run(self) -> Any:
-        """Run the task; called in the task's thread."""
-        try:
-            self.answers.get()()
-            _current.turn = self
-            return self._task()
-        finally:
-            _current.turn = None
-            self._calls.put(None)
-
-    def call(self, call: _Call) -> Any:
-        """Pause until the answer comes; called in the task's thread."""
-        self._calls.put(call)
-        return self.answers.get()()
-
-    def resume(self, answer: Callable[[], Any]) -> _Call | None:
-        """Run up to the next call of `run_batched`; return None at the end."""
-        self.answers.put(answer)
-        return self._calls.get()
+    def pause(self, call: _Call) -> Any:
+        """Wait for the answer; called in the task."""
+        return _switch(self.parent, call)()
 
 
-class _Interrupted(BaseException):
-    """End the thread of a task after an interrupt."""
-
-
-_current = threading.local()
-
-
-def _run_in_turns(tasks: Sequence[Callable[[], Any]], pool: ThreadPoolExecutor) -> Any:
+def _run_in_turns(tasks: Sequence[Callable[[], Any]]) -> list[Any]:
     """Run tasks from call to call of `run_batched`; return their results."""
     turns = [_Turn(task) for task in tasks]
     try:
-        futures = [pool.submit(turn.run) for turn in turns]
-        answers: dict[_Turn, Callable[[], Any]] = dict.fromkeys(turns, _nothing)
-        while answers:
-            calls = {turn: turn.resume(answer) for turn, answer in answers.items()}
-            answers = _answers({t: call for t, call in calls.items() if call})
-        return [future.result() for future in futures]
+        found = {turn: _switch(turn) for turn in turns}
+        while calls := {turn: found[turn] for turn in turns if not turn.dead}:
+            answers = _answers(calls)
+            found |= {turn: _switch(turn, answers[turn]) for turn in calls}
+        return list(found.values())
     finally:
-        for turn in turns:  # after an interrupt; tasks that have ended read no answer
-            turn.answers.put(_interrupt)
+        for turn in turns:  # after an interrupt
+            if not turn.dead:
+                turn.throw()
+
+
+def _switch(turn: greenlet, *given: Any) -> Any:
+    """Go on with another task until it comes back.
+
+    Whether torch records gradients is set for a thread, and so for all tasks.
+    """
+    torch = sys.modules.get("torch")
+    records = torch.is_grad_enabled() if torch else None
+    try:
+        return turn.switch(*given)
+    finally:
+        if torch:
+            torch.set_grad_enabled(records)
 
 
 def _answers(calls: dict[_Turn, _Call]) -> dict[_Turn, Callable[[], Any]]:
@@ -168,7 +149,7 @@ def _answers(calls: dict[_Turn, _Call]) -> dict[_Turn, Callable[[], Any]]:
     by_compute: dict[Hashable, list[_Turn]] = {}
     for turn, (compute, _) in calls.items():
         by_compute.setdefault(compute, []).append(turn)
-    answers = dict.fromkeys(calls, _nothing)
+    answers: dict[_Turn, Callable[[], Any]] = {}
     for turns in by_compute.values():
         compute, requests = calls[turns[0]][0], [calls[turn][1] for turn in turns]
         try:
@@ -181,10 +162,6 @@ def _answers(calls: dict[_Turn, _Call]) -> dict[_Turn, Callable[[], Any]]:
     return answers
 
 
-def _nothing() -> Any:
-    return None
-
-
 def _identity(answer: Any) -> Any:
     return answer
 
@@ -193,16 +170,12 @@ def _alone(compute: Compute, request: Any) -> Any:
     return compute([request])[0]
 
 
-def _interrupt() -> Any:
-    raise _Interrupted
-
-
 def _waves(messages: Iterable[Message]) -> Iterator[list[Message]]:
     """Split messages into waves with at most one message for each node."""
     wave: dict[int, Message] = {}
     for message in messages:
         node = message.metadata.dst_node_id
-        if node in wave or len(wave) == _MAX_THREADS:
+        if node in wave or len(wave) == _MAX_CLIENTS:
             yield list(wave.values())
             wave = {}
         wave[node] = message

@@ -1,19 +1,19 @@
 """The server side of μ²-SGD: a step, and AnyTime averaging of the iterates."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from logging import INFO
 from math import hypot, inf
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
-from flwr_ctma.compat import log
+from flwr_ctma.compat import log, make_record
 from flwr_ctma.errors import parameter_error
-from flwr_ctma.messages.arrays import numbers, to_array
+from flwr_ctma.messages.arrays import numbers, records_of, to_array
 from flwr_ctma.messages.schema import BUFFER_KEYS
 from flwr_ctma.optim.schedules import Fixed, Schedule, parse_schedule
 
@@ -116,8 +116,18 @@ class AnyTimeSGD(FedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Average the replies, and take the step to the next query point."""
-        arrays, metrics = super().aggregate_train(server_round, replies)
-        return (None if arrays is None else self.step(self._sent, arrays)), metrics
+        replies = [*replies]
+        average: ArrayRecord | None
+        alone = _alone(replies)
+        if alone:  # as from RobustStrategy: the average is this reply
+            (name, average), content = alone, replies[0].content
+            empty = RecordDict({**content, name: ArrayRecord()})
+            _, metrics = super().aggregate_train(
+                server_round, [Message(empty, reply_to=replies[0])]
+            )
+        else:
+            average, metrics = super().aggregate_train(server_round, replies)
+        return (None if average is None else self.step(self._sent, average)), metrics
 
     def step(self, sent: ArrayRecord, average: ArrayRecord) -> ArrayRecord:
         """Return the query point x_{t+1}, given x_t and the average x̂ of the replies.
@@ -146,7 +156,7 @@ class AnyTimeSGD(FedAvg):
             name: to_array(np.asarray(x[name] + gamma * lead[name], x[name].dtype))
             for name in x
         }
-        return ArrayRecord({**average, **moved})
+        return make_record({**average, **moved})
 
     def _check_model(self, arrays: ArrayRecord) -> None:
         """Raise a ValueError if the lead is that of another model."""
@@ -179,6 +189,14 @@ class AnyTimeSGD(FedAvg):
             raise parameter_error("state", "what `state_dict` gave", sorted(state))
         self._t = int(state["t"])
         self._lead = {k[5:]: value for k, value in state.items() if k != "t"}
+
+
+def _alone(replies: Sequence[Message]) -> tuple[str, ArrayRecord] | None:
+    """Return the arrays of the only reply, with their name; None if there are more."""
+    if len(replies) != 1 or not replies[0].has_content():
+        return None
+    records = records_of(replies[0].content, ArrayRecord)
+    return next(iter(records.items())) if len(records) == 1 else None
 
 
 def _is_parameter(name: str, arrays: ArrayRecord) -> bool:

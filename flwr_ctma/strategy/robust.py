@@ -427,7 +427,8 @@ class RobustStrategy(StrategyWrapper):
         row = round_.reference() if round_ else None
         if row is None or round_ is None or round_.schema is None:
             return None
-        return dict(zip(round_.schema.measured_keys, row, strict=True))
+        schema = round_.schema
+        return schema.by_key(dict(zip(schema.measured, row, strict=True)))
 
     def budget(self, metrics: Sequence[MetricRecord], f: int) -> Budget:
         """Return the budget of Byzantine rows, or of weight if clients claim it."""

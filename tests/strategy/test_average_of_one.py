@@ -1,5 +1,7 @@
 """Flower's average of one robust reply is that reply, and is not computed."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
@@ -8,8 +10,13 @@ from flwr.serverapp.strategy import FedAvg, FedAvgM, FedProx, fedavg
 
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import RobustStrategy
+from flwr_ctma.strategy.anytime import AnyTimeSGD
 
 START = {"w": np.arange(4, dtype=np.float32), "steps": np.array([3, 5])}
+
+
+# A step of size 1, and no average of the iterates.
+step = partial(AnyTimeSGD, 1.0, "fixed(storm-beta=1, gamma=1)")
 
 
 class OwnClass(FedAvg):
@@ -42,7 +49,7 @@ def run(inner, monkeypatch):
 
 @pytest.mark.parametrize(
     ("kind", "averaged"),
-    [(FedAvg, [0]), (FedProx, [0]), (FedAvgM, [2]), (OwnClass, [2])],
+    [(FedAvg, [0]), (FedProx, [0]), (step, [0]), (FedAvgM, [2]), (OwnClass, [2])],
 )
 def test_arrays_are_averaged_where_a_strategy_does_more(kind, averaged, monkeypatch):
     settings = {"fraction_evaluate": 0.0, "arrayrecord_key": "a"}

@@ -27,7 +27,7 @@ class RobustAggregate:
     arrays : ArrayRecord
         The model that was sent plus the aggregated update.
     update : list of ndarray
-        The update, over the measured tensors.
+        The update, over the measured layers.
     distances : ndarray of shape (n,)
         ‖update of the client − update‖.
     influence : ndarray of shape (n,), or None

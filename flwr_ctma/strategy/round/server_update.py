@@ -20,7 +20,7 @@ ServerUpdate = Callable[[int, ArrayRecord], ArrayRecord]
 def trusted_update(
     train: ServerUpdate, server_round: int, schema: ReplySchema
 ) -> list[NDArray[Any]] | None:
-    """Return the server's update, over the measured tensors of the model that was sent.
+    """Return the server's update, over the measured layers of the model that was sent.
 
     The result of `train` is inspected as a reply of a client is.
 
