@@ -77,6 +77,8 @@ class Aggregator(ABC):
     """Whether the rule compares rows within groups, not all of them."""
     needs_reference: ClassVar[bool] = False
     """Whether the rule uses a vector of the caller: a trusted update or a start."""
+    by_layer: ClassVar[bool] = False
+    """Whether the rule treats the arrays of the model one by one."""
 
     def __init_subclass__(cls, *, name: str | None = None, **given: Any) -> None:
         super().__init_subclass__(**given)
@@ -331,6 +333,11 @@ def iter_rules(rule: Aggregator) -> Iterator[Aggregator]:
         held = getattr(rule, field.name)
         if isinstance(held, Aggregator):
             yield from iter_rules(held)
+
+
+def is_by_layer(rule: Aggregator) -> bool:
+    """Return whether a rule, or one that it holds, treats arrays one by one."""
+    return any(part.by_layer for part in iter_rules(rule))
 
 
 @cache

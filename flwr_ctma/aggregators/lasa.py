@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import floor
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -81,6 +81,8 @@ class LASA(Aggregator, name="lasa"):
     >>> LASA(sparsity=0.0)(x, f=1).round(3)
     array([1.527, 1.527])
     """
+
+    by_layer: ClassVar[bool] = True
 
     sparsity: float = 0.3
     lambda_n: float = 1.0

@@ -1,6 +1,7 @@
 """A rule in each layer of the model on its own."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from flwr_ctma.aggregators.base import Budget, MetaAggregator, Point
 from flwr_ctma.aggregators.points import concatenated
@@ -42,6 +43,8 @@ class Layerwise(MetaAggregator, name="layerwise"):
     >>> Layerwise(Krum())(Updates.of([Layer(first), Layer(second)]), f=1)
     [array([1.1]), array([7.])]
     """
+
+    by_layer: ClassVar[bool] = True
 
     def kappa(self, n: int, f: int) -> float | None:
         """κ of the base: errors and variances of layers add up, for the same S."""

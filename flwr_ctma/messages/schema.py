@@ -89,7 +89,7 @@ class ReplySchema:
 
     Rules see layers. A layer is a tensor of the model, viewed in place; or, in a model
     of at most 1 MiB, all tensors of one dtype that are treated alike, side by side in a
-    copy: a round of such a model takes a time that goes with the number of its layers.
+    copy: the time of a round of such a model goes with the number of its layers.
 
     Parameters
     ----------
@@ -101,6 +101,9 @@ class ReplySchema:
     constant_keys : Collection[str] (default: ())
         Arrays that no client trains, such as masks of −inf or −3.4e38, by the last part
         of their key. They stay as they were sent; the values in replies are not used.
+    by_layer : bool (default: False)
+        Whether each tensor is a layer, also in a small model: some rules treat tensors
+        one by one.
 
     Attributes
     ----------
@@ -132,6 +135,7 @@ class ReplySchema:
         sent: ArrayRecord,
         buffer_keys: Collection[str] = BUFFER_KEYS,
         constant_keys: Collection[str] = (),
+        by_layer: bool = False,
     ) -> None:
         for name, names in (
             ("buffer_keys", buffer_keys),
@@ -145,11 +149,11 @@ class ReplySchema:
         )
         self._keys = dict.fromkeys(sent).keys()
         grouped: dict[tuple[bool, Any], list[_Tensor]] = {}
-        is_small = sum(t.origin.nbytes for t in self._tensors) <= _SMALL
+        joined = not by_layer and sum(t.origin.nbytes for t in self._tensors) <= _SMALL
         for t in self._tensors:
             if not t.constant:
                 counts = t.dtype.kind == "f" and _last(t.key) not in buffer_keys
-                alike = (counts, t.dtype) if is_small else (counts, t.key)
+                alike = (counts, t.dtype) if joined else (counts, t.key)
                 grouped.setdefault(alike, []).append(t)
         self._layers = tuple(
             _Layer.of(tensors, counts) for (counts, _), tensors in grouped.items()

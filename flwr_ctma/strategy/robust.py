@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from flwr_ctma.aggregators import Aggregator, Budget
-from flwr_ctma.aggregators.base import iter_rules, needs_products
+from flwr_ctma.aggregators.base import is_by_layer, iter_rules, needs_products
 from flwr_ctma.compat import log
 from flwr_ctma.engine.actors import Unavailable
 from flwr_ctma.engine.ray import RayBackend
@@ -311,7 +311,8 @@ class RobustStrategy(StrategyWrapper):
             return asked
         self._progress.asked += 1
         schema = ReplySchema(
-            self._sent(asked, arrays), self.buffer_keys, self.constant_keys
+            *(self._sent(asked, arrays), self.buffer_keys, self.constant_keys),
+            is_by_layer(self.aggregator),
         )
         self._training = Round(
             phase="train",

@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from flwr_ctma.aggregators import Aggregator
+from flwr_ctma.aggregators.base import is_by_layer
 from flwr_ctma.compat import log
 from flwr_ctma.messages.bounded_grid import sent_bytes
 from flwr_ctma.messages.schema import Rejection, ReplySchema
@@ -65,7 +66,7 @@ class AsyncRound:
     statistics: RoundStatistics = field(init=False, default_factory=RoundStatistics)
 
     def __post_init__(self) -> None:
-        self._model = ReplySchema(self.arrays, constant_keys=self.constant_keys)
+        self._model = self._schema()
 
     def run(self, goal: int | None, deadline: float) -> None:
         """Run until enough updates are counted, or until the deadline.
@@ -154,9 +155,16 @@ class AsyncRound:
             self._trained(self.arrays), self._trained(self._model.write(average))
         )
         self.arrays = ArrayRecord({**self.arrays, **stepped})
-        self._model = ReplySchema(self.arrays, constant_keys=self.constant_keys)
+        self._model = self._schema()
         self.clients.steps += 1
         return True
+
+    def _schema(self) -> ReplySchema:
+        return ReplySchema(
+            self.arrays,
+            constant_keys=self.constant_keys,
+            by_layer=is_by_layer(self.rule),
+        )
 
     def _trained(self, arrays: ArrayRecord) -> ArrayRecord:
         """Return the arrays that are no constants."""

@@ -42,10 +42,14 @@ class PendingMessages:
     ----------
     constant_keys : Collection[str] (default: ())
         As for `ReplySchema`.
+    by_layer : bool (default: False)
+        As for `ReplySchema`.
     """
 
-    def __init__(self, constant_keys: Collection[str] = ()) -> None:
-        self._constant_keys = constant_keys
+    def __init__(
+        self, constant_keys: Collection[str] = (), by_layer: bool = False
+    ) -> None:
+        self._constant_keys, self._by_layer = constant_keys, by_layer
         self._messages: dict[str, PendingMessage] = {}
         self._survives = False  # whether the grid saves the messages that it carries
 
@@ -109,7 +113,9 @@ class PendingMessages:
         if state is None:
             return
         models = [
-            ReplySchema(arrays, constant_keys=self._constant_keys)
+            ReplySchema(
+                arrays, constant_keys=self._constant_keys, by_layer=self._by_layer
+            )
             for arrays in state["models"]
         ]
         self._messages = {

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from flwr_ctma.aggregators import Aggregator
+from flwr_ctma.aggregators.base import is_by_layer
 from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.bounded_grid import bound_replies
@@ -189,11 +190,14 @@ class AsyncRobustStrategy(HookedStrategy):
         self.detector: Detector = check_detector(detector) or self.ledger
         self.exclusion = make_exclusion(exclusion)
         self.constant_keys = constant_keys
-        self._pending = PendingMessages(self.constant_keys)
+        self._pending = self._no_messages()
         self._timeout = 3600.0
         self._began = math.nan
         self._elapsed = 0.0
         self._statistics = RoundStatistics()
+
+    def _no_messages(self) -> PendingMessages:
+        return PendingMessages(self.constant_keys, is_by_layer(self.aggregator))
 
     def summary(self) -> None:
         """Log the settings, then those of the step."""
@@ -217,7 +221,7 @@ class AsyncRobustStrategy(HookedStrategy):
         self.clients = ClientUpdates(
             known.f, known.max_share, known.client_weighting, known.memory
         )
-        self._pending = PendingMessages(self.constant_keys)
+        self._pending = self._no_messages()
         self._elapsed, self._began = 0.0, math.nan
         return grid
 
