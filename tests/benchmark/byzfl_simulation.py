@@ -109,6 +109,8 @@ class ByzFL:
 
 def import_byzfl() -> None:
     """Import ByzFL; its plots and data sets, which are not used here, may be absent."""
+    import datasets  # noqa: F401, it must see no module that stands for an absent one
+
     for name in ("torchvision", "seaborn"):
         try:
             __import__(name)
@@ -130,8 +132,8 @@ def main(folder: str) -> None:
     torch.set_num_threads(1)
     for size in (4, 32):
         config = {**SETTINGS, "dataset": folder, "batch-size": size}
-        peer = ByzFL(RunConfig.of(APP.run_config(config)))
         ours(config)  # decodes the images
+        peer = ByzFL(RunConfig.of(APP.run_config(config)))
         ratios, times = [], []
         for _ in range(TURNS):
             mine = ours(config)
