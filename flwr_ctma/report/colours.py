@@ -26,6 +26,8 @@ _FIXED = {
     "ctma(cwmed)": (6, 0),
     "krum": (7, 2),
     "cwtm": (8, 2),
+    "caf, memory 0.99": (7, 1),
+    "distinct(caf), memory 0.99": (3, 1),
 }
 
 
