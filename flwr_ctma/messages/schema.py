@@ -213,6 +213,26 @@ class ReplySchema:
         """Return some layers of the model that was sent."""
         return [self._layers[i].origin for i in positions]
 
+    def check_widths(self, found: Sequence[int], positions: Sequence[int]) -> None:
+        """Raise a ValueError if a row that was saved has other layers than these.
+
+        Parameters
+        ----------
+        found : sequence of int
+            Numbers in each layer of the row.
+        positions : sequence of int
+            The layers that it should have.
+        """
+        widths = [self._layers[i].origin.size for i in positions]
+        if found != widths:
+            raise parameter_error(
+                "checkpoint",
+                f"of a run with layers of {widths} numbers",
+                found,
+                "Resume with the aggregator and the release of flwr-ctma of that run, "
+                "or start in another folder.",
+            )
+
     def write(self, update: Mapping[int, NDArray[Any]]) -> ArrayRecord:
         """Add an update, by position of the layer, to what was sent.
 
