@@ -354,17 +354,8 @@ class _Tensor:
                 str(reject.rejection),
                 "Convert it, or leave it out of what is averaged.",
             ) from None
-        with np.errstate(over="ignore", invalid="ignore"):
-            usable = constant or _usable(values)
-        if not usable:
-            raise parameter_error(
-                f"arrays[{key!r}]",
-                "finite, and of a norm below 1e18",
-                "NaN, infinity or huge numbers in the model to send",
-                "Start from finite arrays; if training made this, lower the server's "
-                "learning rate. If no client trains this array, such as a mask, name "
-                "it in `constant_keys`.",
-            )
+        if not constant:
+            _check_usable(key, values)
         native = values.astype(values.dtype.newbyteorder("="), copy=False)
         return cls(key, dtype.newbyteorder("="), shape, native, sent, constant)
 
@@ -398,7 +389,10 @@ class _Layer:
     @classmethod
     def of(cls, tensors: Sequence[_Tensor], counts: bool) -> "_Layer":
         """Join tensors of one dtype."""
-        return cls(tuple(tensors), counts, _joined([t.origin for t in tensors]))
+        origin = _joined([t.origin for t in tensors])
+        if len(tensors) > 1:  # each is usable, but squares add up
+            _check_usable(tensors[0].key, origin)
+        return cls(tuple(tensors), counts, origin)
 
     def read(self, arrays: ArrayRecord) -> NDArray[Any]:
         """Return this layer of a reply, of numbers that a rule can use."""
@@ -447,6 +441,21 @@ def _usable(row: NDArray[Any]) -> bool:
     # One pass over memory, half the time of `isfinite`: a sum of squares is finite
     # only if all of them are.
     return bool(row.dot(row) <= _LARGEST_SQUARE)
+
+
+def _check_usable(key: str, sent: NDArray[Any]) -> None:
+    """Raise a ValueError for numbers to send that no reply could have."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        usable = _usable(sent)
+    if not usable:
+        raise parameter_error(
+            f"arrays[{key!r}]",
+            "finite, and of a norm below 1e18",
+            "NaN, infinity or huge numbers in the model to send",
+            "Start from finite arrays; if training made this, lower the server's "
+            "learning rate. If no client trains this array, such as a mask, name "
+            "it in `constant_keys`.",
+        )
 
 
 def _range(dtype: np.dtype[Any]) -> tuple[float, float]:
