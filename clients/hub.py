@@ -53,10 +53,27 @@ class StoredExamples:
             values = np.asarray(self._dataset.select(new)[:][self._column])
             if not self._decoded.size:  # memory that is not written takes no space
                 self._decoded = np.empty((len(self), *values.shape[1:]), values.dtype)
+            self._check(values)
             self._decoded[new] = values
             self._is_decoded[new] = True
         images = self._scaled(self._decoded[rows])
         return Examples(images, self.labels[index], self.num_classes)
+
+    def _check(self, values: "np.ndarray[Any, Any]") -> None:
+        """Raise a ValueError for examples that NumPy would stretch or wrap to fit."""
+        is_image = isinstance(self._dataset.features[self._column], Image)
+        alike = (values.shape[1:], values.dtype) == (
+            self._decoded.shape[1:],
+            self._decoded.dtype,
+        )
+        if alike and (values.dtype == np.uint8 if is_image else values.dtype != object):
+            return
+        raise parameter_error(
+            "dataset",
+            "one of examples of one size, images with 8 bits in each channel",
+            f"{self._column} of shape {values.shape[1:]} and {values.dtype}",
+            "Convert its images to grey or RGB, and cut them to one size.",
+        )
 
     def _scaled(self, values: "np.ndarray[Any, Any]") -> Tensor:
         if not isinstance(self._dataset.features[self._column], Image):

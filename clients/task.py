@@ -114,10 +114,15 @@ def _dealt(deal: Deal) -> list[Tensor]:
         order = _validation_and_rest(len(train))[1]
     order = order[torch.from_numpy(np.random.default_rng(seed).permutation(len(order)))]
     labels = train.labels[order].numpy()
-    return [
-        order[torch.from_numpy(positions)]
-        for positions in partitioner.deal(labels, num_partitions, seed)
-    ]
+    dealt = partitioner.deal(labels, num_partitions, seed)
+    if not all(map(len, dealt)):
+        raise parameter_error(
+            "num-nodes",
+            f"a number that leaves each client examples, where {partitioner} deals out "
+            f"{len(order)} of them",
+            num_partitions,
+        )
+    return [order[torch.from_numpy(positions)] for positions in dealt]
 
 
 def _validation_and_rest(count: int) -> tuple[Tensor, Tensor]:

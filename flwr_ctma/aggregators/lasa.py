@@ -147,7 +147,7 @@ def _threshold(row: Vector, sparsity: float) -> float:
     """
     size = sum(map(len, row))
     dropped = min(floor(round(sparsity * size, 9)), size - 1)
-    if not dropped:
+    if dropped < 1:
         return 0.0
     coarsest = min((layer.dtype for layer in row), key=lambda dtype: dtype.itemsize)
     least = coarsest.type(_magnitude_of_rank(row, dropped))

@@ -120,7 +120,7 @@ class Suite:
                 [_rule(one) for one in found["rules"]],
                 *(found["attacks"], found["seeds"], found["tuning"], config),
                 *(found["metric"], found["last"]),
-                found["reference"] and _rule(found["reference"]),
+                None if found["reference"] is None else _rule(found["reference"]),
             )
             suite._check_overrides(merge_overrides(*overrides))
             suite._check_duplicates()

@@ -213,6 +213,26 @@ class ReplySchema:
         """Return some layers of the model that was sent."""
         return [self._layers[i].origin for i in positions]
 
+    def check_widths(self, found: Sequence[int], positions: Sequence[int]) -> None:
+        """Raise a ValueError if a row that was saved has other layers than these.
+
+        Parameters
+        ----------
+        found : sequence of int
+            Numbers in each layer of the row.
+        positions : sequence of int
+            The layers that it should have.
+        """
+        widths = [self._layers[i].origin.size for i in positions]
+        if found != widths:
+            raise parameter_error(
+                "checkpoint",
+                f"of a run with layers of {widths} numbers",
+                found,
+                "Resume with the aggregator and the release of flwr-ctma of that run, "
+                "or start in another folder.",
+            )
+
     def write(self, update: Mapping[int, NDArray[Any]]) -> ArrayRecord:
         """Add an update, by position of the layer, to what was sent.
 
@@ -334,17 +354,8 @@ class _Tensor:
                 str(reject.rejection),
                 "Convert it, or leave it out of what is averaged.",
             ) from None
-        with np.errstate(over="ignore", invalid="ignore"):
-            usable = constant or _usable(values)
-        if not usable:
-            raise parameter_error(
-                f"arrays[{key!r}]",
-                "finite, and of a norm below 1e18",
-                "NaN, infinity or huge numbers in the model to send",
-                "Start from finite arrays; if training made this, lower the server's "
-                "learning rate. If no client trains this array, such as a mask, name "
-                "it in `constant_keys`.",
-            )
+        if not constant:
+            _check_usable(key, values)
         native = values.astype(values.dtype.newbyteorder("="), copy=False)
         return cls(key, dtype.newbyteorder("="), shape, native, sent, constant)
 
@@ -378,7 +389,10 @@ class _Layer:
     @classmethod
     def of(cls, tensors: Sequence[_Tensor], counts: bool) -> "_Layer":
         """Join tensors of one dtype."""
-        return cls(tuple(tensors), counts, _joined([t.origin for t in tensors]))
+        origin = _joined([t.origin for t in tensors])
+        if len(tensors) > 1:  # each is usable, but squares add up
+            _check_usable(tensors[0].key, origin)
+        return cls(tuple(tensors), counts, origin)
 
     def read(self, arrays: ArrayRecord) -> NDArray[Any]:
         """Return this layer of a reply, of numbers that a rule can use."""
@@ -427,6 +441,21 @@ def _usable(row: NDArray[Any]) -> bool:
     # One pass over memory, half the time of `isfinite`: a sum of squares is finite
     # only if all of them are.
     return bool(row.dot(row) <= _LARGEST_SQUARE)
+
+
+def _check_usable(key: str, sent: NDArray[Any]) -> None:
+    """Raise a ValueError for numbers to send that no reply could have."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        usable = _usable(sent)
+    if not usable:
+        raise parameter_error(
+            f"arrays[{key!r}]",
+            "finite, and of a norm below 1e18",
+            "NaN, infinity or huge numbers in the model to send",
+            "Start from finite arrays; if training made this, lower the server's "
+            "learning rate. If no client trains this array, such as a mask, name "
+            "it in `constant_keys`.",
+        )
 
 
 def _range(dtype: np.dtype[Any]) -> tuple[float, float]:

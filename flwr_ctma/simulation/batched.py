@@ -10,6 +10,7 @@ from flwr.app import Message
 from greenlet import getcurrent, greenlet
 
 from flwr_ctma.compat import log
+from flwr_ctma.errors import parameter_error
 from flwr_ctma.simulation.grid import InProcessGrid
 
 __all__ = ["BatchedGrid", "run_batched"]
@@ -30,6 +31,9 @@ def run_batched(
     In a `BatchedGrid` the call waits until every other client of the round has called
     `run_batched` or has ended. Elsewhere it returns `compute([request])[0]`.
 
+    Clients share a thread. Enter contexts that hold for a thread, such as
+    `torch.autocast` or an event loop, in `compute`, or leave them before the call.
+
     Parameters
     ----------
     compute : Callable
@@ -43,6 +47,11 @@ def run_batched(
     object
         The answer for this client.
 
+    Raises
+    ------
+    ValueError
+        Within `torch.autocast` or `torch.inference_mode`, in a `BatchedGrid`.
+
     Examples
     --------
     >>> run_batched(lambda numbers: [2 * number for number in numbers], 4)
@@ -51,6 +60,8 @@ def run_batched(
     turn = getcurrent()
     if not isinstance(turn, _Turn):
         return compute([request])[0]
+    hash(compute)  # batches are found by it: what has no hash fails in its client
+    _check_contexts()
     return cast(Answer, turn.pause((compute, request)))
 
 
@@ -136,12 +147,32 @@ def _switch(turn: greenlet, *given: Any) -> Any:
     Whether torch records gradients is set for a thread, and so for all tasks.
     """
     torch = sys.modules.get("torch")
-    records = torch.is_grad_enabled() if torch else None
+    records = torch.is_grad_enabled() if torch else True
     try:
         return turn.switch(*given)
     finally:
-        if torch:
+        if torch := sys.modules.get("torch"):  # the other task may have imported it
             torch.set_grad_enabled(records)
+
+
+def _check_contexts() -> None:
+    """Refuse contexts of torch that the other clients and `compute` would be in."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    if torch.is_inference_mode_enabled():
+        found = "inference_mode"
+    elif torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        found = "autocast"
+    else:
+        return
+    raise parameter_error(
+        "run_batched",
+        f"called outside of torch.{found}",
+        f"within torch.{found}",
+        "Clients of a batched simulation share a thread: enter the context in "
+        "`compute`, or leave it before the call.",
+    )
 
 
 def _answers(calls: dict[_Turn, _Call]) -> dict[_Turn, Callable[[], Any]]:
@@ -155,7 +186,7 @@ def _answers(calls: dict[_Turn, _Call]) -> dict[_Turn, Callable[[], Any]]:
         try:
             found = zip(turns, compute(requests), strict=True)
             answers |= {turn: partial(_identity, answer) for turn, answer in found}
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             log(WARNING, "Clients compute one by one: %s", error)
             for turn, request in zip(turns, requests, strict=True):
                 answers[turn] = partial(_alone, compute, request)

@@ -27,7 +27,8 @@ class OnDiskGrid(GracePeriodGrid):
 
     Rules read the files block by block: n clients of d numbers take memory for a few
     replies and a few vectors of d numbers. The system keeps as much of the files in
-    memory as it has to spare.
+    memory as it has to spare. Replies of a model of at most 1 MiB in several arrays are
+    copied to memory, unless the rule is `lasa` or `layerwise`.
 
     In a deployment f + 2 replies are pulled at the same time, so that f uploads that
     are withheld do not hold up the others.

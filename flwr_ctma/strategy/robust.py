@@ -314,6 +314,7 @@ class RobustStrategy(StrategyWrapper):
             *(self._sent(asked, arrays), self.buffer_keys, self.constant_keys),
             is_by_layer(self.aggregator),
         )
+        self._check_resumed(schema)
         self._training = Round(
             phase="train",
             asked=asked,
@@ -447,6 +448,12 @@ class RobustStrategy(StrategyWrapper):
                 "wrapper of flwr-ctma, outermost and call its `start`: then a round "
                 "may fail."
             )
+
+    def _check_resumed(self, schema: ReplySchema) -> None:
+        """Raise a ValueError if rows of the rounds before have other layers."""
+        before = [] if self._previous is None else [self._previous]
+        for rows in (*before, *(self._memory.rows() if self._memory else ())):
+            schema.check_widths([row.size for row in rows], schema.measured)
 
     def _sent(self, asked: Sequence[Message], arrays: ArrayRecord) -> ArrayRecord:
         """Return the model that all messages hold."""

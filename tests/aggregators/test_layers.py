@@ -175,6 +175,18 @@ def test_lasa_takes_norms_that_are_equal_up_to_rounding_for_equal():
     np.testing.assert_allclose(found, x.mean(axis=0), atol=1e-12)
 
 
+@pytest.mark.parametrize("rule", ["lasa", "layerwise(lasa)"])
+def test_a_layer_without_numbers_changes_nothing(rule):
+    x, given = sample(1), parse_aggregator(rule)
+    with_it = Updates.of([Layer(x[:, :43]), Layer(x[:, :0]), Layer(x[:, 43:])])
+    first, empty, last = given(with_it, F)
+    expected = given(Updates.of([Layer(x[:, :43]), Layer(x[:, 43:])]), F)
+    np.testing.assert_array_equal(
+        np.concatenate([first, last]), np.concatenate(expected)
+    )
+    assert not empty.size
+
+
 def test_lasa_of_a_majority_of_zeros_is_zero():
     x = np.zeros((5, 6))
     x[0] = 1.0

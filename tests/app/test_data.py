@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
@@ -155,6 +156,44 @@ def test_stored_example_is_decoded_once_whoever_selects_it(tmp_path, monkeypatch
         assert torch.equal(found.images, expected)
         assert found.labels.tolist() == [i % 3 for i in positions]
     assert sorted(decoded) == [1, 2, 3, 4, 5, 9]
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        np.full((1, 1), 9, np.uint8),
+        np.full((4, 4), 300, np.uint16),
+        np.full((4, 4, 3), 9, np.uint8),
+    ],
+    ids=["size", "16 bits", "colour"],
+)
+def test_images_that_differ_are_refused(others):
+    """NumPy would copy a pixel over an image, and drop the upper bits of others."""
+    images = [np.zeros((4, 4), np.uint8)] * 2 + [others] * 2
+    features = Features({"image": Image(), "label": ClassLabel(num_classes=2)})
+    columns = {"image": [*map(PIL.Image.fromarray, images)], "label": [0, 1] * 2}
+    train = hub.StoredExamples(Dataset.from_dict(columns, features=features))
+    assert (train[torch.tensor([0, 1])].images == -1).all()
+    for rows in ([2, 3], [1, 3]):
+        with pytest.raises(ValueError, match="one of examples of one size"):
+            train[torch.tensor(rows)]
+
+
+@pytest.mark.parametrize("images", [np.ones((4, 4), bool), np.ones((4, 4), np.uint16)])
+def test_images_of_other_than_8_bits_are_refused(images):
+    features = Features({"image": Image(), "label": ClassLabel(num_classes=2)})
+    columns = {"image": [PIL.Image.fromarray(images)] * 2, "label": [0, 1]}
+    train = hub.StoredExamples(Dataset.from_dict(columns, features=features))
+    with pytest.raises(ValueError, match="images with 8 bits in each channel"):
+        train[torch.tensor([0, 1])]
+
+
+@pytest.mark.parametrize("partitioner", ["iid", "similarity(gamma=0.5)"])
+def test_client_without_examples_is_refused(partitioner):
+    keys = {"dataset": "breast-cancer", "model": "mlp", "partitioner": partitioner}
+    config = RunConfig.of(APP.run_config(keys))
+    with pytest.raises(ValueError, match="deals out 455 of them"):
+        load_train(config, 0, 456)
 
 
 def test_seeds_that_take_turns_decode_nothing_anew(tmp_path, monkeypatch):

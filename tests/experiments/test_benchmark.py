@@ -213,6 +213,7 @@ def test_suite_runs_from_end_to_end_and_resumes(suite, tmp_path):
         ('"mean", ', '"maen", ', "Did you mean `mean`"),
         ('"mean", ', "{ memory = 0.5 }, ", "`rules` should be a list of rules"),
         ("last = 1", "reference = 1", "`reference` should be a rule"),
+        ("last = 1", "reference = ''", "`aggregator` should be"),
         ("last = 1", "reference = 'mean'", "`rules` should be a list without dup"),
         ("num-nodes = 5", "num-nods = 5", "Did you mean `num-nodes`"),
         ("num-nodes = 5", "num-nodes = []", "`regimes` should be an array of tables"),

@@ -399,3 +399,10 @@ def test_sample_holds_small_tensors_whole_and_a_thousand_numbers_of_large_ones(s
     else:
         assert 500 <= len(found) <= 1000 and np.all(np.diff(found) == found[1])
     np.testing.assert_array_equal(small, row[:9])
+
+
+def test_arrays_that_are_huge_together_are_refused_before_they_are_sent():
+    """Else each honest reply would be rejected as too large."""
+    sent = ArrayRecord({key: Array(np.full(1, 9e17, np.float32)) for key in "ab"})
+    with pytest.raises(ValueError, match="of a norm below 1e18"):
+        ReplySchema(sent)

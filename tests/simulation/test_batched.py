@@ -2,6 +2,8 @@
 
 import copy
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -367,6 +369,63 @@ def test_clients_do_not_share_the_mode_of_gradients():
     assert {said(reply)["n"] for reply in ask(grid_of(answer, num_nodes=3))} == {3}
     assert modes == [True, True, False, True]
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    "context", [lambda: torch.autocast("cpu"), torch.inference_mode]
+)
+def test_context_that_all_clients_would_be_in_is_refused(context):
+    entered = []
+
+    def answer(message: Message, _: Context) -> Message:
+        entered.append(torch.is_autocast_enabled("cpu"))
+        entered.append(torch.is_inference_mode_enabled())
+        with context():
+            return answer_of(message, n=len(run_batched(gather, 0)))
+
+    for reply in ask(grid_of(answer)):
+        assert "called outside of torch." in reply.error.reason
+    assert not any(entered)
+
+
+def test_client_that_imports_torch_within_its_turn_keeps_its_gradients_apart():
+    lines = """
+import sys
+from flwr_ctma.simulation.batched import _run_in_turns, run_batched
+
+def task(i):
+    import torch
+    began = torch.is_grad_enabled()
+    with torch.no_grad():
+        run_batched(list, i)
+    return began
+
+assert "torch" not in sys.modules
+print(_run_in_turns([lambda i=i: task(i) for i in range(3)]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", lines], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[True, True, True]\n"
+
+
+class Unhashable(list):
+    def __call__(self, requests):
+        return requests
+
+
+def exits(requests):
+    raise SystemExit("no memory")
+
+
+@pytest.mark.parametrize("compute", [Unhashable(), exits])
+def test_function_that_cannot_be_batched_is_an_error_of_its_client(compute):
+    def answer(message: Message, context: Context) -> Message:
+        wrong = context.node_config["partition-id"] == 1
+        return answer_of(message, n=len(run_batched(compute if wrong else gather, 0)))
+
+    replies = ask(grid_of(answer))
+    assert [reply.has_error() for reply in replies] == [False, True] + [False] * 3
 
 
 def test_interrupt_ends_the_round_and_its_clients():

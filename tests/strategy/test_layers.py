@@ -6,10 +6,12 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
+from flwr_ctma.messages import schema
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.strategy import (
     AnyTimeSGD,
     AsyncRobustStrategy,
+    Checkpointed,
     OnDiskGrid,
     RobustStrategy,
 )
@@ -107,3 +109,37 @@ def test_layerwise_rule_runs_asynchronously():
     found = model("layerwise(cwtm)")
     assert (found != flat(START)).any()
     np.testing.assert_allclose(found, model("cwtm"), atol=1e-9)
+
+
+def resumable(folder, strategy, rounds):
+    strategy = Checkpointed(strategy, folder)
+    strategy.start(InProcessGrid(app, N), START, num_rounds=rounds)
+
+
+def robust(rule, **settings):
+    inside = FedAvg(fraction_evaluate=0.0, min_available_nodes=N)
+    return RobustStrategy(inside, rule, num_malicious_nodes=F, **settings)
+
+
+def asynchronous(rule, **settings):
+    return AsyncRobustStrategy(AnyTimeSGD(0.1), rule, num_malicious_nodes=F, **settings)
+
+
+@pytest.mark.parametrize("kind", [robust, asynchronous])
+@pytest.mark.parametrize(
+    ("rule", "settings"), [("cclip", {}), ("cwtm", {}), ("caf", {"memory": 0.9})]
+)
+def test_run_with_other_layers_is_refused_or_has_no_rows(
+    tmp_path, monkeypatch, kind, rule, settings
+):
+    """The layers of a small model were its arrays, in releases before."""
+    with monkeypatch.context() as before:
+        before.setattr(schema, "_SMALL", -1)
+        resumable(tmp_path, kind(rule, **settings), rounds=2)
+    if kind is robust and rule == "cwtm":  # a rule that needs nothing of before
+        resumable(tmp_path, kind(rule, **settings), rounds=4)
+        return
+    with pytest.raises(
+        ValueError, match=r"layers of \[36\] numbers. Found .*\[6, 30\]"
+    ):
+        resumable(tmp_path, kind(rule, **settings), rounds=4)

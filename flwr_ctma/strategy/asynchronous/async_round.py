@@ -67,6 +67,7 @@ class AsyncRound:
 
     def __post_init__(self) -> None:
         self._model = self._schema()
+        self.clients.check_resumed(self._model)
 
     def run(self, goal: int | None, deadline: float) -> None:
         """Run until enough updates are counted, or until the deadline.

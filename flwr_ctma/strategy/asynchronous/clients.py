@@ -148,6 +148,12 @@ class ClientUpdates:
             if name == "rows" and self.memory:
                 self._enter("past", client, self._remembered(client, update))
 
+    def check_resumed(self, model: ReplySchema) -> None:
+        """Raise a ValueError if the latest updates have other layers than the model."""
+        for name, latest in self.latest.items():
+            positions = model.buffers if name == "buffers" else model.measured
+            model.check_widths([layer.width for layer in latest.layers], positions)
+
     def _enter(self, name: str, client: Client, row: Sequence[NDArray[Any]]) -> None:
         if name not in self.latest:
             self.latest[name] = IncrementalStack(len(self.clients), row)

@@ -141,6 +141,10 @@ class NodeMemory:
         """Return the number of updates that each of some nodes has sent."""
         return [self._memories[node].count for node in nodes]
 
+    def rows(self) -> list[list[NDArray[Any]]]:
+        """Return what is remembered of each node."""
+        return [memory.rows for memory in self._memories.values()]
+
     def forget_all_but(self, nodes: Iterable[int]) -> None:
         """Forget the nodes that are not among these."""
         kept = set(nodes)
