@@ -52,8 +52,10 @@ class Bulyan(Aggregator, name="bulyan"):
         are on average no farther from it than the chosen ones of S, √((1 + r)λ(n − f)/
         (n − 3f)) at most.
         """
-        if f == 0 or n <= 4 * f:
-            return None if f else 0.0
+        if f == 0:
+            return 0.0
+        if n <= 4 * f:  # the rule is undefined
+            return None
         r = 2 * (n - f) / (n - 4 * f)
         return float((r**0.5 + ((1 + r) * (n - f) / (n - 3 * f)) ** 0.5) ** 2)
 

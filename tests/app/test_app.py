@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors.numpy import load_file
@@ -21,6 +21,7 @@ from flwr_ctma.experiments.runtimes import Ray
 from flwr_ctma.simulation.grid import InProcessGrid
 from flwr_ctma.tracking.run_folder import RunFolder
 from server.app import query_partitions
+from tests.helpers.datasets import write_dataset, write_images
 from tests.helpers.stub_superlink import http_grid, raw, upload, upload_objects
 
 ROOT = Path(__file__).parents[2]
@@ -248,14 +249,7 @@ def test_dirichlet_partitions_differ_in_their_labels():
 
 def test_local_folder_in_the_layout_of_the_hub_is_a_dataset(tmp_path):
     """Colour images, and columns under other names, as on the Hub."""
-    features = Features({"img": Image(), "fine": ClassLabel(num_classes=3)})
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 10, 10, 3), np.uint8)
-    data = Dataset.from_dict(
-        {"img": list(pixels), "fine": [0, 1, 2] * 4}, features=features
-    )
-    (tmp_path / "data").mkdir()
-    for split in ("train", "test"):
-        data.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    pixels = write_images(tmp_path, "img", "fine")
     config = RunConfig.of(APP.run_config() | {"dataset": str(tmp_path)})
     parts = [load_train(config, i, 3) for i in range(3)]
     assert [part.images.shape for part in parts] == [(4, 3, 10, 10)] * 3
@@ -288,9 +282,7 @@ def test_local_folder_with_rows_of_features_is_a_dataset(tmp_path):
     kinds = {"row": List(Value("float32"), length=3), "kind": ClassLabel(num_classes=2)}
     rows = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     data = Dataset.from_dict({"row": rows, "kind": [0, 1] * 3}, Features(kinds))
-    (tmp_path / "data").mkdir()
-    for split in ("train", "test"):
-        data.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    write_dataset(tmp_path, data)
     config = RunConfig.of(APP.run_config({"dataset": str(tmp_path), "model": "mlp"}))
     test = load_held_out(config)
     assert np.array_equal(test.images[:, 0, 0], rows)

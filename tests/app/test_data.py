@@ -18,6 +18,7 @@ from clients.config import RunConfig
 from clients.examples import Examples
 from clients.task import load_held_out, load_train
 from flwr_ctma.experiments.app import FlowerApp
+from tests.helpers.datasets import write_images
 
 APP = FlowerApp(Path(__file__).parents[2])
 PARTITIONS = 13
@@ -126,21 +127,8 @@ def test_check_of_a_run_config_needs_no_torch():
     assert done.returncode == 0, done.stderr
 
 
-def images_on_disk(folder):
-    """Write 12 colour images, and return their pixels."""
-    features = Features({"image": Image(), "label": ClassLabel(num_classes=3)})
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 10, 10, 3), np.uint8)
-    data = Dataset.from_dict(
-        {"image": list(pixels), "label": [0, 1, 2] * 4}, features=features
-    )
-    (folder / "data").mkdir()
-    for name in ("train", "test"):
-        data.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
-    return pixels
-
-
 def test_stored_example_is_decoded_once_whoever_selects_it(tmp_path, monkeypatch):
-    pixels = images_on_disk(tmp_path)
+    pixels = write_images(tmp_path)
     train, _ = hub.load(str(tmp_path))
     decoded = []
     select = Dataset.select
@@ -198,7 +186,7 @@ def test_client_without_examples_is_refused(partitioner):
 
 def test_seeds_that_take_turns_decode_nothing_anew(tmp_path, monkeypatch):
     """More seeds than deals are kept: a sweep whose last axis is the seed."""
-    images_on_disk(tmp_path)
+    write_images(tmp_path)
     keys = {"dataset": str(tmp_path), "partitioner": "iid"}
     configs = [RunConfig.of(APP.run_config(keys, {"seed": i})) for i in range(6)]
     first = [load_train(config, 0, 3).images for config in configs]
