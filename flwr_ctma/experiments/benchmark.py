@@ -185,6 +185,7 @@ class Suite:
 
     @property
     def _all_rules(self) -> list[Values]:
+        """The rules; losses are measured against the first."""
         return (
             [*self.rules] if self.reference is None else [self.reference, *self.rules]
         )
@@ -264,11 +265,7 @@ def _entries(
     table: Mapping[str, Mapping[str, Mapping[int, FinishedRun]]],
 ) -> Iterator[dict[str, Any]]:
     rows = [table.get(cell(regime, rule), {}) for rule in suite.rules]
-    base = (
-        rows[0]
-        if suite.reference is None
-        else table.get(cell(regime, suite.reference), {})
-    )
+    base = table.get(cell(regime, suite._all_rules[0]), {})
     runs = [row.get(attack, {}) for row in rows for attack in suite.attacks]
     runs.append(base.get("none", {}))
     seeds = [s for s in suite.seeds if all(s in by_seed for by_seed in runs)]
