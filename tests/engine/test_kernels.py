@@ -1,6 +1,7 @@
 """The inner loops, compiled and in NumPy, against float64; and rules with either."""
 
 import importlib
+import os
 import subprocess
 import sys
 
@@ -75,6 +76,39 @@ print(cpu_primitives().__name__)
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["flwr_ctma.engine.kernels.numba"]
+
+
+def test_threads_do_not_write_to_each_others_memory():
+    """With one heap for all threads, memory that one frees is another's at once."""
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from flwr_ctma.engine.kernels import numba
+from flwr_ctma.engine.kernels.protocol import Strip
+rows = np.random.default_rng(0).standard_normal((45, 6000)).astype("f4")
+origin, weights = np.full(6000, 5, "f4"), np.arange(1.0, 46)
+def compute(_=None):
+    read, combine = (f(rows, rows.dtype) for f in (numba.reader, numba.combiner))
+    block, total = np.empty_like(rows), np.empty_like(origin)
+    read(0, 6000, origin, block)
+    combine(0, 6000, origin, weights, total)
+    return [
+        numba.products([Strip(rows, 0, 6000, rows.dtype, origin)], 45),
+        numba.ranked_mean(rows, list(weights)),
+        numba.nearest_mean(rows, 30),
+        numba.weighted_median(rows, weights),
+        numba.squares_apart(rows, origin),
+        block,
+        total,
+    ]
+alone = compute()
+with ThreadPoolExecutor(2) as pool:
+    for found in pool.map(compute, range(100)):
+        for values, expected in zip(found, alone, strict=True):
+            np.testing.assert_array_equal(values, expected)
+"""
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1"}  # glibc's: ignored elsewhere
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 @BOTH

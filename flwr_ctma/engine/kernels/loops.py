@@ -139,7 +139,9 @@ def products(addresses, origin, first, width, like, lower):
         if origin:
             at, fetched = 0, start + some
             for i in range(n):
-                to = _row(places[i], 0, some, like)
+                # Numba frees an array after its last use, whoever has its address:
+                # a use in the loop keeps the copies until the loop ends.
+                to = copied[i]
                 row = _row(addresses[i], start, some, like)
                 less = _row(origin, start, some, like)
                 ahead(addresses[i], start + 2 * _SUMMED, some, like)
