@@ -10,6 +10,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import FunctionType
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 from threadpoolctl import threadpool_limits
 
+from flwr_ctma.aggregators import RULES
+from flwr_ctma.attacks import ATTACKS
 from flwr_ctma.mods import ByzantineMod
 from flwr_ctma.simulation.grid import InProcessGrid
 from tests.helpers.pages import DOCS, PAGES, ROOT, Page
@@ -56,7 +59,7 @@ def given(tmp_path, monkeypatch):
     sent = RecordDict({"config": ConfigRecord({"server-round": 1})})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with threadpool_limits(1):
+    with threadpool_limits(1), patch.dict(RULES), patch.dict(ATTACKS):
         yield {
             "__name__": "__main__",
             **{"FedAvg": FedAvg, "ClientApp": ClientApp, "ServerApp": ServerApp},
