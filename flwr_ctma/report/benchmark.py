@@ -6,7 +6,7 @@ from typing import Any
 
 from flwr_ctma.report.colours import line_styles
 
-__all__ = ["benchmark_table", "loss_chart", "rate_cell", "share_chart"]
+__all__ = ["benchmark_table", "loss_chart", "points", "rate_cell", "share_chart"]
 
 Spec = dict[str, Any]
 Results = Sequence[Mapping[str, Any]]
@@ -118,8 +118,8 @@ def _regime_table(results: Results) -> str:
     lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     for one in results:
         cells = [f"`{one['rule']}`{_memory(one)}", rate_cell(one)]
-        cells += [_cell(one["unattacked"]), _cell(one["worst"])]
-        cells += [f"`{one['worst']['attack']}`", _cell(one["loss"])]
+        cells += [points(one["unattacked"]), points(one["worst"])]
+        cells += [f"`{one['worst']['attack']}`", points(one["loss"])]
         if measured:
             seconds = one["aggregation-seconds"]
             cells.append(f"{1000 * seconds:.1f}" if seconds else "–")
@@ -229,7 +229,15 @@ def _colour(rules: Sequence[str]) -> Spec:
     return {"field": "rule", "type": "nominal", "scale": scale, "legend": None}
 
 
-def _cell(summary: Mapping[str, Any]) -> str:
-    interval = summary["interval"]
-    ends = f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
-    return f"{100 * summary['mean']:.1f}{ends}"
+def points(summary: Mapping[str, Any]) -> str:
+    """Return a mean and its interval, in points of accuracy.
+
+    Examples
+    --------
+    >>> points({"mean": 0.003, "interval": [-0.0001, 0.007]})
+    '0.3 (0.0 to 0.7)'
+    """
+    values = summary["mean"], *(summary["interval"] or ())
+    # "z": no minus sign before 0.0.
+    mean, *ends = (f"{100 * value:z.1f}" for value in values)
+    return f"{mean} ({' to '.join(ends)})" if ends else mean
