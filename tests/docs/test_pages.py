@@ -145,8 +145,9 @@ def test_navigation_has_every_page_once():
     trees = re.findall(
         r"```\{toctree\}\n(.*?)```", (DOCS / "index.md").read_text(), re.S
     )
-    pages = [line for tree in trees for line in tree.split() if line[0] != ":"]
-    pages = [page for page in pages if page[0].islower()]
+    lines = [line for tree in trees for line in tree.split("\n") if line.strip()]
+    entries = [line for line in lines if line[0] != ":"]
+    pages = [re.sub(r".* <(.*)>", r"\1", entry) for entry in entries]
     assert len(set(pages)) == len(pages)
     paths = [*DOCS.rglob("*.md"), *DOCS.rglob("*.ipynb")]
     there = {p.relative_to(DOCS).with_suffix("").as_posix() for p in paths}
