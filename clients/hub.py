@@ -96,7 +96,7 @@ def load(dataset: str) -> tuple[StoredExamples, StoredExamples]:
     except Exception as error:
         raise parameter_error(
             *("dataset", "one of digits, breast-cancer, or loadable by `datasets`"),
-            *(dataset, str(error)),
+            *(dataset, f"{error}. Without a network, name a local folder."),
         ) from error
     if not {"train", "test"} <= set(splits):
         raise parameter_error(

@@ -40,7 +40,7 @@ class Journal:
             for key in _LISTS
             if key in line
         }
-        if "asked" in named:
+        if "asked" in named and self.config.attack != "none":
             dropped = [named.get(key, []) for key in ("missing", "rejected", "trimmed")]
             kept = set(named["asked"]).difference(*dropped)
             named["malicious-kept"] = sum(map(self.config.is_malicious, kept))

@@ -84,9 +84,12 @@ class Aggregator(ABC):
         super().__init_subclass__(**given)
         if name is None:
             return
-        if name in RULES:
-            raise TypeError(f"{cls.__name__} and {RULES[name].__name__} are {name!r}")
-        RULES[name] = cls
+        other = RULES.setdefault(name, cls)
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise parameter_error(
+                "name", "free", name, f"{other.__module__}.{other.__qualname__} has it."
+            )
+        RULES[name] = cls  # a cell of a notebook that runs again
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -1,13 +1,13 @@
 """`flwr-ctma advise`: the rule that the benchmark found best in a regime."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from flwr_ctma.cli import options
 from flwr_ctma.cli.screen import Screen, errors_as_sentences
 from flwr_ctma.experiments import advice
+from flwr_ctma.report.benchmark import points
 
 __all__ = ["advise"]
 
@@ -49,9 +49,9 @@ def advise(
         f"Measured with {one['malicious']} of {one['num-nodes']} clients malicious, "
         f"steps on the {one['steps']}, data {_DATA[one['data']]}, {found.seeds} seeds. "
         "Points of accuracy lost to the mean without an attack, 95 % intervals:",
-        f"  without an attack: {_points(one['cost'])}",
+        f"  without an attack: {points(one['cost'])}",
         f"  in the worst of {len(one['scores']) - 1} attacks, "
-        f"{one['worst']['attack']}: {_points(one['loss'])}",
+        f"{one['worst']['attack']}: {points(one['loss'])}",
     )
     if one["loss"]["mean"] > _LARGE:
         screen.print(
@@ -60,9 +60,12 @@ def advise(
         )
     if found.others:
         screen.print(f"Not clearly worse: {', '.join(found.others)}.")
+    if one["memory"]:
+        screen.print("The memory takes a row of the model's size for every node.")
+    least = f", or at least {found.sampled}" if found.sampled < num_nodes else ""
     screen.print(
-        f"In each round, ask all {num_nodes} clients. With fewer than {found.sampled}, "
-        "malicious clients may be the majority of a round.",
+        f"Ask all {num_nodes} clients in each round{least}: of fewer, malicious ones "
+        "may be the majority.",
         "Small models on digits measured this. Compare rules in your own app with "
         "`flwr-ctma tournament`.",
         f"Command: {found.command}",
@@ -82,9 +85,3 @@ def advise(
 
 
 _DATA = {"alike": "alike", "differ": "that differ"}
-
-
-def _points(summary: Mapping[str, Any]) -> str:
-    interval = summary["interval"]
-    ends = f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
-    return f"{100 * summary['mean']:.1f}{ends}"

@@ -60,7 +60,10 @@ class RunProgress:
         )
 
     def __enter__(self) -> Self:
-        """Show the bar."""
+        """Show the bar, and how many runs are not run again."""
+        if self._finished:
+            finished = f"{self._finished} of {self._num_runs} runs"
+            self._screen.print(f"{finished} are in the folder already: skipped.")
         self._bar.start()
         return self
 

@@ -119,4 +119,5 @@ class Ray(Engine):
             raise RunFailed(f"`flwr run` exited with code {code}. See {log}.")
         status, details = last_run(self._env)
         if status != "finished:completed":
-            raise RunFailed(details or status)
+            reason = (details or status).strip().removesuffix(".")
+            raise RunFailed(f"{reason}. See {log}.")

@@ -17,8 +17,6 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import Strategy
 
-from flwr_ctma.aggregators import parse_aggregator
-from flwr_ctma.attacks import parse_attack
 from flwr_ctma.errors import did_you_mean, parameter_error
 from flwr_ctma.experiments.app import App, merge_overrides, num_nodes_for
 from flwr_ctma.experiments.estimate import (
@@ -29,6 +27,7 @@ from flwr_ctma.experiments.estimate import (
     num_rounds_of,
 )
 from flwr_ctma.experiments.interposition import fixed_sampling, wrapped_strategies
+from flwr_ctma.experiments.names import check_names
 from flwr_ctma.experiments.processes import describe
 from flwr_ctma.experiments.sweep_results import (
     FinishedRun,
@@ -46,6 +45,7 @@ __all__ = ["Sweep", "SweepProgress", "check_values", "product"]
 
 _TICK = 0.5
 _TABLES = ("run-config", "axes", "exclude", "include")
+_NAMES = ("aggregator", "attack")
 _SCALAR = (bool, int, float, str)
 
 Values = Mapping[str, Any]
@@ -231,10 +231,8 @@ def check_values(app: App, config: Values) -> None:
         For an unknown rule or attack, a number of nodes below 1, and a value that the
         app refuses.
     """
-    if "attack" in config:
-        parse_attack(config["attack"])
-    if config.get("aggregator", "fedavg") != "fedavg":
-        parse_aggregator(config["aggregator"])
+    rules, attacks = ([config[k]] if k in config else [] for k in _NAMES)
+    check_names(app, rules, attacks)
     num_nodes_for(config)
     app.check(config)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr_ctma.aggregators import parse_aggregator
-from flwr_ctma.attacks import ATTACKS, parse_attack
+from flwr_ctma.attacks import ATTACKS
 from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.experiments.app import parse_app
@@ -31,6 +31,7 @@ from flwr_ctma.experiments.match import (
     match_from_json,
     run_match,
 )
+from flwr_ctma.experiments.names import check_names
 from flwr_ctma.experiments.processes import describe
 from flwr_ctma.experiments.workers import exclusive_folder, single_core_pool
 from flwr_ctma.simulation.grid import InProcessGrid
@@ -121,16 +122,12 @@ class Tournament:
         """
         aggregators, attacks, seeds = [*aggregators], [*attacks], [*seeds]
         malicious = [*malicious]
-        for attack in attacks:
-            parse_attack(attack)
-        for rule in aggregators:
-            if rule != "fedavg":
-                parse_aggregator(rule)
+        app = parse_app(self.app)
+        check_names(app, aggregators, attacks)
         for f in malicious:
             if not 0 <= f < self.num_nodes / 2:
                 allowed = f"at least 0 and less than half of {self.num_nodes} clients"
                 raise parameter_error("malicious", allowed, f)
-        app = parse_app(self.app)
         for seed in seeds:
             if seed < 0:
                 raise parameter_error("seed", "at least 0", seed)
@@ -152,10 +149,11 @@ class Tournament:
         Exception
             Whatever ends the run.
         """
+        app = parse_app(self.app)
+        check_names(app, [match.aggregator], [match.attack])
         reason = undefined_reason(match.aggregator, self.num_nodes, match.num_malicious)
         if reason:
             return MatchResult(None, 0.0, "undefined", reason)
-        app = parse_app(self.app)
         return run_match(
             *(match, app, self.run_config, self.num_nodes, self.metric, self.last, kind)
         )

@@ -1,11 +1,12 @@
-"""Results of the benchmark: figures and a table in Markdown."""
+"""Results of the benchmark: figures, and tables in Markdown."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flwr_ctma.report.colours import line_styles
 
-__all__ = ["benchmark_table", "loss_chart", "rate_cell", "share_chart"]
+__all__ = ["benchmark_table", "loss_chart", "points", "rate_cell", "share_chart"]
 
 Spec = dict[str, Any]
 Results = Sequence[Mapping[str, Any]]
@@ -95,35 +96,49 @@ def share_chart(results: Results, title: str) -> Spec:
 
 
 def benchmark_table(results: Results) -> str:
-    """Return a table in Markdown, with a row for each rule in each regime."""
-    titles = ["regime", "rule", "rate", "no attack (%)", "worst (%)", "attack"]
-    titles += ["points lost"]
-    measured = any("upload-bytes" in one for one in results)
-    titles += ["aggregation (ms)", "upload (kB)"] * measured
+    """Return a table in Markdown for each regime, with a row for each rule.
+
+    The regime is the title of the first column. A time of zero was not measured.
+    """
+    regimes = itertools.groupby(results, _regime)
+    return "\n".join(_regime_table(list(some)) for _, some in regimes)
+
+
+def _regime_table(results: Results) -> str:
+    titles = [
+        _title(results[0]),
+        "rate",
+        "no attack (%)",
+        "worst (%)",
+        "attack",
+        "points lost",
+    ]
+    measured = any("aggregation-seconds" in one for one in results)
+    titles += ["aggregation (ms)"] * measured
     lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     for one in results:
-        cells = [_regime(one), f"`{one['rule']}`{_memory(one)}", rate_cell(one)]
-        cells += [_cell(one["unattacked"]), _cell(one["worst"])]
-        cells += [f"`{one['worst']['attack']}`", _cell(one["loss"])]
+        cells = [f"`{one['rule']}`{_memory(one)}", rate_cell(one)]
+        cells += [points(one["unattacked"]), points(one["worst"])]
+        cells += [f"`{one['worst']['attack']}`", points(one["loss"])]
         if measured:
-            cells += [f"{1000 * one['aggregation-seconds']:.1f}"]
-            cells += [f"{one['upload-bytes'] / 1000:.1f}"]
+            seconds = one["aggregation-seconds"]
+            cells.append(f"{1000 * seconds:.1f}" if seconds else "–")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def rate_cell(one: Mapping[str, Any]) -> str:
-    """Return the learning rate, and whether it is at an end of those that were tried.
+    """Return the learning rate, and whether it is an extreme of those that were tried.
 
     Examples
     --------
     >>> rate_cell({"learning-rate": 0.3, "learning-rates": [0.03, 0.1, 0.3]})
-    '0.3, the largest tried'
+    '0.3, largest'
     """
     rate, tried = one["learning-rate"], one.get("learning-rates", [])
     words = [f"{rate:g}"]
     if len(tried) > 1 and rate in (min(tried), max(tried)):
-        words.append(f"the {'smallest' if rate == min(tried) else 'largest'} tried")
+        words.append("smallest" if rate == min(tried) else "largest")
     return ", ".join(words)
 
 
@@ -203,13 +218,26 @@ def _regime(one: Mapping[str, Any], with_share: bool = True) -> str:
     return ", ".join(words)
 
 
+def _title(one: Mapping[str, Any]) -> str:
+    upload = one.get("upload-bytes")
+    return _regime(one) + (f"; upload {upload / 1000:.1f} kB" if upload else "")
+
+
 def _colour(rules: Sequence[str]) -> Spec:
     styles = line_styles(rules)
     scale = {"domain": list(rules), "range": [styles[rule].colour for rule in rules]}
     return {"field": "rule", "type": "nominal", "scale": scale, "legend": None}
 
 
-def _cell(summary: Mapping[str, Any]) -> str:
-    interval = summary["interval"]
-    ends = f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval else ""
-    return f"{100 * summary['mean']:.1f}{ends}"
+def points(summary: Mapping[str, Any]) -> str:
+    """Return a mean and its interval, in points of accuracy.
+
+    Examples
+    --------
+    >>> points({"mean": 0.003, "interval": [-0.0001, 0.007]})
+    '0.3 (0.0 to 0.7)'
+    """
+    values = summary["mean"], *(summary["interval"] or ())
+    # "z": no minus sign before 0.0.
+    mean, *ends = (f"{100 * value:z.1f}" for value in values)
+    return f"{mean} ({' to '.join(ends)})" if ends else mean

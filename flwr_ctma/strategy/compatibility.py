@@ -64,11 +64,11 @@ _REASONS: tuple[tuple[type[Strategy], str, str], ...] = (
 def check_compatible(strategy: Strategy) -> None:
     """Raise a ValueError for a strategy that must see single replies."""
     if not isinstance(strategy, Strategy):
+        remedy = "For `flwr.server.strategy` use `flwr_ctma.legacy.RobustStrategy`."
+        if isinstance(strategy, type) and issubclass(strategy, Strategy):
+            remedy = f"Make one: `{strategy.__name__}()`."
         raise parameter_error(
-            "strategy",
-            "a Strategy of Flower's Message API",
-            strategy,
-            "For `flwr.server.strategy` use `flwr_ctma.legacy.RobustStrategy`.",
+            "strategy", "a Strategy of Flower's Message API", strategy, remedy
         )
     for part in inside(strategy):
         if getattr(part, "needs_all_replies", False):

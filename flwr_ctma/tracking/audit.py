@@ -152,7 +152,7 @@ def load_key(path: Path) -> Ed25519PrivateKey:
         If the file holds no such key.
     """
     key: Any = None
-    with suppress(ValueError, TypeError, UnsupportedAlgorithm):
+    with suppress(ValueError, TypeError, UnsupportedAlgorithm, FileNotFoundError):
         key = load_pem_private_key(path.read_bytes(), password=None)
     if not isinstance(key, Ed25519PrivateKey):
         raise parameter_error(

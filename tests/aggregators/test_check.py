@@ -57,17 +57,22 @@ def test_meta_rule_checks_its_base_with_the_rows_that_the_base_sees():
 
 
 def test_rule_with_a_name_can_be_spelled_and_a_second_one_is_refused():
-    try:
-
+    def run_cell():
         class Example(Mean, name="example"):
             pass
 
+        return Example
+
+    try:
+        run_cell()
         assert str(parse_aggregator("ctma(example)")) == "ctma(example)"
-        with pytest.raises(TypeError, match="Other and Example are 'example'"):
+        assert run_cell() is RULES["example"]
+        with pytest.raises(ValueError, match=r"`name` should be free.*Example has it"):
 
             class Other(Aggregator, name="example"):
                 pass
 
+        assert RULES["example"].__name__ == "Example"
     finally:
         RULES.pop("example", None)
 

@@ -141,6 +141,11 @@ def test_every_optimizer_learns(tmp_path, optimizer):
     assert rounds[-1]["accuracy"] > 0.6
 
 
+def test_without_an_attack_no_malicious_client_is_counted(tmp_path):
+    rounds, _ = simulate(tmp_path / "run", attack="none")
+    assert not any("malicious-kept" in r for r in rounds)
+
+
 @pytest.mark.parametrize("attack", ["nonfinite", "malformed"])
 def test_broken_replies_are_rejected_and_the_run_goes_on(tmp_path, attack):
     rounds, model = simulate(tmp_path / "run", attack=attack)

@@ -366,7 +366,8 @@ def test_progress_tells_the_time_left_for_all_runs(capsys):
         progress.finish_run("[bold]gm[/]: accuracy 0.5")
         progress.update(9)
         progress.finish_run("caf: accuracy 0.6")
-    lines = capsys.readouterr().out.splitlines()
+    saved, *lines = capsys.readouterr().out.splitlines()
+    assert saved == "1 of 3 runs are in the folder already: skipped."
     assert re.fullmatch(
         r"\[2/3\] \[bold\]gm\[/\]: accuracy 0.5, 0:00:0\d left", lines[0]
     )

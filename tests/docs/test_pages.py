@@ -10,6 +10,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import FunctionType
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 from threadpoolctl import threadpool_limits
 
+from flwr_ctma.aggregators import RULES
+from flwr_ctma.attacks import ATTACKS
 from flwr_ctma.mods import ByzantineMod
 from flwr_ctma.simulation.grid import InProcessGrid
 from tests.helpers.pages import DOCS, PAGES, ROOT, Page
@@ -56,7 +59,7 @@ def given(tmp_path, monkeypatch):
     sent = RecordDict({"config": ConfigRecord({"server-round": 1})})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with threadpool_limits(1):
+    with threadpool_limits(1), patch.dict(RULES), patch.dict(ATTACKS):
         yield {
             "__name__": "__main__",
             **{"FedAvg": FedAvg, "ClientApp": ClientApp, "ServerApp": ServerApp},
@@ -142,8 +145,9 @@ def test_navigation_has_every_page_once():
     trees = re.findall(
         r"```\{toctree\}\n(.*?)```", (DOCS / "index.md").read_text(), re.S
     )
-    pages = [line for tree in trees for line in tree.split() if line[0] != ":"]
-    pages = [page for page in pages if page[0].islower()]
+    lines = [line for tree in trees for line in tree.split("\n") if line.strip()]
+    entries = [line for line in lines if line[0] != ":"]
+    pages = [re.sub(r".* <(.*)>", r"\1", entry) for entry in entries]
     assert len(set(pages)) == len(pages)
     paths = [*DOCS.rglob("*.md"), *DOCS.rglob("*.ipynb")]
     there = {p.relative_to(DOCS).with_suffix("").as_posix() for p in paths}

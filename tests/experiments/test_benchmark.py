@@ -384,14 +384,16 @@ def test_page_shows_the_results_of_a_suite_with_its_command(file):
 @pytest.mark.skipif(not can_render(), reason="needs the extra `report`")
 def test_figures_and_table_show_each_rule_of_each_regime(tmp_path):
     results = MEASURED
-    table = benchmark_table(results).splitlines()
-    assert len(table) == 2 + len(results)
-    assert "`gm`" in table[2] and "2.0 (1.0 to 3.0)" in table[2]
+    tables = [one.splitlines() for one in benchmark_table(results).split("\n\n")]
+    assert [len(table) - 2 for table in tables] == [2, 3, 2, 1]
+    assert "| steps on the clients, data alike, 5 of 17 |" in tables[1][0]
+    assert "`gm`" in tables[0][2] and "2.0 (1.0 to 3.0)" in tables[0][2]
     ended_at_an_edge = {**results[0], "learning-rates": [0.1, 0.3]}
     measured = {"aggregation-seconds": 0.0021, "upload-bytes": 24_000}
     table = benchmark_table([{**ended_at_an_edge, **measured}]).splitlines()
-    assert "| 0.1, the smallest tried |" in table[2]
-    assert table[2].endswith("| 2.1 | 24.0 |")
+    assert "; upload 24.0 kB |" in table[0]
+    assert "| 0.1, smallest |" in table[2]
+    assert table[2].endswith("| 2.1 |")
     chart = loss_chart(results, "loss", "Loss")
     assert [len(one["data"]["values"]) for one in chart["concat"]] == [2, 3, 2, 1]
     by_share = share_chart(results, "Share")  # data that differ have one share

@@ -1,6 +1,7 @@
 """RobustStrategy: whose replies count, how many are enough, what it hands on."""
 
 import logging
+import math
 
 import numpy as np
 import pytest
@@ -781,6 +782,18 @@ def test_rejections_of_more_than_f_lower_nothing():
     found, metrics = aggregate(strategy, messages, answers(messages, sent))
     assert metrics["replies-accepted"] == 3
     assert (found == SENT).all()
+
+
+def test_fault_in_metrics_says_what_is_wrong():
+    lies = [{}, {"loss": math.nan}, {"loss": [1.0]}, {"loss": 1.0, "gain": 2}]
+    for lie, word in zip(
+        lies, ["missing", "not finite", "unlike", "unknown"], strict=True
+    ):
+        records = [MetricRecord({"loss": 1.0}) for _ in range(4)]
+        _, faults = trimmed_mean([*records, MetricRecord(lie)], f=1)
+        assert list(faults) == [4]
+        key = "gain" if "gain" in lie else "loss"
+        assert faults[4].detail.startswith(f"'{key}' is {word}")
 
 
 def test_a_trimmed_mean_by_hand():

@@ -337,6 +337,9 @@ def test_a_wrapper_of_one_strategy_takes_no_other_object():
         with pytest.raises(ValueError, match="a Strategy of Flower's Message API"):
             StrategyWrapper(strategy)
     assert isinstance(StrategyWrapper(FedAvg()), Strategy)
+    for strategy, remedy in ((FedAvg, r"Make one: `FedAvg\(\)`"), (None, "legacy")):
+        with pytest.raises(ValueError, match=remedy):
+            RobustStrategy(strategy, num_malicious_nodes=F)
 
 
 def test_a_deep_copy_of_a_wrapper_is_independent():

@@ -83,3 +83,5 @@ def test_file_without_a_key_is_named(tmp_path):
     (tmp_path / "key.pem").write_text("no key")
     with pytest.raises(ValueError, match=r"`key` should be a file .* openssl genpkey"):
         load_key(tmp_path / "key.pem")
+    with pytest.raises(ValueError, match=r"openssl genpkey .* -out key\.pem"):
+        load_key(tmp_path / "none.pem")

@@ -81,9 +81,16 @@ def trimmed_mean(
         alone = [key for key in record if reporters[key] <= f]
         if unlike or alone:
             key = (unlike or alone)[0]
-            what = "missing or unlike the others'" if unlike else "unknown"
-            faults[i] = Rejection("metrics", f"{quote(key)} is {what}")
+            found = "unknown" if alone and not unlike else _describe(key, record, keyed)
+            faults[i] = Rejection("metrics", f"{quote(key)} is {found}")
     return averages, faults
+
+
+def _describe(key: str, record: MetricRecord, keyed: _Keyed) -> str:
+    """Return the word for an agreed key that a record does not hold as the others."""
+    if key not in record:
+        return "missing"
+    return "not finite" if keyed.get(key, (0, 0))[1] is None else "unlike the others'"
 
 
 def _has(keyed: _Keyed, key: str, shape: _Shape) -> bool:
