@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from flwr_ctma.aggregators import Aggregator, Budget, CwTM
 from flwr_ctma.aggregators.base import Combination, Point
 from flwr_ctma.engine.incremental import IncrementalStack
+from flwr_ctma.engine.threads import one_blas_thread
 from flwr_ctma.engine.updates import Updates
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.schema import Reply, ReplySchema
@@ -251,6 +252,7 @@ class ClientUpdates:
         client.count += 1
         return True
 
+    @one_blas_thread()
     def average(
         self, model: ReplySchema, rule: Aggregator
     ) -> dict[int, NDArray[Any]] | None:
