@@ -66,18 +66,26 @@ class AuditTrail:
         self.entries = 0
         self.last: dict[str, Any] | None = None
         self._previous = _START
+        self._size = 0
         if path.exists() and path.stat().st_size:
             # A crash leaves half a line. A file that is no trail stays as it is.
             whole = _whole_lines(path)
             found = read_trail(path, key.public_key(), whole)
             os.truncate(path, whole)
+            self._size = whole
             self.entries = len(found)
             self.last = found[-1] if found else None
             lines = path.read_bytes().splitlines()
             self._previous = _sha256(lines[-1]) if lines else _START
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Sign an entry, and write it to the disk."""
+        """Sign an entry, and write it to the disk.
+
+        Raises
+        ------
+        AuditError
+            If the file does not end where the entry before does.
+        """
         entry = dict(entry)
         if self.entries == 0:
             entry["key"] = self._key.public_key().public_bytes_raw().hex()
@@ -86,9 +94,15 @@ class AuditTrail:
         line = _canonical({**body, "signature": signature})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
+            if file.tell() != self._size:
+                raise AuditError(
+                    f"{self.path} was changed since its last line was written: another "
+                    "run or strategy writes to it. Give each a file of its own"
+                )
             file.write(line + b"\n")
             file.flush()
             os.fsync(file.fileno())
+        self._size += len(line) + 1
         self.entries += 1
         self.last = entry
         self._previous = _sha256(line)

@@ -31,6 +31,7 @@ __all__ = [
     "CheckpointError",
     "is_plain",
     "latest",
+    "newest",
     "pack",
     "unpack",
     "write",
@@ -127,6 +128,11 @@ def latest(folder: Path) -> Checkpoint | None:
             return Checkpoint(_number(path), state)
         log(WARNING, "The checkpoint %s is not whole: it is skipped.", path)
     return None
+
+
+def newest(folder: Path) -> int | None:
+    """Return the largest number of a checkpoint, whole or not; None without one."""
+    return max(map(_number, _finished(folder)), default=None)
 
 
 def is_plain(value: Any) -> bool:

@@ -14,10 +14,11 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
+from flwr_ctma.messages.bounded_grid import BoundedGrid
 from flwr_ctma.strategy.wrappers.base import StrategyWrapper
 from flwr_ctma.strategy.wrappers.run import Run
 from flwr_ctma.strategy.wrappers.state import attributes, changes, restore
-from flwr_ctma.tracking.checkpoint import latest, write
+from flwr_ctma.tracking.checkpoint import latest, newest, write
 
 __all__ = ["Checkpointed"]
 
@@ -41,7 +42,8 @@ class Checkpointed(StrategyWrapper):
     ------
     ValueError
         At the first save, for an attribute of a strategy that cannot be saved; at the
-        start, for a folder with another run: of another model or other strategies.
+        start, for a folder with another run: of another model or other strategies; at a
+        save, if another run has saved in the folder meanwhile.
 
     Notes
     -----
@@ -60,9 +62,9 @@ class Checkpointed(StrategyWrapper):
     1; what it assigns to its attributes before the first round of a resumed run is
     replaced by the saved state.
 
-    On an `InProcessGrid` the `context.state` of all clients and the messages on their
-    way are saved as well. In Flower's own runtimes they are not: clients start a new
-    run.
+    On an `InProcessGrid`, also within an `OnDiskGrid` or a `GracePeriodGrid`, the
+    `context.state` of all clients and the messages on their way are saved as well. In
+    Flower's own runtimes they are not: clients start a new run.
 
     Examples
     --------
@@ -85,6 +87,7 @@ class Checkpointed(StrategyWrapper):
         self._first_configs: dict[str, dict[str, Any]] = {}
         self._to_restore: dict[str, Any] | None = None
         self._saved = 0
+        self._newest: int | None = None
 
     def summary(self) -> None:
         """Log the folder and the finished rounds, then the settings inside."""
@@ -101,15 +104,15 @@ class Checkpointed(StrategyWrapper):
         self._begun = [attributes(layer) for layer in self._layers(run)]
         # The first model: Flower's averages change dtypes, and bagging changes shapes.
         self._initial = _shapes(run.arrays)
-        found = latest(self.folder)
+        found, self._newest = latest(self.folder), newest(self.folder)
         if found is None:
             return
         state = found.state
         self._check(run, state)
         self._initial = state["initial"]
         self._restore_strategies(run, state)
-        if state["grid"] is not None:
-            grid: Any = run.grid
+        grid = _as_simulated(run.grid)
+        if grid is not None:
             grid.load_state_dict(state["grid"])
         for name, attribute in _HISTORY.items():
             setattr(self._history, attribute, dict(state["history"][name]))
@@ -163,7 +166,8 @@ class Checkpointed(StrategyWrapper):
             history.evaluate_metrics_serverapp[server_round] = metrics
         grid = _as_simulated(run.grid)
         layers = zip(self._layers(run), self._begun, strict=True)
-        self._saved = server_round
+        self._check_alone()
+        self._saved = self._newest = server_round
         write(
             self.folder,
             server_round,
@@ -199,6 +203,18 @@ class Checkpointed(StrategyWrapper):
     def _restore_strategies(self, run: Run, state: dict[str, Any]) -> None:
         for layer, saved in zip(self._layers(run), state["strategies"], strict=True):
             restore(layer, saved["state"])
+
+    def _check_alone(self) -> None:
+        """Raise a ValueError if somebody else has saved a round in the folder."""
+        found = newest(self.folder)
+        if found not in (None, self._newest):
+            raise parameter_error(
+                "folder",
+                "that of one run",
+                str(self.folder),
+                f"Another run has saved round {found} there meanwhile: stop it, or "
+                "start in another folder.",
+            )
 
     def _check(self, run: Run, state: dict[str, Any]) -> None:
         """Raise a ValueError if a checkpoint is of another run."""
@@ -236,7 +252,9 @@ _HISTORY = {
 
 
 def _as_simulated(grid: Grid) -> Any | None:
-    """Return a grid whose nodes are in this process and can be saved, or None."""
+    """Return the grid whose nodes are in this process and can be saved, or None."""
+    while isinstance(grid, BoundedGrid):  # keeps nothing that outlives its round
+        grid = grid.grid
     return grid if hasattr(grid, "state_dict") else None
 
 
