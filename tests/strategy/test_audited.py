@@ -140,6 +140,28 @@ def test_rounds_are_recomputed_to_the_bit(tmp_path, inside, fraction):
     assert "4 rounds recomputed to the bit" in found.output
 
 
+@pytest.mark.parametrize("kind", [FedAvg, FedAdam])
+def test_rounds_without_a_robust_strategy_are_recomputed_to_the_bit(tmp_path, kind):
+    """All replies count there: the clients are honest."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        (x,) = message.content["arrays"].to_numpy_ndarrays()
+        step = int(context.node_config["partition-id"]) / 10 - 0.1 * x
+        metrics = MetricRecord({"num-examples": 5, "loss": 0.5})
+        content = {"arrays": ArrayRecord([x + step]), "metrics": metrics}
+        return Message(RecordDict(content), reply_to=message)
+
+    strategy = Audited(
+        kind(fraction_evaluate=0.0), tmp_path / "audit.jsonl", KEY, keep_replies=True
+    )
+    strategy.start(InProcessGrid(app, 3), ArrayRecord([np.zeros(5)]), 3)
+    found = verify(tmp_path / "audit.jsonl")
+    assert found.exit_code == 0, found.output
+    assert "3 rounds recomputed to the bit" in found.output
+
+
 class SuspectLast:
     """A detector that suspects the last node that replied."""
 
