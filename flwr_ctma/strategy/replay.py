@@ -93,7 +93,7 @@ def replay(
             arrays, metrics = strategy.aggregate_train(number, replies)
             _compare(file, entry, arrays)
             # Only `RobustStrategy` names the replies that it rejected.
-            rejected: Any = (metrics or {}).get("nodes-rejected", [])
+            rejected: Any = metrics.get("nodes-rejected", []) if metrics else []
             told = {n for n, _, verdict in entry["replies"] if verdict == "rejected"}
             if {grid.id_of(node) for node in told} != {*rejected}:
                 raise AuditError(f"Round {number} rejected other replies than it says")

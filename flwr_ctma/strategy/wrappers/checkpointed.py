@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
-from flwr_ctma.messages.bounded_grid import BoundedGrid
+from flwr_ctma.messages.bounded_grid import stateful_grid
 from flwr_ctma.strategy.wrappers.base import StrategyWrapper
 from flwr_ctma.strategy.wrappers.run import Run
 from flwr_ctma.strategy.wrappers.state import attributes, changes, restore
@@ -111,7 +110,7 @@ class Checkpointed(StrategyWrapper):
         self._check(run, state)
         self._initial = state["initial"]
         self._restore_strategies(run, state)
-        grid = _as_simulated(run.grid)
+        grid = stateful_grid(run.grid)
         if grid is not None:
             grid.load_state_dict(state["grid"])
         for name, attribute in _HISTORY.items():
@@ -164,7 +163,7 @@ class Checkpointed(StrategyWrapper):
             return
         if metrics is not None:
             history.evaluate_metrics_serverapp[server_round] = metrics
-        grid = _as_simulated(run.grid)
+        grid = stateful_grid(run.grid)
         layers = zip(self._layers(run), self._begun, strict=True)
         self._check_alone()
         self._saved = self._newest = server_round
@@ -227,12 +226,15 @@ class Checkpointed(StrategyWrapper):
                 kinds,
                 "Resume with the same strategies, or start in another folder.",
             )
-        if (state["grid"] is None) != (_as_simulated(run.grid) is None):
+        grid = stateful_grid(run.grid)
+        entries = None if grid is None else grid.state_dict().keys()
+        if (state["grid"] and state["grid"].keys()) != entries:
             raise parameter_error(
                 "grid",
                 f"of the same kind as that of the run in {self.folder}",
                 type(run.grid).__name__,
-                "Resume in the runtime of the run: in one process, or Flower's own.",
+                "Resume in the runtime of the run: in one process, on a virtual clock, "
+                "or in Flower's own.",
             )
         # FedAvg makes floats of integer buffers: a model that it returned is no other.
         if self._initial not in (state["initial"], _shapes(state["arrays"])):
@@ -249,13 +251,6 @@ _HISTORY = {
     "evaluate": "evaluate_metrics_clientapp",
     "server": "evaluate_metrics_serverapp",
 }
-
-
-def _as_simulated(grid: Grid) -> Any | None:
-    """Return the grid whose nodes are in this process and can be saved, or None."""
-    while isinstance(grid, BoundedGrid):  # keeps nothing that outlives its round
-        grid = grid.grid
-    return grid if hasattr(grid, "state_dict") else None
 
 
 def _shapes(arrays: ArrayRecord) -> list[tuple[str, str, tuple[int, ...]]]:
