@@ -9,8 +9,8 @@ ended: if that is missing, the run goes on, was killed, or lines were cut off.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from flwr_ctma.errors import parameter_error
 
-__all__ = ["AuditError", "AuditTrail", "load_key", "read_trail"]
+__all__ = ["AuditError", "AuditTrail", "load_key", "naming_file", "read_trail"]
 
 _START = "0" * 64
 _BEGINS = b'{"entry":{'
@@ -85,6 +85,8 @@ class AuditTrail:
         ------
         AuditError
             If the file does not end where the entry before does.
+        OSError
+            If the disk is full or cannot be written to.
         """
         entry = dict(entry)
         if self.entries == 0:
@@ -92,6 +94,14 @@ class AuditTrail:
         body = {"entry": entry, "previous": self._previous}
         signature = self._key.sign(_canonical(body)).hex()
         line = _canonical({**body, "signature": signature})
+        with naming_file(self.path):
+            self._write(line + b"\n")
+        self._size += len(line) + 1
+        self.entries += 1
+        self.last = entry
+        self._previous = _sha256(line)
+
+    def _write(self, line: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             if file.tell() != self._size:
@@ -99,13 +109,23 @@ class AuditTrail:
                     f"{self.path} was changed since its last line was written: another "
                     "run or strategy writes to it. Give each a file of its own"
                 )
-            file.write(line + b"\n")
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self._size += len(line) + 1
-        self.entries += 1
-        self.last = entry
-        self._previous = _sha256(line)
+
+
+@contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Raise errors of the disk as one sentence with the name of a file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"Could not write to the audit trail ({error.strerror}); its whole lines "
+            "are intact. See that it has room and can be written to, and resume",
+            str(path),
+        ) from error
 
 
 def read_trail(

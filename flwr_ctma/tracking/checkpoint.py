@@ -99,7 +99,8 @@ def write(folder: Path, number: int, state: Any) -> Path:
         raise CheckpointError(
             error.errno,
             f"Could not save round {number} ({error.strerror}); the checkpoints before "
-            "it are intact. Free some space and resume",
+            "it are intact. See that the folder has room and can be written to, and "
+            "resume",
             str(folder),
         ) from error
     # A checkpoint of a later round is incomplete, or the run would have resumed there.
