@@ -106,8 +106,11 @@ def write(folder: Path, number: int, state: Any) -> Path:
     # A checkpoint of a later round is incomplete, or the run would have resumed there.
     finished = _finished(folder)
     kept = [path for path in finished if _number(path) <= number][-_KEPT:]
+    # A draft of an earlier round was left by a run that was killed; one of this round
+    # may be that of another run, whose save would fail.
     drafts = [path for path in folder.iterdir() if _DRAFT.fullmatch(path.name)]
-    for old in {*finished, *drafts} - {*kept}:
+    left = [path for path in drafts if _number(path) < number]
+    for old in {*finished, *left} - {*kept}:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -342,7 +345,7 @@ def _make_way(final: Path) -> None:
 
 
 def _number(path: Path) -> int:
-    return int(path.name.removeprefix("round-"))
+    return int(path.name.split("-")[1].split(".")[0])
 
 
 def _write_file(path: Path, data: bytes) -> None:

@@ -129,6 +129,14 @@ def test_two_runs_in_one_folder_at_once_do_not_delete_each_others_rounds(tmp_pat
     assert latest(tmp_path).number == 5
 
 
+def test_a_save_deletes_drafts_of_killed_runs_and_of_no_other(tmp_path) -> None:
+    for number in (1, 2):
+        (tmp_path / f".round-{number:08d}.999999").mkdir()
+    write(tmp_path, 2, {})
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".round-00000002.999999", "round-00000002"]
+
+
 def test_finished_run_is_not_run_again(tmp_path) -> None:
     first = start(tmp_path)
     assert bits(start(tmp_path).arrays) == bits(first.arrays)
