@@ -23,6 +23,7 @@ from flwr_ctma.attacks.base import (
 )
 from flwr_ctma.attacks.knowledge import Knowledge, Memory
 from flwr_ctma.compat import log
+from flwr_ctma.engine.threads import one_blas_thread
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.arrays import records_of
 
@@ -231,6 +232,7 @@ class Colluders:
         attack = self.attack.at(server_round, self._rng(server_round))
         return attack if isinstance(attack, Omniscient) else None
 
+    @one_blas_thread()
     def craft(
         self,
         server_round: int,

@@ -1,11 +1,12 @@
 """Run tasks on all cores, with results that do not depend on their number."""
 
 import os
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
+from contextlib import ContextDecorator
 from functools import cache
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -47,15 +48,42 @@ def run(task: Callable[[T], R], items: Iterable[T]) -> list[R]:
     return cast(list[R], results)
 
 
-def one_blas_thread() -> AbstractContextManager[object]:
-    """Limit BLAS to one thread.
+class _BlasLimit(ContextDecorator):
+    """One thread of BLAS, for the whole process.
+
+    The first to enter sets the limit and the last to leave takes it back: each for
+    itself would take back that of another thread, and leave it for ever.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._inside = 0
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self._inside:
+                self._limit = _blas().limit(limits=1, user_api="blas")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self._inside -= 1
+            if not self._inside:
+                self._limit.restore_original_limits()
+
+
+def one_blas_thread() -> _BlasLimit:
+    """Limit BLAS to one thread, in a `with` statement or as a decorator.
 
     BLAS threads wait for work by spinning on cores that other tasks need, which makes a
     product of small matrices a hundred times slower. How BLAS splits a sum among its
     threads would also change the last bits.
     """
-    held: AbstractContextManager[object] = _blas().limit(limits=1, user_api="blas")
-    return held
+    return _limit
+
+
+_limit = _BlasLimit()
 
 
 @cache
@@ -81,6 +109,11 @@ def _threads() -> int:
     return os.cpu_count() or 1
 
 
-# A forked child inherits the pool's state but none of its threads.
+def _in_child() -> None:
+    """Replace what belongs to threads of the parent, which a child does not have."""
+    _pool.cache_clear()
+    _limit.lock = threading.Lock()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+    os.register_at_fork(after_in_child=_in_child)

@@ -33,6 +33,7 @@ __all__ = [
     "abandon_replies",
     "bound_replies",
     "sent_bytes",
+    "stateful_grid",
 ]
 
 # What Flower raises at content that a modified SuperNode can upload.
@@ -307,6 +308,21 @@ def sent_bytes(messages: Iterable[Message]) -> int:
         for array in record.values()
         if isinstance(array.data, bytes | memoryview)
     )
+
+
+def stateful_grid(grid: Grid) -> Any | None:
+    """Return the grid whose nodes are in this process and can be saved, or None.
+
+    Examples
+    --------
+    >>> from flwr.clientapp import ClientApp
+    >>> grid = InProcessGrid(ClientApp(), 5)
+    >>> stateful_grid(BoundedGrid(grid)) is grid
+    True
+    """
+    while isinstance(grid, BoundedGrid):  # keeps nothing that outlives its round
+        grid = grid.grid
+    return grid if hasattr(grid, "state_dict") else None
 
 
 def _layers(grid: Any) -> Iterator[Grid]:

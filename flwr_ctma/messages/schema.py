@@ -229,8 +229,8 @@ class ReplySchema:
                 "checkpoint",
                 f"of a run with layers of {widths} numbers",
                 found,
-                "Resume with the aggregator and the release of flwr-ctma of that run, "
-                "or start in another folder.",
+                "Resume with the settings and the release of flwr-ctma of that run, or "
+                "start in another folder.",
             )
 
     def write(self, update: Mapping[int, NDArray[Any]]) -> ArrayRecord:

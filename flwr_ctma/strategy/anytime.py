@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import FedAvg
 from numpy.typing import NDArray
 
 from flwr_ctma.compat import log, make_record
+from flwr_ctma.engine.threads import one_blas_thread
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.arrays import numbers, records_of, to_array
 from flwr_ctma.messages.schema import BUFFER_KEYS
@@ -129,6 +130,7 @@ class AnyTimeSGD(FedAvg):
             average, metrics = super().aggregate_train(server_round, replies)
         return (None if average is None else self.step(self._sent, average)), metrics
 
+    @one_blas_thread()
     def step(self, sent: ArrayRecord, average: ArrayRecord) -> ArrayRecord:
         """Return the query point x_{t+1}, given x_t and the average x̂ of the replies.
 

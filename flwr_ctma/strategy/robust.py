@@ -418,7 +418,8 @@ class RobustStrategy(StrategyWrapper):
             self.detector.load_state_dict(state["detector"])
         self.exclusion.load_state_dict(state["exclusion"])
         self._center.load_state_dict(state["center"])
-        self._previous = state["previous"]
+        # A rule that starts elsewhere has no use for it, nor for its layers.
+        self._previous = state["previous"] if self._starts_from_previous else None
         self._progress = Progress.from_state(state["progress"])
         if self._memory and state["memory"] is not None:
             self._memory.load_state_dict(state["memory"])

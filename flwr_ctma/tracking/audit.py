@@ -9,8 +9,8 @@ ended: if that is missing, the run goes on, was killed, or lines were cut off.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from flwr_ctma.errors import parameter_error
 
-__all__ = ["AuditError", "AuditTrail", "load_key", "read_trail"]
+__all__ = ["AuditError", "AuditTrail", "load_key", "naming_file", "read_trail"]
 
 _START = "0" * 64
 _BEGINS = b'{"entry":{'
@@ -66,32 +66,66 @@ class AuditTrail:
         self.entries = 0
         self.last: dict[str, Any] | None = None
         self._previous = _START
+        self._size = 0
         if path.exists() and path.stat().st_size:
             # A crash leaves half a line. A file that is no trail stays as it is.
             whole = _whole_lines(path)
             found = read_trail(path, key.public_key(), whole)
             os.truncate(path, whole)
+            self._size = whole
             self.entries = len(found)
             self.last = found[-1] if found else None
             lines = path.read_bytes().splitlines()
             self._previous = _sha256(lines[-1]) if lines else _START
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Sign an entry, and write it to the disk."""
+        """Sign an entry, and write it to the disk.
+
+        Raises
+        ------
+        AuditError
+            If the file does not end where the entry before does.
+        OSError
+            If the disk is full or cannot be written to.
+        """
         entry = dict(entry)
         if self.entries == 0:
             entry["key"] = self._key.public_key().public_bytes_raw().hex()
         body = {"entry": entry, "previous": self._previous}
         signature = self._key.sign(_canonical(body)).hex()
         line = _canonical({**body, "signature": signature})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.write(line + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with naming_file(self.path):
+            self._write(line + b"\n")
+        self._size += len(line) + 1
         self.entries += 1
         self.last = entry
         self._previous = _sha256(line)
+
+    def _write(self, line: bytes) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            if file.tell() != self._size:
+                raise AuditError(
+                    f"{self.path} was changed since its last line was written: another "
+                    "run or strategy writes to it. Give each a file of its own"
+                )
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Raise errors of the disk as one sentence with the name of a file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"Could not write to the audit trail ({error.strerror}); its whole lines "
+            "are intact. See that it has room and can be written to, and resume",
+            str(path),
+        ) from error
 
 
 def read_trail(

@@ -31,6 +31,7 @@ __all__ = [
     "CheckpointError",
     "is_plain",
     "latest",
+    "newest",
     "pack",
     "unpack",
     "write",
@@ -98,14 +99,18 @@ def write(folder: Path, number: int, state: Any) -> Path:
         raise CheckpointError(
             error.errno,
             f"Could not save round {number} ({error.strerror}); the checkpoints before "
-            "it are intact. Free some space and resume",
+            "it are intact. See that the folder has room and can be written to, and "
+            "resume",
             str(folder),
         ) from error
     # A checkpoint of a later round is incomplete, or the run would have resumed there.
     finished = _finished(folder)
     kept = [path for path in finished if _number(path) <= number][-_KEPT:]
+    # A draft of an earlier round was left by a run that was killed; one of this round
+    # may be that of another run, whose save would fail.
     drafts = [path for path in folder.iterdir() if _DRAFT.fullmatch(path.name)]
-    for old in {*finished, *drafts} - {*kept}:
+    left = [path for path in drafts if _number(path) < number]
+    for old in {*finished, *left} - {*kept}:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -127,6 +132,11 @@ def latest(folder: Path) -> Checkpoint | None:
             return Checkpoint(_number(path), state)
         log(WARNING, "The checkpoint %s is not whole: it is skipped.", path)
     return None
+
+
+def newest(folder: Path) -> int | None:
+    """Return the largest number of a checkpoint, whole or not; None without one."""
+    return max(map(_number, _finished(folder)), default=None)
 
 
 def is_plain(value: Any) -> bool:
@@ -335,7 +345,7 @@ def _make_way(final: Path) -> None:
 
 
 def _number(path: Path) -> int:
-    return int(path.name.removeprefix("round-"))
+    return int(path.name.split("-")[1].split(".")[0])
 
 
 def _write_file(path: Path, data: bytes) -> None:

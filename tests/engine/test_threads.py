@@ -1,8 +1,10 @@
 """Tasks on all cores."""
 
 import threading
+from contextlib import ExitStack
 
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from flwr_ctma.engine import threads
 
@@ -41,3 +43,22 @@ def test_run_inside_a_task_does_not_wait_for_ever(count):
         return sum(threads.run(lambda j: i * j, range(10)))
 
     assert threads.run(outer, range(20)) == [45 * i for i in range(20)]
+
+
+def blas_threads():
+    """The numbers of threads of all BLAS libraries."""
+    return {
+        library["num_threads"]
+        for library in threadpool_info()
+        if library["user_api"] == "blas"
+    }
+
+
+def test_blas_keeps_to_one_thread_until_the_last_user_is_done():
+    first, second = threads.one_blas_thread(), threads.one_blas_thread()
+    with threadpool_limits(2, "blas"), ExitStack() as stack:
+        with first:
+            stack.enter_context(second)
+        assert blas_threads() == {1}
+        stack.pop_all().close()
+        assert blas_threads() == {2}

@@ -11,7 +11,12 @@ from flwr.serverapp.strategy import Result
 from flwr_ctma.optim.momentum import CorrectedMomentum
 from flwr_ctma.simulation.clock import ArrivalGrid, Proportional
 from flwr_ctma.simulation.grid import InProcessGrid
-from flwr_ctma.strategy import AnyTimeSGD, AsyncRobustStrategy, Checkpointed
+from flwr_ctma.strategy import (
+    AnyTimeSGD,
+    AsyncRobustStrategy,
+    Checkpointed,
+    OnDiskGrid,
+)
 from flwr_ctma.tracking.checkpoint import latest
 from tests.helpers.kills import bits, kill_again_and_again
 
@@ -76,6 +81,44 @@ def test_resumed_run_ends_with_the_same_bits_without_a_clock(tmp_path) -> None:
     start(tmp_path, rounds=5, grid=InProcessGrid(client, NODES))
     resumed = start(tmp_path, grid=InProcessGrid(client, NODES))
     assert bits(resumed.arrays) == bits(whole.arrays)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (ArrivalGrid(client, NODES, Proportional()), InProcessGrid(client, NODES)),
+        (InProcessGrid(client, NODES), ArrivalGrid(client, NODES, Proportional())),
+    ],
+)
+def test_a_grid_with_another_clock_is_refused(tmp_path, first, second) -> None:
+    """Replies that are on their way on one would never come on the other."""
+    start(tmp_path, rounds=5, grid=first)
+    with pytest.raises(ValueError, match=r"`grid` should be of the same kind"):
+        start(tmp_path, grid=second)
+
+
+def test_a_memory_that_a_run_did_not_have_is_refused(tmp_path) -> None:
+    start(tmp_path, rounds=5, rule="caf")
+    with pytest.raises(ValueError, match=r"`memory` should be 0, as in the run"):
+        start(tmp_path, rule="caf", memory=0.9)
+
+
+def test_a_memory_that_was_left_out_for_a_while_is_not_taken_up(tmp_path) -> None:
+    start(tmp_path, rounds=5, rule="caf", memory=0.9)
+    start(tmp_path, rounds=6, rule="caf")
+    with pytest.raises(ValueError, match=r"`memory` should be 0, as in the run"):
+        start(tmp_path, rule="caf", memory=0.9)
+
+
+def test_messages_survive_within_other_grids(tmp_path) -> None:
+    def around():
+        return OnDiskGrid(InProcessGrid(client, NODES), 2)
+
+    whole = start(None, grid=around())
+    start(tmp_path, rounds=5, grid=around())
+    before = latest(tmp_path).state["strategies"][0]["state"]
+    assert before["pending"]["messages"]
+    assert bits(start(tmp_path, grid=around()).arrays) == bits(whole.arrays)
 
 
 def test_a_run_that_is_killed_loses_no_finished_round(tmp_path) -> None:

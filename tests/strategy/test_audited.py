@@ -2,7 +2,9 @@
 
 import json
 import random
+import resource
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -138,6 +140,30 @@ def test_rounds_are_recomputed_to_the_bit(tmp_path, inside, fraction):
     found = verify(file, "--key", public(KEY))
     assert found.exit_code == 0, found.output
     assert "4 rounds recomputed to the bit" in found.output
+
+
+def run_without_a_robust_strategy(file, kind=FedAvg, size=5):
+    """All replies count there: the clients are honest."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        (x,) = message.content["arrays"].to_numpy_ndarrays()
+        step = int(context.node_config["partition-id"]) / 10 - 0.1 * x
+        metrics = MetricRecord({"num-examples": 5, "loss": 0.5})
+        content = {"arrays": ArrayRecord([x + step]), "metrics": metrics}
+        return Message(RecordDict(content), reply_to=message)
+
+    strategy = Audited(kind(fraction_evaluate=0.0), file, KEY, keep_replies=True)
+    strategy.start(InProcessGrid(app, 3), ArrayRecord([np.zeros(size)]), 3)
+
+
+@pytest.mark.parametrize("kind", [FedAvg, FedAdam])
+def test_rounds_without_a_robust_strategy_are_recomputed_to_the_bit(tmp_path, kind):
+    run_without_a_robust_strategy(tmp_path / "audit.jsonl", kind)
+    found = verify(tmp_path / "audit.jsonl")
+    assert found.exit_code == 0, found.output
+    assert "3 rounds recomputed to the bit" in found.output
 
 
 class SuspectLast:
@@ -343,6 +369,24 @@ def test_a_resumed_run_continues_the_trail(tmp_path):
     numbers = [e["round"] for e in read_trail(file) if e["kind"] == "round"]
     assert numbers == [1, 2, 3, 4]
     assert verify(file).exit_code == 0
+
+
+def test_a_full_disk_is_one_error_and_spoils_no_content(tmp_path):
+    """A limit on the size of files stands for it: a content is written half."""
+    file = tmp_path / "audit.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16384, hard))
+    try:
+        with pytest.raises(OSError, match=r"Could not write .*: '.*contents"):
+            run_without_a_robust_strategy(file, size=10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {entry["kind"] for entry in read_trail(file)} == {"start"}
+    run_without_a_robust_strategy(file, size=10_000)
+    found = verify(file)
+    assert found.exit_code == 0, found.output
 
 
 def test_half_a_line_costs_the_line(tmp_path):

@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Result
 
 from flwr_ctma.simulation.grid import InProcessGrid
-from flwr_ctma.strategy import RobustStrategy
+from flwr_ctma.strategy import GracePeriodGrid, OnDiskGrid, RobustStrategy
 from flwr_ctma.strategy.wrappers.checkpointed import Checkpointed
 from flwr_ctma.tracking.checkpoint import CheckpointError, latest, write
 from tests.helpers.kills import bits, kill_again_and_again
@@ -44,7 +44,14 @@ def _array(values):
     return Array(np.asarray(values))
 
 
-def start(folder: Path | None, rounds: int = ROUNDS, inner=FedAdam) -> Result:
+def start(
+    folder: Path | None,
+    rounds: int = ROUNDS,
+    inner=FedAdam,
+    app=client,
+    around=lambda grid: grid,
+    measure=lambda number: None,
+) -> Result:
     """Run with sampling, so that the random state matters as well."""
     strategy = RobustStrategy(
         inner(
@@ -58,15 +65,20 @@ def start(folder: Path | None, rounds: int = ROUNDS, inner=FedAdam) -> Result:
     )
     if folder is not None:
         strategy = Checkpointed(strategy, folder)
-    grid = InProcessGrid(client, 11)
+    grid = around(InProcessGrid(app, 11))
     random.seed(7)
+
+    def evaluate(number, arrays):
+        measure(number)
+        return MetricRecord({"number": number})
+
     initial = ArrayRecord([np.zeros((3, 5), np.float32), np.ones((), np.float32)])
     return strategy.start(
         grid,
         initial,
         rounds,
         train_config=ConfigRecord(),
-        evaluate_fn=lambda number, arrays: MetricRecord({"number": number}),
+        evaluate_fn=evaluate,
     )
 
 
@@ -79,6 +91,50 @@ def test_resumed_run_ends_with_the_same_bits(tmp_path, inner, stop) -> None:
     assert bits(resumed.arrays) == bits(whole.arrays)
     assert resumed.train_metrics_clientapp == whole.train_metrics_clientapp
     assert resumed.evaluate_metrics_serverapp == whole.evaluate_metrics_serverapp
+
+
+@pytest.mark.parametrize("kind", [OnDiskGrid, GracePeriodGrid])
+def test_clients_within_other_grids_keep_what_they_kept(tmp_path, kind) -> None:
+    app = ClientApp()
+
+    @app.train()
+    def count(message, context):
+        seen = context.state.get("seen", MetricRecord({"n": 0}))["n"] + 1
+        context.state["seen"] = MetricRecord({"n": seen})
+        arrays = message.content["arrays"].to_numpy_ndarrays()
+        metrics = MetricRecord({"num-examples": 1, "seen": seen})
+        moved = ArrayRecord([np.asarray(x + seen, np.float32) for x in arrays])
+        content = Records({"arrays": moved, "metrics": metrics})
+        return Message(content, reply_to=message)
+
+    def around(grid):
+        return kind(grid, 2)
+
+    whole = start(None, app=app, around=around)
+    start(tmp_path, rounds=5, app=app, around=around)
+    resumed = start(tmp_path, app=app, around=around)
+    assert bits(resumed.arrays) == bits(whole.arrays)
+    assert resumed.train_metrics_clientapp == whole.train_metrics_clientapp
+
+
+def test_two_runs_in_one_folder_at_once_do_not_delete_each_others_rounds(tmp_path):
+    """The later one is resumed, passes the earlier one, and is not passed back."""
+
+    def measure(number):
+        if number == 2:
+            start(tmp_path, rounds=5)
+
+    with pytest.raises(ValueError, match=r"Another run has saved round 5 there"):
+        start(tmp_path, measure=measure)
+    assert latest(tmp_path).number == 5
+
+
+def test_a_save_deletes_drafts_of_killed_runs_and_of_no_other(tmp_path) -> None:
+    for number in (1, 2):
+        (tmp_path / f".round-{number:08d}.999999").mkdir()
+    write(tmp_path, 2, {})
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".round-00000002.999999", "round-00000002"]
 
 
 def test_finished_run_is_not_run_again(tmp_path) -> None:

@@ -15,6 +15,7 @@ from flwr_ctma.strategy import (
     OnDiskGrid,
     RobustStrategy,
 )
+from flwr_ctma.tracking.checkpoint import latest
 from tests.helpers import oracles as o
 
 N, F, WIDTHS = 9, 2, (6, 30)
@@ -143,3 +144,11 @@ def test_run_with_other_layers_is_refused_or_has_no_rows(
         ValueError, match=r"layers of \[36\] numbers. Found .*\[6, 30\]"
     ):
         resumable(tmp_path, kind(rule, **settings), rounds=4)
+
+
+def test_the_row_that_cclip_starts_from_is_none_of_another_rule(tmp_path):
+    """Its layers are others here, and it would be one row more."""
+    resumable(tmp_path, robust("cclip"), rounds=2)
+    resumable(tmp_path, robust("layerwise(cwmed)"), rounds=4)
+    robustly, _ = latest(tmp_path).state["strategies"]
+    assert robustly["state"]["previous"] is None

@@ -85,3 +85,16 @@ def test_file_without_a_key_is_named(tmp_path):
         load_key(tmp_path / "key.pem")
     with pytest.raises(ValueError, match=r"openssl genpkey .* -out key\.pem"):
         load_key(tmp_path / "none.pem")
+
+
+def test_trail_that_somebody_else_writes_to_is_not_continued(tmp_path):
+    """Lines of two writers follow no chain."""
+    first, second = (AuditTrail(tmp_path / "trail", KEY) for _ in range(2))
+    first.append({"kind": "start"})
+    with pytest.raises(AuditError, match=r"another run or strategy .* file of its own"):
+        second.append({"kind": "start"})
+    assert len(read_trail(tmp_path / "trail")) == 1
+    first.append({"kind": "end"})
+    (tmp_path / "trail").unlink()
+    with pytest.raises(AuditError, match="was changed"):
+        first.append({})

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from flwr_ctma.aggregators import Aggregator, Budget, CwTM
 from flwr_ctma.aggregators.base import Combination, Point
 from flwr_ctma.engine.incremental import IncrementalStack
+from flwr_ctma.engine.threads import one_blas_thread
 from flwr_ctma.engine.updates import Updates
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.messages.schema import Reply, ReplySchema
@@ -251,6 +252,7 @@ class ClientUpdates:
         client.count += 1
         return True
 
+    @one_blas_thread()
     def average(
         self, model: ReplySchema, rule: Aggregator
     ) -> dict[int, NDArray[Any]] | None:
@@ -310,13 +312,29 @@ class ClientUpdates:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            If there is a memory and the state has none.
+        """
+        if self.memory and state["latest"] and "past" not in state["latest"]:
+            raise parameter_error(
+                "memory",
+                "0, as in the run that is resumed",
+                self.memory,
+                "Averages of past updates were not kept: start in another folder.",
+            )
         self.clients = {node: Client(**c) for node, c in state["clients"].items()}
         for client in self.clients.values():
             if client.metrics is not None:
                 client.metrics = MetricRecord({**client.metrics})
-        latest = state["latest"].items()
-        self.latest = {name: IncrementalStack.from_state(rows) for name, rows in latest}
+        self.latest = {
+            name: IncrementalStack.from_state(rows)
+            for name, rows in state["latest"].items()
+            if self.memory or name != "past"
+        }
         self.steps = state["steps"]
         self.share = state["share"]
         self._most_present = state["most-present"]

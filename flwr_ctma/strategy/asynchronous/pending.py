@@ -7,7 +7,7 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from flwr_ctma.messages.bounded_grid import abandon_replies
+from flwr_ctma.messages.bounded_grid import abandon_replies, stateful_grid
 from flwr_ctma.messages.schema import ReplySchema
 
 __all__ = ["PendingMessage", "PendingMessages"]
@@ -62,7 +62,7 @@ class PendingMessages:
         self, grid: Grid, messages: Sequence[Message], model: ReplySchema, step: int
     ) -> set[int]:
         """Send messages; return the nodes that they could not be sent to."""
-        self._survives = hasattr(grid, "state_dict")
+        self._survives = stateful_grid(grid) is not None
         if not messages:
             return set()
         pushed = set(grid.push_messages(messages))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from flwr_ctma.aggregators import Aggregator, Budget, CwTM
 from flwr_ctma.engine.stack import Stack
+from flwr_ctma.engine.threads import one_blas_thread
 from flwr_ctma.messages.schema import Reply, ReplySchema
 from flwr_ctma.strategy.round.memory import NodeMemory, solve_remembered
 
@@ -47,6 +48,7 @@ class RobustAggregate:
         return [int(i) for i in np.flatnonzero(self.influence == 0)]
 
 
+@one_blas_thread()
 def aggregate_replies(
     rule: Aggregator,
     sent: ReplySchema,

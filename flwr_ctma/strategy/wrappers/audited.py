@@ -23,7 +23,12 @@ from flwr.serverapp.strategy import Strategy
 from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
 from flwr_ctma.strategy.wrappers.base import StrategyWrapper, inside, is_asynchronous
-from flwr_ctma.tracking.audit import AuditError, AuditTrail, load_key
+from flwr_ctma.tracking.audit import (
+    AuditError,
+    AuditTrail,
+    load_key,
+    naming_file,
+)
 from flwr_ctma.tracking.detectors import Exclusion
 
 __all__ = ["Audited", "decode", "encode", "not_rebuilt", "stored_replies"]
@@ -179,7 +184,7 @@ class Audited(StrategyWrapper):
                 "round": server_round,
                 "connected": self._connected,
                 "sent": [
-                    (message.metadata.dst_node_id, self._store(message.content))
+                    (message.metadata.dst_node_id, self._store(encode(message.content)))
                     for message in self._asked
                 ],
                 "excluded": _nodes(told, "excluded"),
@@ -187,7 +192,9 @@ class Audited(StrategyWrapper):
                     (node, digest, _verdict(node, digest, verdict, verdicts))
                     for node, digest, verdict in lines
                 ],
-                "result": None if arrays is None else self._store(_model(arrays)),
+                "result": None
+                if arrays is None
+                else self._store(encode(_model(arrays))),
             }
         )
         return arrays, metrics
@@ -213,18 +220,22 @@ class Audited(StrategyWrapper):
         if not reply.has_content():
             return None
         try:
-            return self._store(reply.content)
+            data = encode(reply.content)
         except Exception:  # whatever a client makes of a record: no bytes, no hash
             return None
+        return self._store(data)
 
-    def _store(self, content: RecordDict) -> str:
-        data = encode(content)
+    def _store(self, data: bytes) -> str:
         digest = hashlib.sha256(data).hexdigest()
         if self.keep_replies:
             path = contents_of(self.file) / digest
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                path.write_bytes(data)
+            with naming_file(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if not path.exists():
+                    # A full disk or a kill leaves no part under the final name.
+                    new = path.with_name(f".{digest}.new")
+                    new.write_bytes(data)
+                    new.replace(path)
         return digest
 
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from flwr_ctma.compat import log
 from flwr_ctma.errors import parameter_error
+from flwr_ctma.messages.bounded_grid import stateful_grid
 from flwr_ctma.strategy.wrappers.base import StrategyWrapper
 from flwr_ctma.strategy.wrappers.run import Run
 from flwr_ctma.strategy.wrappers.state import attributes, changes, restore
-from flwr_ctma.tracking.checkpoint import latest, write
+from flwr_ctma.tracking.checkpoint import latest, newest, write
 
 __all__ = ["Checkpointed"]
 
@@ -41,7 +41,8 @@ class Checkpointed(StrategyWrapper):
     ------
     ValueError
         At the first save, for an attribute of a strategy that cannot be saved; at the
-        start, for a folder with another run: of another model or other strategies.
+        start, for a folder with another run: of another model or other strategies; at a
+        save, if another run has saved in the folder meanwhile.
 
     Notes
     -----
@@ -60,9 +61,9 @@ class Checkpointed(StrategyWrapper):
     1; what it assigns to its attributes before the first round of a resumed run is
     replaced by the saved state.
 
-    On an `InProcessGrid` the `context.state` of all clients and the messages on their
-    way are saved as well. In Flower's own runtimes they are not: clients start a new
-    run.
+    On an `InProcessGrid`, also within an `OnDiskGrid` or a `GracePeriodGrid`, the
+    `context.state` of all clients and the messages on their way are saved as well. In
+    Flower's own runtimes they are not: clients start a new run.
 
     Examples
     --------
@@ -85,6 +86,7 @@ class Checkpointed(StrategyWrapper):
         self._first_configs: dict[str, dict[str, Any]] = {}
         self._to_restore: dict[str, Any] | None = None
         self._saved = 0
+        self._newest: int | None = None
 
     def summary(self) -> None:
         """Log the folder and the finished rounds, then the settings inside."""
@@ -101,15 +103,15 @@ class Checkpointed(StrategyWrapper):
         self._begun = [attributes(layer) for layer in self._layers(run)]
         # The first model: Flower's averages change dtypes, and bagging changes shapes.
         self._initial = _shapes(run.arrays)
-        found = latest(self.folder)
+        found, self._newest = latest(self.folder), newest(self.folder)
         if found is None:
             return
         state = found.state
         self._check(run, state)
         self._initial = state["initial"]
         self._restore_strategies(run, state)
-        if state["grid"] is not None:
-            grid: Any = run.grid
+        grid = stateful_grid(run.grid)
+        if grid is not None:
             grid.load_state_dict(state["grid"])
         for name, attribute in _HISTORY.items():
             setattr(self._history, attribute, dict(state["history"][name]))
@@ -161,9 +163,10 @@ class Checkpointed(StrategyWrapper):
             return
         if metrics is not None:
             history.evaluate_metrics_serverapp[server_round] = metrics
-        grid = _as_simulated(run.grid)
+        grid = stateful_grid(run.grid)
         layers = zip(self._layers(run), self._begun, strict=True)
-        self._saved = server_round
+        self._check_alone()
+        self._saved = self._newest = server_round
         write(
             self.folder,
             server_round,
@@ -200,6 +203,18 @@ class Checkpointed(StrategyWrapper):
         for layer, saved in zip(self._layers(run), state["strategies"], strict=True):
             restore(layer, saved["state"])
 
+    def _check_alone(self) -> None:
+        """Raise a ValueError if somebody else has saved a round in the folder."""
+        found = newest(self.folder)
+        if found not in (None, self._newest):
+            raise parameter_error(
+                "folder",
+                "that of one run",
+                str(self.folder),
+                f"Another run has saved round {found} there meanwhile: stop it, or "
+                "start in another folder.",
+            )
+
     def _check(self, run: Run, state: dict[str, Any]) -> None:
         """Raise a ValueError if a checkpoint is of another run."""
         kinds = [type(layer).__name__ for layer in self._layers(run)]
@@ -211,12 +226,15 @@ class Checkpointed(StrategyWrapper):
                 kinds,
                 "Resume with the same strategies, or start in another folder.",
             )
-        if (state["grid"] is None) != (_as_simulated(run.grid) is None):
+        grid = stateful_grid(run.grid)
+        entries = None if grid is None else grid.state_dict().keys()
+        if (state["grid"] and state["grid"].keys()) != entries:
             raise parameter_error(
                 "grid",
                 f"of the same kind as that of the run in {self.folder}",
                 type(run.grid).__name__,
-                "Resume in the runtime of the run: in one process, or Flower's own.",
+                "Resume in the runtime of the run: in one process, on a virtual clock, "
+                "or in Flower's own.",
             )
         # FedAvg makes floats of integer buffers: a model that it returned is no other.
         if self._initial not in (state["initial"], _shapes(state["arrays"])):
@@ -233,11 +251,6 @@ _HISTORY = {
     "evaluate": "evaluate_metrics_clientapp",
     "server": "evaluate_metrics_serverapp",
 }
-
-
-def _as_simulated(grid: Grid) -> Any | None:
-    """Return a grid whose nodes are in this process and can be saved, or None."""
-    return grid if hasattr(grid, "state_dict") else None
 
 
 def _shapes(arrays: ArrayRecord) -> list[tuple[str, str, tuple[int, ...]]]:
