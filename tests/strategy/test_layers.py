@@ -90,12 +90,12 @@ def test_layers_are_the_arrays_of_the_model(rule, oracle, tmp_path):
 
 def test_lasa_is_refused_where_replies_have_weights():
     settings = {"num_malicious_nodes": F}
-    inside, refusal = FedAvg(), "None for lasa, whose definition counts rows"
+    inside, refusal = FedAvg(), "`aggregator` should be a rule of weighted rows"
     with pytest.raises(ValueError, match=refusal):
         RobustStrategy(inside, "lasa", weighted_by_key="num-examples", **settings)
     with pytest.raises(ValueError, match=refusal):
         AsyncRobustStrategy(AnyTimeSGD(0.1), "lasa", **settings)
-    with pytest.raises(ValueError, match="None for krum"):
+    with pytest.raises(ValueError, match=r"Found `aggregator = 'layerwise\(krum\)'`"):
         AsyncRobustStrategy(AnyTimeSGD(0.1), "layerwise(krum)", **settings)
 
 

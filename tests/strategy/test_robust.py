@@ -673,7 +673,7 @@ def test_a_claim_of_next_to_nothing_leaves_a_model(rule, claim):
 
 
 def test_a_rule_without_weights_says_so_at_once():
-    with pytest.raises(ValueError, match="weights"):
+    with pytest.raises(ValueError, match=r"`aggregator` .* `weighted_by_key`"):
         RobustStrategy(
             FedAvg(), "krum", num_malicious_nodes=1, weighted_by_key="num-examples"
         )
