@@ -362,7 +362,7 @@ def test_the_cap_holds_and_is_the_largest(counts, f, share) -> None:
         ({"max_share": 0.5}, "max_share"),
         ({"updates_per_round": 0}, "updates_per_round"),
         ({"updates_per_round": 2.5}, "updates_per_round"),
-        ({"aggregator": "krum"}, "weights"),
+        ({"aggregator": "krum"}, "aggregator"),
         ({"client_weighting": "alike"}, "client-weighting"),
         ({"client_weighting": 3}, "client_weighting"),
         ({"client_weighting": "staleness(power=-1)"}, "client-weighting"),
