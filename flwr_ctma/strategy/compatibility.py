@@ -138,11 +138,15 @@ def resolve_aggregator(
             str(rule),
             "cclip starts from the update before, not from the server's own.",
         )
-    if weighted and not all(part.weighted for part in iter_rules(rule)):
-        raise parameter_error(
-            "aggregator",
-            "a rule of weighted rows, for `weighted_by_key` or asynchronous training",
-            str(rule),
-            "Use ctma, gm, cwmed, cwtm, nnm, caf, cclip or mean.",
-        )
+    if weighted:  # a rule that takes no weights fails here, not in the first round
+        try:
+            rule.check(n=max(rule.min_rows(1), 16), f=1, weighted=True)
+        except ValueError as error:
+            raise parameter_error(
+                "aggregator",
+                "a rule of weighted rows, for `weighted_by_key` or asynchronous "
+                "training",
+                str(rule),
+                "Use ctma, gm, cwmed, cwtm, nnm, caf, cclip or mean.",
+            ) from error
     return rule
